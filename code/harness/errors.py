@@ -1,0 +1,25 @@
+"""A user's mistake: one clear line, exit status 2, no traceback."""
+
+import functools
+import sys
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do about it, in one line."""
+
+
+def exit_on_user_error(main):
+    """Decorate a script's main(): a UserError becomes one line on stderr and status 2, Ctrl-C becomes status 130."""
+
+    @functools.wraps(main)
+    def guarded(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("\nstopped; what was measured so far is kept, the same command goes on from there", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return guarded
