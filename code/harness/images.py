@@ -12,12 +12,13 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, RealLabelsImagenet
+from timm.data import ImageNetInfo
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 from tqdm import tqdm
@@ -67,7 +68,8 @@ def wordnet_ids():
 @cache
 def class_numbers(subset):
     """Return the sorted class numbers of a subset of ImageNet-1k that timm lists: 'imagenet-a' or 'imagenet-r'."""
-    wanted = set(ImageNetInfo(subset).label_names())
+    text = resources.files("timm.data").joinpath("_info", subset.replace("-", "_") + "_synsets.txt").read_text()
+    wanted = set(text.split())
     return tuple(number for number, wnid in enumerate(wordnet_ids()) if wnid in wanted)
 
 
@@ -161,6 +163,14 @@ def _key(label, file):
     return int.from_bytes(hashlib.blake2b(f"{label}/{stem}".encode(), digest_size=8).digest(), "big") >> 1
 
 
+class NotGiven(UserError):
+    """The command line names no folder for an image set."""
+
+
+class Missing(UserError):
+    """One corruption and severity of a corrupted set is not there."""
+
+
 # Where the images are ------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +187,7 @@ def image_set(name, args):
     listing = _list_classes(name, _variant_folder(top, variant, declared), declared, args)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
-    expected = {wordnet_ids().index(wnid) for wnid in manifest["classes"]} if "classes" in manifest else classes
+    expected = {_class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
     return check_complete(
         ImageSet(
             name,
@@ -194,14 +204,34 @@ def image_set(name, args):
     )
 
 
+def image_sets(base, variants, args):
+    """Return the image sets BASE/VARIANT of a corrupted set; with --allow-partial only those that are there."""
+    found, missing = [], []
+    for variant in tqdm(variants, f"looking through {base}", leave=False, delay=2):
+        try:
+            found.append(image_set(f"{base}/{variant}", args))
+        except Missing:
+            if not args.allow_partial:
+                raise
+            missing.append(variant)
+    if not found:
+        raise UserError(f"{base}: none of its {len(variants)} folders CORRUPTION/SEVERITY is there; unpack some")
+    if missing:
+        partial = {"variants": len(found), "of_variants": len(variants)}
+        found = [ImageSet(**{**_fields(images), "subset": (images.subset or {}) | partial}) for images in found]
+    return found
+
+
 def folder_of(base, args):
-    """Return the folder that the command line gives for an image set; UserError if it gives none or it is missing."""
+    """Return the folder that the command line gives for an image set; NotGiven if it gives none or it is not there."""
     option = base.replace("-", "_")
     given = getattr(args, option, None)
     folder = Path(given) if given else Path(args.data) / base if getattr(args, "data", None) else None
     if folder is None:
-        raise UserError(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
+        raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
     if not folder.is_dir():
+        if not given:
+            raise NotGiven(f"{base}: there is no folder {base} in {args.data}; put it there, or give --{base} DIR")
         raise UserError(f"{base}: there is no folder {folder}; give the right one with --{base} DIR")
     return folder
 
@@ -273,9 +303,7 @@ def _variant_folder(top, variant, declared):
         if folder.is_dir()
     ]
     if not found:
-        raise UserError(
-            f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there"
-        )
+        raise Missing(f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there")
     return found[0]
 
 
@@ -358,7 +386,7 @@ def _listing(root, folders, args, name):
     columns = _read_listing(kept, list(folders), times) if keep and not args.fresh else None
     if columns is None:
         with ThreadPoolExecutor(16) as pool:
-            scanned = list(tqdm(pool.map(lambda f: _scan(root / f), folders), f"listing {name}", len(folders), False))
+            scanned = list(pool.map(lambda f: _scan(root / f), folders))
         columns = {
             "files": np.array(
                 [f"{folder}/{file}" for folder, files in zip(folders, scanned, strict=True) for file, _ in files]
@@ -481,14 +509,15 @@ def real_labels(images):
     """
     root = images.listing.root
     own = next((p / "real.json" for p in (root, root.parent) if (p / "real.json").is_file()), None)
+    source = own or resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")
     try:
-        sets = RealLabelsImagenet([], real_json=str(own) if own else None).real_labels
+        sets = json.loads(source.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{own} cannot be read ({error}); remove it to use the labels that come with timm") from None
+        raise UserError(f"{source} cannot be read ({error}); remove it to use the labels that come with timm") from None
     numbers = [_validation_number(file) for file in images.files]
     if max(numbers) > len(sets):
         raise UserError(
-            f"{own} has {len(sets)} entries, but there is an image number {max(numbers)}; mend it or remove it"
+            f"{source} has {len(sets)} entries, but there is an image number {max(numbers)}; mend it or remove it"
         )
     return [set(sets[number - 1]) for number in numbers]
 
@@ -543,7 +572,7 @@ class Reader:
                     with open(paths[kind], "ab") as file:
                         file.truncate(size)  # sparse: nothing is stored until it is written
                 write_json(paths["json"], description)
-            self.files = {kind: os.open(paths[kind], os.O_RDWR) for kind in sizes}
+            self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
         except OSError as error:
             raise UserError(
                 f"--cache {folder}: {error}; give a folder that can be written, or leave --cache out"
@@ -592,5 +621,5 @@ def _checksum(pixels):
 def _write_at(file, data, offset):
     view = memoryview(data)
     while view:
-        written = os.pwrite(file, view, offset)
+        written = os.pwrite(file.fileno(), view, offset)
         view, offset = view[written:], offset + written

@@ -1,0 +1,28 @@
+"""ImageNet validation: clean accuracy.
+
+Paper: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, arXiv:1409.0575.
+Data:  ILSVRC-2012 validation, 50,000 images: DIR/val/WNID/*.JPEG, DIR/WNID/*.JPEG, or flat with a label file.
+Run:   python code/eval_imagenet.py --model resnet50.tv_in1k --imagenet DIR
+Gives: top1_acc/imagenet and top5_acc/imagenet; torchvision's ResNet-50 (tv_resnet50) has 76.13 and 92.86.
+"""
+
+from harness.evaluate import Benchmark, Pass
+from harness.images import image_set
+from harness.run import run
+from harness.scores import accuracies
+
+
+def passes(args):
+    """Show the validation images as they are."""
+    return [Pass(image_set("imagenet", args))]
+
+
+def report(responses):
+    """Yield top-1 and top-5."""
+    yield from accuracies(responses["imagenet", "clean"], "imagenet")
+
+
+BENCHMARK = Benchmark("imagenet", passes, report)
+
+if __name__ == "__main__":
+    run(BENCHMARK, __doc__)

@@ -1,0 +1,38 @@
+"""ImageNet validation under the reassessed labels (ReaL).
+
+Paper: Beyer et al., Are we done with ImageNet?, 2020, arXiv:2006.07159.
+Data:  ImageNet validation under its released file names (ILSVRC2012_val_00000001.JPEG); the labels come with timm,
+       a real.json in the ImageNet folder wins over them.
+Run:   python code/eval_imagenet_real.py --model resnet50.tv_in1k --imagenet DIR
+Gives: top1_acc/imagenet-real over the 46,837 images with a label. The answers of eval_imagenet are used again: after
+       it, this takes no forward pass. The published study's column is the accuracy on its last batch only.
+"""
+
+from harness.evaluate import Benchmark, Pass
+from harness.images import image_set, real_labels
+from harness.run import run
+from harness.scores import real
+
+
+def passes(args):
+    """Show the validation images as they are."""
+    images = image_set("imagenet", args)
+    real_labels(images)  # names and labels are checked before anything is computed
+    return [Pass(images)]
+
+
+def report(responses):
+    """Yield the share of first answers that are in the image's label set."""
+    clean = responses["imagenet", "clean"]
+    yield "top1_acc/imagenet-real", real(clean, real_labels(clean.images))
+
+
+def details(responses):
+    """Return how many images have a label at all."""
+    return {"labelled_images": sum(bool(labels) for labels in real_labels(responses["imagenet", "clean"].images))}
+
+
+BENCHMARK = Benchmark("imagenet_real", passes, report, project="imagenet_ReaL", details=details)
+
+if __name__ == "__main__":
+    run(BENCHMARK, __doc__)

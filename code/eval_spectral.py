@@ -1,0 +1,63 @@
+"""Band-pass accuracy and spectral bias: what a network still recognises in low or in high spatial frequencies alone.
+
+Paper: Gavrikov & Keuper, Can Biases in ImageNet Models Explain Generalization?, CVPR 2024, arXiv:2404.01509, section 4.
+Data:  ILSVRC-2012 validation, as for eval_imagenet.py.
+Run:   python code/eval_spectral.py --model resnet50.tv_in1k --imagenet DIR
+Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) that keeps the share c of the spectrum,
+       divided by the clean top-1; LPP and HPP, their means over c = 0.1 to 0.5; spectral-bias = HPP / (LPP + HPP).
+       The 48 published networks have LPP LPP_RANGE and HPP HPP_RANGE; torchvision's ResNet-50 TV50.
+"""
+
+import numpy as np
+
+from harness.evaluate import CLEAN, Benchmark, Pass
+from harness.images import image_set
+from harness.run import run
+from harness.scores import Z95, Estimate, accuracies, correct, seen
+from harness.stimuli import high_pass, low_pass
+
+CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+MIDDLE = slice(1, 6)  # 0.1 to 0.5: the cut-offs of LPP and HPP
+FILTERS = {"LFC": low_pass, "HFC": high_pass}
+
+
+def passes(args):
+    """Show the validation images as they are and through the 22 filters."""
+    filters = [make(cutoff) for make in FILTERS.values() for cutoff in CUTOFFS]
+    return [Pass(image_set("imagenet", args), (CLEAN, *filters))]
+
+
+def report(responses):
+    """Yield the clean accuracy, every ratio to it, LPP, HPP and the spectral bias."""
+    clean = responses["imagenet", "clean"]
+    counted = seen(clean)
+    right = correct(clean)[counted]
+    yield from accuracies(clean, "imagenet")
+    under = {}
+    for band, make in FILTERS.items():
+        shown = [responses["imagenet", make(cutoff).name] for cutoff in CUTOFFS]
+        under[band] = np.array([correct(one)[counted] for one in shown])
+        for cutoff, hits in zip(CUTOFFS, under[band], strict=True):
+            yield f"metric/bandpass/{band}/{cutoff}", ratio(hits, right)
+    low, high = (under[band][MIDDLE].mean(0) for band in FILTERS)
+    yield "metric/bandpass/LPP", ratio(low, right)
+    yield "metric/bandpass/HPP", ratio(high, right)
+    yield "metric/bandpass/spectral-bias", ratio(high, low + high)
+
+
+def ratio(parts, wholes):
+    """Return sum(parts) / sum(wholes) over images, with the interval of a ratio of means (Cochran 1977, section 2.11)."""
+    total = wholes.sum()
+    if not total:
+        return Estimate(None)
+    value = parts.sum() / total
+    half = Z95 * np.sqrt(np.sum((parts - value * wholes) ** 2)) / total
+    return Estimate(float(value), float(value - half), float(value + half))
+
+
+BENCHMARK = Benchmark(
+    "spectral", passes, report, headline=tuple(f"metric/bandpass/{name}" for name in ("LPP", "HPP", "spectral-bias"))
+)
+
+if __name__ == "__main__":
+    run(BENCHMARK, __doc__)

@@ -1,0 +1,403 @@
+"""The study's figures and ours, one function each: table and statistics in, a matplotlib Figure out.
+
+Every category has a colour that people with colour-vision deficiencies can tell apart (Okabe & Ito 2008) and a marker
+of its own, so that the figures also work in black and white. Published values are filled, measured ones open.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from scipy.special import logit
+
+from harness.files import atomic
+from harness.statistics import ALL_BIASES, effective_robustness
+from harness.table import BIASES, CONTROL, CUTOFFS, FLAGGED, KEYS, SCORES, STUDY_CATEGORIES, derived, study
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a category looks, in matplotlib and in plotly."""
+
+    label: str
+    colour: str
+    marker: str
+    symbol: str
+
+
+STYLES = {
+    "baseline": Style("baseline", "#000000", "*", "star"),
+    "training_recipes": Style("training recipes", "#0072B2", "o", "circle"),
+    "augmentation": Style("augmentation", "#E69F00", "s", "square"),
+    "stylized": Style("stylized", "#CC79A7", "D", "diamond"),
+    "freezing": Style("freezing", "#7F7F7F", "X", "x"),
+    "adversarial_training": Style("adversarial training", "#D55E00", "^", "triangle-up"),
+    "contrastive": Style("contrastive", "#009E73", "v", "triangle-down"),
+    "calibration": Style("calibration (drawn images)", "#56B4E9", "h", "hexagon"),
+    "": Style("no category", "#B0B0B0", "P", "cross"),
+}
+LOGARITHMIC = ("HPP", "spectral bias")  # from 0.003 to 0.16, most of them at the low end
+RC = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+    "figure.dpi": 110,
+    "savefig.dpi": 220,
+}
+
+
+def _figure(function):
+    @functools.wraps(function)
+    def styled(*args, **kwargs):
+        with mpl.rc_context(RC):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def style(category):
+    """The Style of a category; a category that is not the study's looks like none."""
+    return STYLES.get(category, STYLES[""])
+
+
+def epsilon(model):
+    """(norm, ε) of an adversarially trained network as its name says it (ε of ℓ∞ in 1/255), or None."""
+    found = re.search(r"_(l2|linf)_eps([\d.]+)$", model)
+    return found and (found[1], float(found[2]))
+
+
+def size(model):
+    """Marker area of a network in points²; adversarially trained ones grow with ε (up to 5 for ℓ2, 8/255 for ℓ∞)."""
+    if not (trained := epsilon(model)):
+        return 22.0
+    norm, eps = trained
+    return 8.0 + 62.0 * (eps / {"l2": 5.0, "linf": 8.0}[norm]) ** 0.5
+
+
+def _draw(ax, rows, x, y):
+    """Scatter rows, category by category."""
+    for category in STYLES:
+        for measured in (False, True):
+            some = rows[
+                (rows["category"].where(rows["category"].isin(STYLES), "") == category)
+                & (rows["source"].ne("published") == measured)
+            ]
+            look = STYLES[category]
+            ax.scatter(
+                some[x],
+                some[y],
+                s=[size(model) * (2.6 if look.marker == "*" else 1) for model in some["model"]],
+                marker=look.marker,
+                facecolor="none" if measured else look.colour,
+                edgecolor=look.colour if measured else "white",
+                linewidth=1.1 if measured else 0.4,
+                alpha=1 if measured else 0.9,
+                zorder=4 if measured or category == "baseline" else 3,
+            )
+
+
+def _legend(figure, rows, **placement):
+    present = [category for category in STYLES if (rows["category"] == category).any()]
+    handles = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker=s.marker,
+            mfc=s.colour,
+            mec="white",
+            mew=0.4,
+            ms=9 if s.marker == "*" else 6,
+            label=s.label,
+        )
+        for s in map(style, present)
+    ]
+    if "adversarial_training" in present:
+        s = STYLES["adversarial_training"]
+        place = 1 + present.index("adversarial_training")
+        handles[place - 1].set_label(f"{s.label}, small to large ε")
+    if rows["source"].ne("published").any():
+        handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec="#444444", ms=6, label="open: measured here"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, **placement)
+
+
+def _bias_axis(axis, bias):
+    if bias in LOGARITHMIC:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _number(value, digits=2):
+    """A number as it is printed: a true minus sign, and no negative zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _interval(one, between):
+    return f"{_number(one.estimate)}{between}[{_number(one.low)}, {_number(one.high)}]"
+
+
+def _pick(statistics, method, excluded="none"):
+    some = statistics[(statistics["method"] == method) & (statistics["excluded"] == excluded)]
+    return some.set_index(["bias", "score"])
+
+
+@_figure
+def biases_and_scores(rows, statistics):
+    """The study's figure: each bias against each score, one point a network, with Spearman's ρ and its interval.
+
+    `rows`: networks with derived columns; `statistics`: as harness.statistics gives it.
+    """
+    figure = Figure(figsize=(12.4, 7.4), layout="constrained")
+    axes = figure.subplots(len(SCORES), len(BIASES), sharex="col", sharey="row")
+    found = _pick(statistics, "spearman")
+    for line, (score, score_label) in zip(axes, SCORES.items(), strict=True):
+        line[0].set_ylabel(score_label)
+        for ax, bias in zip(line, BIASES, strict=True):
+            _draw(ax, rows, bias, score)
+            _bias_axis(ax, bias)
+            if (bias, score) in found.index:
+                one = found.loc[bias, score]
+                weight = "bold" if one.p_holm < 0.05 else "normal"
+                ax.set_title(f"ρ = {_interval(one, ' ')}", fontweight=weight, fontsize=7.5, pad=3)
+    for ax, label in zip(axes[-1], BIASES.values(), strict=True):
+        ax.set_xlabel(label)
+    _legend(figure, rows, title="ρ: Spearman's, 95 % bootstrap interval; bold: p < 0.05 after Holm's correction")
+    return figure
+
+
+@_figure
+def bandpass_curves(rows):
+    """Accuracy under a low- and a high-pass relative to the clean one, one panel a category; bold: the median."""
+    categories = [category for category in STYLES if (rows["category"] == category).any()]
+    figure = Figure(figsize=(1.0 + 1.45 * len(categories), 4.0), layout="constrained")
+    axes = figure.subplots(2, len(categories), sharex=True, sharey="row", squeeze=False)
+    cutoffs = np.array(CUTOFFS, float)
+    for line, kind, label in zip(axes, ("LFC", "HFC"), ("low-pass", "high-pass"), strict=True):
+        columns = [f"metric/bandpass/{kind}/{cutoff}" for cutoff in CUTOFFS]
+        baseline = rows.loc[rows["category"] == "baseline", columns].median()
+        for ax, category in zip(line, categories, strict=True):
+            some = rows.loc[rows["category"] == category, columns]
+            look = style(category)
+            ax.plot(cutoffs, some.to_numpy().T, color=look.colour, lw=0.7, alpha=0.45)
+            ax.plot(cutoffs, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
+            ax.plot(cutoffs, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
+            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            ax.set_ylim(-0.04, 1.06)
+        line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
+    for ax, category in zip(axes[0], categories, strict=True):
+        ax.set_title(f"{style(category).label} ({(rows['category'] == category).sum()})", fontsize=7)
+    figure.supxlabel("cut-off: share of the spectrum that is kept   (dashed: baseline, bold: median)", fontsize=8)
+    return figure
+
+
+@_figure
+def rank_correlations(statistics):
+    """Heat map of the rank correlations with their intervals: all networks, without adversarial training, partial."""
+    panels = (
+        ("spearman", "none", "Spearman's ρ, all networks"),
+        ("spearman", "adversarial_training", "without adversarial training"),
+        ("spearman given accuracy", "none", "given ImageNet accuracy, all networks"),
+    )
+    figure = Figure(figsize=(12, 4.1), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for ax, (method, excluded, title) in zip(axes, panels, strict=True):
+        found = _pick(statistics, method, excluded).reindex([(b, s) for b in BIASES for s in SCORES])
+        values = found["estimate"].to_numpy().reshape(len(BIASES), len(SCORES))
+        image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+        for number, one in enumerate(found.itertuples()):
+            if np.isnan(one.estimate):
+                continue
+            weight = "bold" if one.p_holm < 0.05 else "normal"
+            row, column = divmod(number, len(SCORES))
+            luminance = np.dot(image.to_rgba(one.estimate)[:3], (0.299, 0.587, 0.114))
+            look = {"fontsize": 6.5, "fontweight": weight, "color": "white" if luminance < 0.5 else "black"}
+            ax.text(column, row, _interval(one, "\n"), ha="center", va="center", **look)
+        ax.set_xticks(range(len(SCORES)), list(SCORES))
+        ax.set_yticks(range(len(BIASES)), list(BIASES))
+        ax.set_title(title)
+        ax.grid(False)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="rank correlation", shrink=0.8, pad=0.01)
+    figure.supxlabel("95 % bootstrap interval over networks; bold: p < 0.05 after Holm's correction", fontsize=8)
+    return figure
+
+
+@_figure
+def leave_one_out(statistics):
+    """Each rank correlation without each category in turn: what hangs on one category."""
+    figure = Figure(figsize=(10.4, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(SCORES), sharey=True, sharex=True)
+    names = list(BIASES)
+    for ax, score in zip(axes, SCORES, strict=True):
+        for category in STUDY_CATEGORIES:
+            found = _pick(statistics, "spearman", category).reindex([(bias, score) for bias in names])
+            look = style(category)
+            ax.scatter(found["estimate"], range(len(names)), marker=look.marker, s=30, facecolor=look.colour,
+                       edgecolor="white", linewidth=0.4, zorder=3, label=f"without {look.label}")  # fmt: skip
+        found = _pick(statistics, "spearman").reindex([(bias, score) for bias in names])
+        ax.hlines(range(len(names)), found["low"], found["high"], color="#BBBBBB", lw=5, zorder=1, label="all: 95 %")
+        ax.scatter(found["estimate"], range(len(names)), marker="|", s=110, color="black", zorder=2, label="all")
+        ax.axvline(0, color="#888888", lw=0.7, zorder=0)
+        ax.set_title(score)
+        ax.set_xlim(-1, 1)
+        ax.set_xlabel("Spearman's ρ")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
+@_figure
+def prediction(statistics, lowest=-1.0):
+    """How well all biases together, or ImageNet accuracy alone, predict each score of networks not seen."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    looks = ((ALL_BIASES, "all biases", "#D55E00", "o", -0.14), (CONTROL, "ImageNet accuracy", "#0072B2", "s", 0.14))
+    for ax, left_out in zip(axes, ("network", "category"), strict=True):
+        method = f"R2 leave-one-{left_out}-out"
+        found, permuted = _pick(statistics, method), _pick(statistics, f"{method}, permuted")
+        for predictors, label, colour, marker, shift in looks:
+            for number, score in enumerate(SCORES):
+                one, chance = found.loc[predictors, score], permuted.loc[predictors, score]
+                x = number + shift
+                ax.vlines(x, max(chance.low, lowest), chance.high, color="#CCCCCC", lw=7, zorder=1)
+                ax.vlines(x, max(one.low, lowest), max(one.high, lowest), color=colour, lw=1.2, zorder=2)
+                inside = one.estimate > lowest
+                ax.scatter(x, max(one.estimate, lowest + 0.03), marker=marker if inside else "v", color=colour, s=26,
+                           zorder=3, label=label if number == 0 else None)  # fmt: skip
+                if not inside:
+                    ax.text(x + 0.09, lowest + 0.02, _number(one.estimate, 1), fontsize=6.5, color=colour)
+        ax.axhline(0, color="#888888", lw=0.7, zorder=0)
+        ax.set_xticks(range(len(SCORES)), list(SCORES))
+        ax.set_xlim(-0.5, len(SCORES) - 0.5)
+        ax.set_ylim(lowest - 0.05, 1.05)
+        ax.set_title(f"each {left_out} predicted from the others")
+    axes[0].set_ylabel("R² of held-out networks")
+    handles, labels = axes[0].get_legend_handles_labels()
+    handles.append(Line2D([], [], color="#CCCCCC", lw=7))
+    figure.legend(handles, [*labels, "scores permuted, 95 %"], loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_figure
+def accuracy_on_the_line(rows):
+    """Each score against ImageNet accuracy on logit axes with the fitted line: effective robustness is the distance."""
+    figure = Figure(figsize=(10.4, 3.5), layout="constrained")
+    scores = [score for score in SCORES if score != "ID"]
+    axes = figure.subplots(1, len(scores), sharex=True)
+    published = rows[rows["source"] == "published"]
+    percent = FuncFormatter(lambda value, _: f"{100 / (1 + np.exp(-value)):.0f}")
+    for ax, score in zip(axes, scores, strict=True):
+        points = rows.assign(**{name: logit(rows[name].clip(0.01, 99.99) / 100) for name in (CONTROL, score)})
+        _draw(ax, points, CONTROL, score)
+        residual = effective_robustness(published[CONTROL], published[score])
+        x = points.loc[published.index, CONTROL]
+        line = points.loc[published.index, score] - residual
+        ends = [x.idxmin(), x.idxmax()]
+        ax.plot(x[ends], line[ends], color="black", lw=0.9, ls=(0, (4, 2)))
+        for axis, values in ((ax.xaxis, (50, 55, 60, 65, 70, 75, 80)), (ax.yaxis, (10, 20, 30, 40, 50, 60, 70))):
+            axis.set_major_locator(FixedLocator([logit(value / 100) for value in values]))
+            axis.set_major_formatter(percent)
+        ax.set_ylabel(SCORES[score])
+        ax.set_xlabel("ImageNet top-1 [%]")
+    _legend(figure, rows)
+    return figure
+
+
+@_figure
+def bias_spread(rows):
+    """Each bias by category, networks and median; the calibration networks show what the instrument tells apart."""
+    categories = [category for category in STYLES if (rows["category"] == category).any()]
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    axes = figure.subplots(2, 4, sharex=True).ravel()
+    random = np.random.default_rng(0)
+    for ax, (bias, label) in zip(axes, BIASES.items(), strict=False):
+        for number, category in enumerate(categories):
+            some = rows.loc[rows["category"] == category, [*KEYS, bias]]
+            jittered = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
+            _draw(ax, jittered, "place", bias)
+            ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
+        if bias in LOGARITHMIC:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.set_ylabel(label)
+        ax.set_xticks([])
+        ax.set_xlim(-0.6, len(categories) - 0.4)
+    axes[-1].set_visible(False)
+    _legend(figure, rows)
+    return figure
+
+
+@_figure
+def measured_and_published(table):
+    """Every metric that was both measured here and published, for the same network; None where there is none.
+
+    Published values with a known slip (harness.table.FLAGGED) are crosses.
+    """
+    metrics = [column for column in table.columns if column not in KEYS]
+    long = table.melt(["model", "source"], metrics, "metric", "value").dropna()
+    wide = long.pivot(index=["model", "metric"], columns="source", values="value")
+    if not {"measured", "published"} <= set(wide.columns) or wide[["measured", "published"]].dropna().empty:
+        return None
+    wide = wide[["measured", "published"]].dropna().reset_index()
+    percent = wide["metric"].str.match("top[15]_acc/|mCE/")
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, some, label in zip(axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics"), strict=True):
+        flagged = some["metric"].isin(FLAGGED)
+        for part, marker, colour in ((some[~flagged], ".", "#0072B2"), (some[flagged], "x", "#D55E00")):
+            slip = "known slip of the published run" if marker == "x" else "metric"
+            ax.scatter(part["published"], part["measured"], marker=marker, s=18, color=colour, lw=0.9, label=slip)
+        if len(some):
+            ends = some[["published", "measured"]].agg(["min", "max"]).agg({"min": "min", "max": "max"}, axis=1)
+            ax.plot(ends, ends, color="#888888", lw=0.7, zorder=0)
+        if label == "other metrics":
+            ax.set_xscale("symlog", linthresh=0.01)
+            ax.set_yscale("symlog", linthresh=0.01)
+        ax.set_xlabel(f"published {label}")
+        ax.set_ylabel(f"measured {label}")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def figures(table, statistics):
+    """Yield (name, Figure) of all figures. `table`: as read_table gives it; `statistics`: of its study networks."""
+    networks = study(table)
+    everything = derived(table)
+    shown = everything[
+        everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
+    ].reset_index(drop=True)
+    photographs = shown[shown["category"] != "calibration"].reset_index(drop=True)
+    yield "biases_and_scores", biases_and_scores(photographs, statistics)
+    yield "bandpass_curves", bandpass_curves(shown)
+    yield "rank_correlations", rank_correlations(statistics)
+    yield "leave_one_out", leave_one_out(statistics)
+    yield "prediction", prediction(statistics)
+    yield "accuracy_on_the_line", accuracy_on_the_line(networks)
+    yield "bias_spread", bias_spread(shown)
+    if compared := measured_and_published(table):
+        yield "measured_and_published", compared
+
+
+def save(figure, folder, name):
+    """Write folder/NAME.pdf and folder/NAME.png."""
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
+        with atomic(folder / f"{name}.{kind}") as file, mpl.rc_context(RC):
+            figure.savefig(file, format=kind, metadata=metadata)

@@ -1,0 +1,289 @@
+"""The 17 stimulus sets of Geirhos et al. and the trials of people on them: what they hold, where they lie, fetching.
+
+Geirhos et al., "Partial success in closing the gap between human and machine vision", NeurIPS 2021, arXiv:2106.07411.
+A folder holds NAME/ for each set (224 x 224 images) and raw-data/NAME/*.csv with the trials of people.
+"""
+
+import json
+import os
+import re
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.checkpoints import Pins, fetch, file_hash
+from harness.errors import UserError
+from harness.images import ImageSet, Listing, check_complete, folder_of, read_manifest
+
+CATEGORIES = {
+    name: tuple(numbers)
+    for name, numbers in json.loads((Path(__file__).parent / "data" / "categories16.json").read_text("utf-8")).items()
+}
+"""The 16 categories in alphabetical order, each with the ImageNet class numbers that belong to it."""
+
+CUE_CONFLICT = "cue-conflict"
+PREFIX = "model-vs-human/"
+"""What an ImageSet's name has before the set's name: 'model-vs-human/sketch' is not ImageNet-Sketch."""
+
+
+@dataclass(frozen=True)
+class StimulusSet:
+    """What a complete set holds.
+
+    `experiment` is the code in its file names, `left_out` are the conditions that are not out of distribution or on
+    which people are right in less than 20 % of the trials: they count in `top1_acc/NAME`, but neither in
+    `top1_acc/ood_mean` nor in the comparison with people.
+    """
+
+    images: int
+    experiment: str
+    left_out: frozenset[str] = frozenset()
+
+
+def _set(images, experiment, left_out=""):
+    return StimulusSet(images, experiment, frozenset(left_out.split()))
+
+
+STIMULUS_SETS = {
+    "edge": _set(160, "edg"),
+    "silhouette": _set(160, "sif"),
+    "cue-conflict": _set(1280, "s5n"),
+    "colour": _set(1280, "cl", "cr"),
+    "contrast": _set(1280, "cop", "c100 c03 c01"),
+    "high-pass": _set(1280, "hp", "inf 0.55 0.45 0.4"),
+    "low-pass": _set(1280, "lp", "0 15 40"),
+    "phase-scrambling": _set(1120, "ps", "0 150 180"),
+    "power-equalisation": _set(1120, "pow", "0"),
+    "false-colour": _set(1120, "fc", "true"),
+    "rotation": _set(1280, "rot", "0"),
+    "eidolonI": _set(1280, "eid-10-10", "1-10-10 64-10-10 128-10-10"),
+    "eidolonII": _set(1280, "eid-3-10", "1-3-10 32-3-10 64-3-10 128-3-10"),
+    "eidolonIII": _set(1280, "eid-0-10", "1-0-10 16-0-10 32-0-10 64-0-10 128-0-10"),
+    "uniform-noise": _set(1280, "nse", "0 0.6 0.9"),
+    "sketch": _set(800, "ske"),
+    "stylized": _set(800, "sty"),
+}
+
+# What people and networks are shown -----------------------------------------------------------------------------------
+
+
+class Stimulus(NamedTuple):
+    """What a file name says of an image; `condition`, `category` and `image` together identify it within its set."""
+
+    experiment: str | None  # 'lp', 'eid-3-10', ...; None for a bare name
+    condition: str  # as `canonical` writes it; '0' where a set has only one
+    spelling: str  # the condition as the name has it; 'NaN' for a bare name
+    category: str | None  # the right answer; None for a bare name
+    image: str  # the photograph or object, e.g. 'n04099969_7577', 'bird3-clock2'
+
+
+def stimulus(imagename):
+    """Return the Stimulus that an image's file name (without folders) stands for.
+
+    The released names have at least seven parts separated by '_': trial number, experiment, observer ('s01' for a
+    person, 'dnn' for networks), condition, category, the number of images of that kind, and the photograph (its last
+    part may hold '_' itself). Trial number and observer differ between the people and networks who saw the same image,
+    the rest identifies it. Other names (edge, silhouette and cue-conflict images) are the image, and the folder or the
+    trial file gives the category.
+    """
+    stem = os.path.splitext(imagename)[0]
+    parts = stem.split("_", 6)
+    if len(parts) < 7 or not parts[0].isdecimal():
+        return Stimulus(None, "0", "NaN", None, stem)
+    _, experiment, _, spelling, category, _, image = parts
+    condition = canonical(spelling)
+    if experiment == "eid":  # one code for the three eidolon experiments, which the condition tells apart
+        experiment += condition[condition.find("-") :]
+    return Stimulus(experiment, condition, spelling, category, image)
+
+
+def canonical(condition):
+    """Write a condition one way: '0.90', '0.9' -> '0.9'; 'True' -> 'true'; none at all ('NaN', 'na', '') -> '0'."""
+    condition = condition.strip().lower()
+    if re.fullmatch(r"\d+(\.\d+)?", condition):
+        return format(float(condition), "g")
+    return "0" if condition in ("", "na", "nan") else condition
+
+
+def texture_category(imagename):
+    """Return the texture category of a cue-conflict image: the last '-' part of its name without digits.
+
+    Raises UserError for a name that does not end so.
+    """
+    _, dash, last = stimulus(imagename).image.rpartition("-")
+    category = re.sub(r"\d", "", last)
+    if not dash or category not in CATEGORIES:
+        raise UserError(
+            f"'{imagename}' does not say its texture category; cue-conflict images are named like cat7-elephant1.png"
+        )
+    return category
+
+
+def set_of(imagename):
+    """Return the name of the stimulus set an image's name belongs to, None for a bare name."""
+    experiment = stimulus(imagename).experiment
+    return next((name for name, declared in STIMULUS_SETS.items() if declared.experiment == experiment), None)
+
+
+# Where they are -------------------------------------------------------------------------------------------------------
+
+
+def image_sets(args):
+    """Return the ImageSets of the stimulus sets under `--model-vs-human`, labels 0...15 in the order of CATEGORIES.
+
+    A missing set is fetched from the release with `--download`; otherwise it is a UserError, or with
+    `--allow-partial` an empty ImageSet, a declared subset. Each set's `variables` hold `people`, the paths of the
+    people's trial files.
+    """
+    root = release_folder(args)
+    found = {name: _folder(root, name, args.download) for name in STIMULUS_SETS}
+    missing = [name for name, folder in found.items() if folder is None]
+    if missing and not (args.allow_partial and len(missing) < len(STIMULUS_SETS)):
+        raise UserError(
+            f"{len(missing)} of {len(STIMULUS_SETS)} stimulus sets are missing under {root} ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}); fetch them with --download"
+            + ("" if len(missing) == len(STIMULUS_SETS) else ", or measure what is there with --allow-partial")
+        )
+    manifest = read_manifest(root)
+    collection = manifest.get("collection", "imagenet")
+    return [
+        empty_set(name, collection)
+        if folder is None
+        else check_complete(
+            ImageSet(
+                PREFIX + name,
+                listing := _listing(folder),
+                np.arange(len(listing.files)),
+                collection,
+                as_is=True,
+                variables={"people": human_trial_files(root, name, args.download)},
+            ),
+            manifest.get("images", {}).get(name, STIMULUS_SETS[name].images),
+            args,
+        )
+        for name, folder in found.items()
+    ]
+
+
+def empty_set(name, collection="imagenet"):
+    """Return the ImageSet of a stimulus set of which nothing is there, a declared subset of 0 images."""
+    nothing = np.zeros(0, np.int64)
+    return ImageSet(
+        PREFIX + name,
+        Listing(Path(name), (), nothing, nothing),
+        nothing,
+        collection,
+        as_is=True,
+        subset={"images": 0, "of": STIMULUS_SETS[name].images},
+        variables={"people": ()},
+    )
+
+
+def release_folder(args):
+    """Return the folder that `--model-vs-human` (or `--data`) gives, made if there is something to download into it."""
+    given = args.model_vs_human or (args.data and Path(args.data) / "model-vs-human")
+    if args.download and given:
+        Path(given).mkdir(parents=True, exist_ok=True)
+    return folder_of("model-vs-human", args)
+
+
+def _folder(root, name, download):
+    """Return the folder of a set: root/NAME, `root` itself if that is the set, or None if it is not there."""
+    if (root / name).is_dir():
+        return root / name
+    if root.name == name or (name == CUE_CONFLICT and _holds_cue_conflict(root)):
+        return root
+    return _fetch_set(root, name) if download else None
+
+
+def _holds_cue_conflict(root):
+    return any(re.fullmatch(r"[a-z]+\d+-[a-z]+\d+\.png", path.name) for path in root.glob("airplane/airplane*.png"))
+
+
+def _listing(folder):
+    """List a set's images with their category numbers; networks see those under dnn/ where there is such a folder."""
+    number = {category: index for index, category in enumerate(CATEGORIES)}
+    top = folder / "dnn" if (folder / "dnn").is_dir() else folder
+    files, labels, sizes = [], [], []
+    for path in sorted(top.rglob("[!.]*.png")):
+        category = stimulus(path.name).category or path.parent.name
+        if category not in number:
+            raise UserError(f"{path}: neither its name nor its folder says one of the 16 categories; move it away")
+        files.append(path.relative_to(folder).as_posix())
+        labels.append(number[category])
+        sizes.append(path.stat().st_size)
+    return Listing(folder, tuple(files), np.array(sizes, np.int64), np.array(labels, np.int64))
+
+
+def human_trial_files(root, name, download=False):
+    """Return the paths of the people's trial files of a set under root/raw-data; `download` fetches missing ones."""
+    folder = root / "raw-data"
+    if download and not folder.is_dir():
+        _fetch_trials(root)
+    return tuple(sorted((folder / name).glob("*subject-*.csv")))
+
+
+# The release ----------------------------------------------------------------------------------------------------------
+
+VERSION = "v0.1"
+
+
+def _address():
+    """Return the address of the release's repository; the environment variable names a mirror."""
+    return os.environ.get("MODEL_VS_HUMAN_RELEASE", "https://github.com/bethgelab/model-vs-human").rstrip("/")
+
+
+def _fetch_set(root, name):
+    _unpack(root, f"{_address()}/releases/download/{VERSION}/{name}.tar.gz", name, lambda member: member)
+    return root / name
+
+
+def _fetch_trials(root):
+    """Fetch the people's trials, which lie in the repository itself; the networks' trials beside them are left out."""
+
+    def people_only(member):
+        match = re.search(r"(?:^|/)(raw-data/[^/]+/[^/]*subject-[^/]*\.csv)$", member)
+        return match and match[1]
+
+    _unpack(root, f"{_address()}/archive/refs/tags/{VERSION}.tar.gz", "raw-data", people_only)
+
+
+def _unpack(root, url, name, rename):
+    """Fetch an archive and put what it holds of `name` at root/NAME: all of it or nothing, and nothing elsewhere.
+
+    `rename` gives a member's path in the archive the path it is to have, or None to leave it out. The first download
+    pins the archive's sha256 in root/release-lock.json; a later change is an error.
+    """
+    archive = fetch(url, root / ".release", name=f"{name}.tar.gz")
+    pins, digest = Pins(root / "release-lock.json"), file_hash(archive)
+    known = pins.check(url, digest, archive)
+
+    def safe(member, folder):
+        path = rename(member.name)
+        # the data filter refuses absolute paths, '..', links that lead out, devices
+        return path and tarfile.data_filter(member.replace(name=path, deep=False), folder)
+
+    with tempfile.TemporaryDirectory(dir=root / ".release") as temporary:
+        try:
+            with tarfile.open(archive) as packed:
+                packed.extractall(temporary, filter=safe)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            archive.unlink()
+            raise UserError(f"{url} is refused, nothing of it is kept: {error}; fetch it again or by hand") from None
+        inner = Path(temporary) / name
+        source = inner if inner.is_dir() else Path(temporary)
+        if not any(path.is_file() for path in source.rglob("*")):
+            raise UserError(f"{url} holds nothing of {name}; unpack the right archive by hand as {root / name}")
+        try:
+            source.rename(root / name)
+        except OSError:
+            if not (root / name).is_dir():  # else another process was faster
+                raise
+    if not known:
+        pins.add(url, digest)
+    archive.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""Make all figures of the study from raw-data/benchmark.csv, and the statistics behind them.
+
+Writes figures/NAME.pdf and figures/NAME.png (what each shows: harness/plotting.py) and figures/statistics.csv (columns
+and methods: harness/statistics.py), from the published rows; networks that were measured here are added to the figures.
+
+  python code/plot_study.py
+"""
+
+import argparse
+from pathlib import Path
+
+from harness.errors import UserError, exit_on_user_error
+from harness.files import atomic
+from harness.plotting import figures, save
+from harness.statistics import FEWEST, statistics
+from harness.table import TABLE, read_table, study
+
+
+@exit_on_user_error
+def main(arguments=None):
+    """Parse the command line; write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=TABLE, help="default: raw-data/benchmark.csv")
+    parser.add_argument("--out", type=Path, default=TABLE.parents[1] / "figures", help="default: figures/")
+    parser.add_argument("--source", choices=["published", "measured"], default="published", help="of the statistics")
+    args = parser.parse_args(arguments)
+
+    table = read_table(args.table)
+    networks = study(table, args.source)
+    if len(networks) < FEWEST:
+        raise UserError(f"{args.table} has {len(networks)} {args.source} networks of the study, too few for statistics")
+    found = statistics(networks)
+    with atomic(args.out / "statistics.csv", "w") as file:
+        found.to_csv(file, index=False, lineterminator="\n")
+    for name, figure in figures(table, found):
+        save(figure, args.out, name)
+        print(args.out / f"{name}.pdf")
+    print(args.out / "statistics.csv")
+
+
+if __name__ == "__main__":
+    main()
