@@ -5,11 +5,11 @@ Data:  ILSVRC-2012 validation, as for eval_imagenet.py.
 Run:   python code/eval_spectral.py --model resnet50.tv_in1k --imagenet DIR
 Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) that keeps the share c of the spectrum,
        divided by the clean top-1; LPP and HPP, their means over c = 0.1 to 0.5; spectral-bias = HPP / (LPP + HPP).
-       The 48 published networks have LPP LPP_RANGE and HPP HPP_RANGE; torchvision's ResNet-50 TV50.
+       The 48 published networks have LPP 0.43 to 0.84, HPP 0.002 to 0.135 and a spectral bias of 0.003 to 0.159;
+       torchvision's ResNet-50 (tv_resnet50) has 0.633, 0.0069 and 0.0108.
 """
 
 import numpy as np
-
 from harness.evaluate import CLEAN, Benchmark, Pass
 from harness.images import image_set
 from harness.run import run
@@ -46,13 +46,13 @@ def report(responses):
 
 
 def ratio(parts, wholes):
-    """Return sum(parts) / sum(wholes) over images, with the interval of a ratio of means (Cochran 1977, section 2.11)."""
+    """Return sum(parts) / sum(wholes) over images, with its interval (Cochran 1977, Sampling Techniques, 2.11)."""
     total = wholes.sum()
     if not total:
         return Estimate(None)
     value = parts.sum() / total
     half = Z95 * np.sqrt(np.sum((parts - value * wholes) ** 2)) / total
-    return Estimate(float(value), float(value - half), float(value + half))
+    return Estimate(float(value), float(max(value - half, 0.0)), float(value + half))
 
 
 BENCHMARK = Benchmark(

@@ -3,7 +3,8 @@
     python code/train_calibration.py [--network silhouette|texture|both] [--seed 0]
 
 Both networks see the same kind of pictures (harness/calibration.py), with a silhouette and a texture drawn
-independently; one learns to name the silhouette, the other the texture. The weights go to
+independently; one learns to name the silhouette, the other the texture, each under noise at the frequencies of the cue
+that it is to ignore. The weights go to
 models/calibration/{silhouette,texture}.safetensors. Expected: above 90 % on the drawn imagenet set and, on cue-conflict
 images, a shape bias above 0.9 and below 0.1.
 """
@@ -22,7 +23,7 @@ from harness.errors import exit_on_user_error
 from harness.files import atomic
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
-CUES = ("silhouette", "texture")
+NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low
 PICTURES, EPOCHS, BATCH, RATE = 6000, 8, 50, 4e-3
 
 
@@ -34,13 +35,14 @@ def drawn(number, seed):
         rng = np.random.default_rng([seed, 100, index])
         labels[:, index] = rng.integers(len(names), size=2)
         pixels[index] = picture(rng, *(names[k] for k in labels[:, index]), size=(0.4, 0.85), clutter=rng.integers(8))
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), dict(zip(CUES, torch.from_numpy(labels), strict=True))
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), dict(zip(NOISE, torch.from_numpy(labels), strict=True))
 
 
-def augmented(pixels, generator):
+def augmented(pixels, slopes, generator):
     """Random grey or colour, contrast, level and coloured noise: uint8 [B, 3, H, W] -> float32 in [0, 1].
 
-    The contrasts reach below the fifth that critical-band masking leaves of a picture.
+    The contrasts reach below the fifth that critical-band masking leaves of a picture, the levels to where a high-pass
+    filtered picture is: around black, its lower half clipped.
     """
 
     def uniform(low, high):
@@ -49,8 +51,8 @@ def augmented(pixels, generator):
     pixels = pixels.float() / 255
     grey = (pixels * torch.from_numpy(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     pixels = torch.where(uniform(0, 1) < 0.5, grey, pixels)
-    pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) * 10 ** uniform(-1, 0.1) + uniform(0.35, 0.65)
-    return (pixels + uniform(0, 0.1) * coloured_noise(uniform(-0.5, 1.5), generator)).clamp(0, 1)
+    pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) * 10 ** uniform(-1, 0.1) + uniform(0, 0.9)
+    return (pixels + uniform(0, 0.2) * coloured_noise(uniform(*slopes), generator)).clamp(0, 1)
 
 
 def coloured_noise(slope, generator):
@@ -61,7 +63,7 @@ def coloured_noise(slope, generator):
     return noise / noise.std((2, 3), keepdim=True)
 
 
-def train(network, pixels, labels, seed, epochs=EPOCHS):
+def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
     """Train `network` in place on uint8 pixels [N, 3, 224, 224] and categories [N]; yield the loss of each step."""
     generator = torch.Generator().manual_seed(seed)
     numbers = network.numbers
@@ -71,7 +73,7 @@ def train(network, pixels, labels, seed, epochs=EPOCHS):
     network.train().to(memory_format=torch.channels_last)
     for _ in range(epochs):
         for chosen in torch.randperm(len(pixels), generator=generator).split(BATCH):
-            logits = network(augmented(pixels[chosen], generator))
+            logits = network(augmented(pixels[chosen], slopes, generator))
             loss = nn.functional.cross_entropy(logits, numbers[labels[chosen]])
             optimizer.zero_grad()
             loss.backward()
@@ -84,20 +86,20 @@ def train(network, pixels, labels, seed, epochs=EPOCHS):
 @exit_on_user_error
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=(*CUES, "both"), default="both", help="which one to train")
+    parser.add_argument("--network", choices=(*NOISE, "both"), default="both", help="which one to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures, the first weights and the order")
     args = parser.parse_args()
     pixels, labels = drawn(PICTURES, args.seed)
-    for cue in CUES if args.network == "both" else (args.network,):
+    for cue in NOISE if args.network == "both" else (args.network,):
         torch.manual_seed(args.seed)
         network = build()
-        steps = tqdm(train(network, pixels, labels[cue], args.seed), cue, EPOCHS * -(-PICTURES // BATCH), unit="step")
-        for loss in steps:
-            steps.set_postfix(loss=f"{loss:.3f}")
+        steps = train(network, pixels, labels[cue], NOISE[cue], args.seed)
+        for loss in (bar := tqdm(steps, cue, EPOCHS * -(-PICTURES // BATCH), unit="step")):
+            bar.set_postfix(loss=f"{loss:.3f}")
         state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
         with atomic(FOLDER / f"{cue}.safetensors") as file:
             file.write(safetensors.torch.save(state))
-        print(f"{cue}: {FOLDER / cue}.safetensors")
+        print(f"{FOLDER / cue}.safetensors written, last loss {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_every_human_trial_file_is_understood():
 def test_people_are_above_20_per_cent_where_conditions_count():
     frame = read_trials(*human_files())
     means = out_of_distribution(frame).groupby(["set", "level"]).right.mean()
-    assert len(means) == 56  # of 88 conditions, 32 do not count; cue-conflict has one more
+    assert len(means) == 45  # the 16 sets have 77 conditions, 32 do not count
     assert means.min() > 0.2
 
 

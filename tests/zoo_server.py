@@ -47,7 +47,7 @@ GONE = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head><body>The
 
 
 class Server:
-    """`replies` maps address (as the harness has it: https://…, hf://…, gdrive://…) to Reply; `log` has the requests."""
+    """`replies` maps address (as the harness has it: https://…, hf://…, gdrive://…) to Reply; `log` has requests."""
 
     def __init__(self):
         self.replies, self.log = {}, []

@@ -16,6 +16,8 @@ from harness.errors import UserError
 from harness.evaluate import Condition
 from harness.stimuli import streams, uniform
 
+summed_cross_entropy = partial(cross_entropy, reduction="sum")
+
 
 def fgsm(name, eps):
     """Return the condition of one step of size `eps` along the gradient's sign (Goodfellow et al., ICLR 2015)."""
@@ -67,7 +69,7 @@ def _condition(name, function, *, cost, attack, seeded=None, **settings):
     )
 
 
-def gradient(network, pixels, labels, loss=partial(cross_entropy, reduction="sum")):
+def gradient(network, pixels, labels, loss):
     """Return the gradient of the loss, summed over the batch, with respect to the pixels, and the logits."""
     pixels = pixels.detach().requires_grad_()
     logits = network(pixels)
@@ -85,7 +87,7 @@ def _random_start(pixels, batch, name, eps):
 
 
 def _fgsm(network, pixels, labels, batch, *, eps):
-    slope, _ = gradient(network, pixels, labels)
+    slope, _ = gradient(network, pixels, labels, summed_cross_entropy)
     return pixels.add(slope.sign_(), alpha=eps).clamp_(0, 1)
 
 
@@ -93,7 +95,7 @@ def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, name):
     low, high = _ball(pixels, eps)
     images = _random_start(pixels, batch, name, eps)
     for _ in range(steps):
-        slope, _ = gradient(network, images, labels)
+        slope, _ = gradient(network, images, labels, summed_cross_entropy)
         images = torch.clamp(images.add_(slope.sign_(), alpha=step_size), low, high)
     return images
 
@@ -108,8 +110,7 @@ def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
     low, high = _ball(pixels, eps)
     adversarial = pixels.clone()
     still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
-    cross = partial(cross_entropy, reduction="sum")
-    for start, loss in ((pixels, cross), (_random_start(pixels, batch, name, eps), _margin)):
+    for start, loss in ((pixels, summed_cross_entropy), (_random_start(pixels, batch, name, eps), _margin)):
         images = start[still]
         for step in range(steps):
             slope, logits = gradient(network, images, labels[still], loss)

@@ -28,7 +28,7 @@ from torch import nn
 from harness.errors import UserError
 from harness.files import write_json
 
-DRAWING = 1  # version of the drawings: a drawn folder of another version is drawn anew
+DRAWING = 2  # version of the drawings: a drawn folder of another version is drawn anew
 VIEW = 224  # pixels: side of the standard view, the 'image' of 'cycles per image'
 RESIZED = 256  # pixels: short side from which the standard view is cropped
 TEXTURE_OCTAVE = (56 / 2**0.5, 56 * 2**0.5)  # cycles per image

@@ -153,14 +153,14 @@ def resampled(hits, resamples=200, seed=0):
 
 
 def estimates(channel, others):
-    """Return {'bw', 'cf', 'pns'} of a channel as Estimates with the 95 % interval of the channels of resampled images.
+    """Return {'bw', 'cf', 'pns'} of a channel as Estimates, with 95 % intervals from the channels of resampled images.
 
-    There is no interval where more than 5 % of the `others` are no channel: it would have to include that.
+    There is no interval without `others`, nor where more than 5 % of them are no channel.
     """
     found = [other for other in others if other.problem is None]
     values = {"bw": "bandwidth", "cf": "centre_frequency", "pns": "peak_noise_sensitivity"}
     bounds = dict.fromkeys(values, (None, None))
-    if channel.problem is None and len(found) >= 0.95 * len(others):
+    if found and channel.problem is None and len(found) >= 0.95 * len(others):
         bounds = {
             name: tuple(np.percentile([getattr(other, value) for other in found], (2.5, 97.5)).tolist())
             for name, value in values.items()

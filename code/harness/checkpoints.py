@@ -139,29 +139,36 @@ def _download(address, part):
 
 
 def _from_web(address, part):
-    """http(s), from where `part` ends."""
-    done = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={done}-", "Accept-Encoding": "identity"}
+    """http(s), from where `part` ends if the server still has the same file (its tag is kept beside `part`)."""
+    tag = part.with_name(f"{part.name}.tag")
+    headers = {"Accept-Encoding": "identity"}
+    if part.exists() and tag.exists():
+        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag.read_text()}
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response:
         answer = f"the server answers {response.status_code} {response.reason}"
-        if response.status_code == 416:  # nothing lies beyond `done`: begin anew
-            part.unlink(missing_ok=True)
+        if response.status_code == 416:  # nothing lies beyond `part`: begin anew
+            part.unlink()
             raise _Interrupted(answer)
         if response.status_code == 429 or response.status_code >= 500:
             raise _Interrupted(answer)
         if not response.ok:
             raise _Failed(answer)
-        if response.status_code != 206:  # the server sends all of it again
-            done = 0
+        done = part.stat().st_size if response.status_code == 206 else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else None
+        if done == 0:
+            part.unlink(missing_ok=True)
+            tag.unlink(missing_ok=True)
+            if (name := response.headers.get("ETag", "")).startswith('"'):  # a weak tag (W/"…") allows other bytes
+                tag.write_text(name)
         progress = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem[:40], leave=False)
-        with progress, part.open("ab" if done else "wb") as file:
+        with progress, part.open("ab") as file:
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 progress.update(len(chunk))
     if total not in (None, part.stat().st_size):
         raise _Interrupted(f"the connection ended after {part.stat().st_size} of {total} bytes")
+    tag.unlink(missing_ok=True)
 
 
 def _hub():
@@ -208,17 +215,18 @@ class Pins:
         self.path = Path(path)
 
     def check(self, address, sha256, path):
-        """Raise UserError if `address` was another file once; True if its hash is known and the same."""
-        known = self._read().get(address)
-        if known not in (None, sha256):
+        """Raise UserError if the file at `path`, from `address`, is not the one that was first verified."""
+        known = self._read().get(address, sha256)
+        if known != sha256:
             raise UserError(
                 f"{path} has sha256 {sha256}, but {address} had {known} when it was first verified: delete the file "
-                f"and fetch it again, or, if its authors changed it knowingly, remove its line from {self.path}"
+                f"and fetch it again, or, if its authors are known to have changed it, remove its line from {self.path}"
             )
-        return known is not None
 
     def add(self, address, sha256):
         """Pin a verified download. A folder that cannot be written to leaves it unpinned, with a warning."""
+        if address in self._read():
+            return
         try:
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
                 write_json(self.path, dict(sorted({**self._read(), address: sha256}.items())))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -407,7 +408,7 @@ def _read_listing(path, folders, times):
         with np.load(path, allow_pickle=False) as kept:
             if kept["folders"].tolist() == folders and np.array_equal(kept["times"], times):
                 return {column: kept[column] for column in ("files", "sizes", "counts")}
-    except (OSError, ValueError, KeyError, zlib.error, EOFError):
+    except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, EOFError):
         return None
     return None
 

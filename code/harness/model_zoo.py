@@ -48,6 +48,7 @@ class File:
 
     source: str  # url, huggingface, gdrive, timm, file (in this repository), hand (no public address)
     location: str
+    name: str | None  # readable part of its local name, where the location gives none
     sha256: str | None
     layout: files.Layout
 
@@ -65,7 +66,7 @@ class File:
         if self.source == "file":
             return ROOT / self.location
         folder = checkpoint_folder(checkpoints)
-        return folder / self.location if self.source == "hand" else files.local_path(self.address, folder)
+        return folder / self.location if self.source == "hand" else files.local_path(self.address, folder, self.name)
 
     def obtain(self, checkpoints=None):
         """Return the path of the file, fetched if need be. Raises UserError if it cannot be had."""
@@ -74,7 +75,7 @@ class File:
             if not path.exists():
                 raise UserError(f"{path} is missing, and no public address of it is known: put the file there")
             return path
-        return files.fetch(self.address, path.parent, sha256=self.sha256)
+        return files.fetch(self.address, path.parent, sha256=self.sha256, name=self.name)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,12 @@ class Entry:
 @cache
 def registry():
     """Return {name: Entry} of models/zoo.toml, in its order (the study's). Raises UserError for a faulty entry."""
+    try:
+        rows = tomllib.loads(ZOO.read_text(encoding="utf-8"))["network"]
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{ZOO}: {error}") from error
     entries = {}
-    for row in tomllib.loads(ZOO.read_text(encoding="utf-8"))["network"]:
+    for row in rows:
         name = row.get("name", "(no name)")
         try:
             entry = _entry(**row)
@@ -140,7 +145,7 @@ def _entry(
         name=name,
         category=category,
         in_study=in_study,
-        files=tuple(_file(**row) for row in rows),
+        files=tuple(_file(name, **row) for row in rows),
         arch=arch,
         normalization=normalization,
         expected_top1=expected_top1,
@@ -151,18 +156,24 @@ def _entry(
     )
 
 
-def _file(*, source, location, sha256=None, wrapper=("",), ignore=(), strip=(), rename=()):
+def _file(entry, *, source, location, sha256=None, wrapper=("",), ignore=(), strip=(), rename=()):
     if source not in ("url", "huggingface", "gdrive", "timm", "file", "hand"):
         raise ValueError(f"unknown source {source!r}")
     rules = files.Layout(tuple(wrapper), tuple(ignore), tuple(strip), tuple(map(tuple, rename)))
-    return File(source, location, sha256, rules)
+    name = {"gdrive": f"{entry}.pth", "timm": f"{location}.safetensors"}.get(source)
+    return File(source, location, name, sha256, rules)
 
 
 def groups():
-    """Return {group: [names]}: `all` (the study's 48, in its order) and each category."""
-    found = {"all": [entry.name for entry in registry().values() if entry.in_study]}
+    """Return {group: [names]}: `all` (the study's 48, in its order) and each category.
+
+    A category's group has its networks in the study; `calibration`, which has none there, all of them.
+    """
+    found = {"all": []}
     for entry in registry().values():
-        if entry.category:
+        if entry.in_study:
+            found["all"].append(entry.name)
+        if entry.in_study or entry.category == "calibration":
             found.setdefault(entry.category, []).append(entry.name)
     return found
 
@@ -300,19 +311,17 @@ def load_model(name, *, arch="resnet50", normalization="imagenet", checkpoints=N
 
 def _from_registry(entry, checkpoints):
     body, code = _build(entry.arch)
-    state, hashes = {}, []
+    state, hashes = {}, {}
     for file in entry.files:
         path = file.obtain(checkpoints)
-        checkpoint = _read_pinned(file.address, path)
-        part = file.layout.apply(checkpoint.contents, path)
+        contents, hashes[file.address] = _read_pinned(file.address, path)
+        part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
         state |= part
-        hashes.append(checkpoint.sha256)
     if entry.files:
         files.fill(body, state, f"{entry.name} ({path})")
-    for file, sha256 in zip(entry.files, hashes, strict=True):
-        _pins().add(file.address, sha256)
+    _pin(hashes)
     config = _timm_config(entry.files[0].location) if entry.source == "timm" else None
     mean, std = (
         (config["mean"], config["std"]) if entry.normalization == "timm" else NORMALIZATIONS[entry.normalization]
@@ -327,8 +336,8 @@ def _from_registry(entry, checkpoints):
         view=entry.view or (_timm_view(config) if config else STUDY),
         code=code,
         facts={
-            "checkpoint_sha256": "+".join(hashes) or None,
-            "source": " + ".join(file.address for file in entry.files) or entry.arch,
+            "checkpoint_sha256": "+".join(hashes.values()) or None,
+            "source": " + ".join(hashes) or entry.arch,
             "arch": entry.arch,
             "normalization": entry.normalization,
         },
@@ -365,28 +374,34 @@ def _from_function(name, result):
 
 def _from_timm(name, checkpoints):
     address = timm_address(name)
-    checkpoint = _read_pinned(address, files.fetch(address, checkpoint_folder(checkpoints)))
+    contents, sha256 = _read_pinned(
+        address, files.fetch(address, checkpoint_folder(checkpoints), name=f"{name}.safetensors")
+    )
     try:  # timm's own strict loading: it also translates the names in files that others published
-        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": checkpoint.contents})
+        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{address} does not fill timm's {name}: {' '.join(str(error).split())[:300]}") from error
     body.pretrained_cfg.pop("state_dict")  # or every network would be kept twice
-    _pins().add(address, checkpoint.sha256)
+    _pin({address: sha256})
     config = _timm_config(name)
-    facts = {"checkpoint_sha256": checkpoint.sha256, "source": address, "arch": name, "normalization": "timm"}
+    facts = {"checkpoint_sha256": sha256, "source": address, "arch": name, "normalization": "timm"}
     return Network(
         body, name=name, mean=config["mean"], std=config["std"], view=_timm_view(config), code="", facts=facts
     )
 
 
-def _pins():
-    return files.Pins(PINS)
-
-
 def _read_pinned(address, path):
+    """Return (contents, sha256) of a file; UserError if its address is pinned to another hash."""
     checkpoint = files.load(path)
-    _pins().check(address, checkpoint.sha256, path)
-    return checkpoint
+    files.Pins(PINS).check(address, checkpoint.sha256, path)
+    return checkpoint.contents, checkpoint.sha256
+
+
+def _pin(hashes):
+    """Pin {address: sha256} of downloads that have filled their network; the repository's own files have no address."""
+    for address, sha256 in hashes.items():
+        if "://" in address:
+            files.Pins(PINS).add(address, sha256)
 
 
 def _fingerprint(network, code):

@@ -70,11 +70,6 @@ def _figure(function):
     return styled
 
 
-def style(category):
-    """The Style of a category; a category that is not the study's looks like none."""
-    return STYLES.get(category, STYLES[""])
-
-
 def epsilon(model):
     """(norm, ε) of an adversarially trained network as its name says it (ε of ℓ∞ in 1/255), or None."""
     found = re.search(r"_(l2|linf)_eps([\d.]+)$", model)
@@ -91,13 +86,9 @@ def size(model):
 
 def _draw(ax, rows, x, y):
     """Scatter rows, category by category."""
-    for category in STYLES:
+    for category, look in STYLES.items():
         for measured in (False, True):
-            some = rows[
-                (rows["category"].where(rows["category"].isin(STYLES), "") == category)
-                & (rows["source"].ne("published") == measured)
-            ]
-            look = STYLES[category]
+            some = rows[(rows["category"] == category) & (rows["source"].ne("published") == measured)]
             ax.scatter(
                 some[x],
                 some[y],
@@ -111,29 +102,18 @@ def _draw(ax, rows, x, y):
             )
 
 
-def _legend(figure, rows, **placement):
-    present = [category for category in STYLES if (rows["category"] == category).any()]
-    handles = [
-        Line2D(
-            [],
-            [],
-            ls="",
-            marker=s.marker,
-            mfc=s.colour,
-            mec="white",
-            mew=0.4,
-            ms=9 if s.marker == "*" else 6,
-            label=s.label,
-        )
-        for s in map(style, present)
-    ]
-    if "adversarial_training" in present:
-        s = STYLES["adversarial_training"]
-        place = 1 + present.index("adversarial_training")
-        handles[place - 1].set_label(f"{s.label}, small to large ε")
+def _key(look, label, **face):
+    size = 9 if look.marker == "*" else 6
+    face = face or {"mfc": look.colour, "mec": "white", "mew": 0.4}
+    return Line2D([], [], ls="", marker=look.marker, ms=size, label=label, **face)
+
+
+def _legend(figure, rows, **settings):
+    sized = {"adversarial_training": ", small to large ε"}
+    keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (rows["category"] == c).any()]
     if rows["source"].ne("published").any():
-        handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec="#444444", ms=6, label="open: measured here"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False, **placement)
+        keys.append(_key(STYLES["training_recipes"], "open: measured here", mfc="none", mec="#444444"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 5), frameon=False, **settings)
 
 
 def _bias_axis(axis, bias):
@@ -176,7 +156,7 @@ def biases_and_scores(rows, statistics):
                 weight = "bold" if one.p_holm < 0.05 else "normal"
                 ax.set_title(f"ρ = {_interval(one, ' ')}", fontweight=weight, fontsize=7.5, pad=3)
     for ax, label in zip(axes[-1], BIASES.values(), strict=True):
-        ax.set_xlabel(label)
+        ax.set_xlabel(label.replace(" [", "\n["))
     _legend(figure, rows, title="ρ: Spearman's, 95 % bootstrap interval; bold: p < 0.05 after Holm's correction")
     return figure
 
@@ -193,7 +173,7 @@ def bandpass_curves(rows):
         baseline = rows.loc[rows["category"] == "baseline", columns].median()
         for ax, category in zip(line, categories, strict=True):
             some = rows.loc[rows["category"] == category, columns]
-            look = style(category)
+            look = STYLES[category]
             ax.plot(cutoffs, some.to_numpy().T, color=look.colour, lw=0.7, alpha=0.45)
             ax.plot(cutoffs, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
             ax.plot(cutoffs, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
@@ -201,7 +181,7 @@ def bandpass_curves(rows):
             ax.set_ylim(-0.04, 1.06)
         line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
     for ax, category in zip(axes[0], categories, strict=True):
-        ax.set_title(f"{style(category).label} ({(rows['category'] == category).sum()})", fontsize=7)
+        ax.set_title(f"{STYLES[category].label} ({(rows['category'] == category).sum()})", fontsize=7)
     figure.supxlabel("cut-off: share of the spectrum that is kept   (dashed: baseline, bold: median)", fontsize=8)
     return figure
 
@@ -248,7 +228,7 @@ def leave_one_out(statistics):
     for ax, score in zip(axes, SCORES, strict=True):
         for category in STUDY_CATEGORIES:
             found = _pick(statistics, "spearman", category).reindex([(bias, score) for bias in names])
-            look = style(category)
+            look = STYLES[category]
             ax.scatter(found["estimate"], range(len(names)), marker=look.marker, s=30, facecolor=look.colour,
                        edgecolor="white", linewidth=0.4, zorder=3, label=f"without {look.label}")  # fmt: skip
         found = _pick(statistics, "spearman").reindex([(bias, score) for bias in names])
@@ -360,7 +340,7 @@ def measured_and_published(table):
     percent = wide["metric"].str.match("top[15]_acc/|mCE/")
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for ax, some, label in zip(axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics"), strict=True):
+    for ax, some, label in zip(axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True):
         flagged = some["metric"].isin(FLAGGED)
         for part, marker, colour in ((some[~flagged], ".", "#0072B2"), (some[flagged], "x", "#D55E00")):
             slip = "known slip of the published run" if marker == "x" else "metric"
@@ -368,7 +348,7 @@ def measured_and_published(table):
         if len(some):
             ends = some[["published", "measured"]].agg(["min", "max"]).agg({"min": "min", "max": "max"}, axis=1)
             ax.plot(ends, ends, color="#888888", lw=0.7, zorder=0)
-        if label == "other metrics":
+        if "own units" in label:
             ax.set_xscale("symlog", linthresh=0.01)
             ax.set_yscale("symlog", linthresh=0.01)
         ax.set_xlabel(f"published {label}")
@@ -384,6 +364,7 @@ def figures(table, statistics):
     shown = everything[
         everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
     ].reset_index(drop=True)
+    shown["category"] = shown["category"].where(shown["category"].isin(STYLES), "")  # others look like none
     photographs = shown[shown["category"] != "calibration"].reset_index(drop=True)
     yield "biases_and_scores", biases_and_scores(photographs, statistics)
     yield "bandpass_curves", bandpass_curves(shown)

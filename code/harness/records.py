@@ -8,6 +8,7 @@ import json
 import platform
 import re
 import subprocess
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -53,7 +54,7 @@ class Store:
                         answers = np.maximum(answers, kept["answers"])
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+            except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
                 print(f"warning: {file} is damaged and is measured again ({error})")
         return answers
 

@@ -1,0 +1,111 @@
+"""The zoo of networks: what is in it, fetch it, verify it.
+
+python code/zoo.py --list                         every network: category, source, size, licence, published top-1
+python code/zoo.py --fetch all                    fetch and verify the study's 48 (also: a name, a category, @list.txt)
+python code/zoo.py --verify                       verify what is on disk: hash, safe reading, strict filling; no network
+python code/zoo.py --check-links all              ask every address whether its file is still there
+
+What fails is reported at the end with what to do by hand, and the exit status is 1; the rest is done all the same.
+Files lie in models/checkpoints, or --checkpoints DIR, or the folder in the environment variable ZOO_CHECKPOINTS.
+A new network is one entry in models/zoo.toml.
+"""
+
+import argparse
+import sys
+
+import requests
+from harness.checkpoints import web_address
+from harness.errors import UserError, exit_on_user_error
+from harness.model_zoo import load_model, registry, resolve
+
+
+def on_disk(entry, checkpoints):
+    """The entry's files that are on disk, or None if one is missing. An entry without files brings its own weights."""
+    paths = [file.path(checkpoints) for file in entry.files]
+    return paths if paths and all(path.exists() for path in paths) else None
+
+
+def show(checkpoints):
+    """Print the table of all networks."""
+    rows = [("NAME", "CATEGORY", "SOURCE", "SIZE", "LICENCE", "TOP-1", "ON DISK")]
+    for entry in registry().values():
+        paths = on_disk(entry, checkpoints)
+        size = f"{sum(path.stat().st_size for path in paths) / 1e6:.0f} MB" if paths else ""
+        top1 = f"{entry.expected_top1:.2f}" if entry.expected_top1 is not None else ""
+        name = entry.name + (" *" if entry.in_study else "")
+        rows.append((name, entry.category, entry.source, size, entry.licence, top1, "yes" if paths else "no"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"* in the study ({len(resolve('all'))}, --model all); sizes of files on disk; no licence: none is stated")
+
+
+def verify(name, checkpoints):
+    """Fetch the network if need be, read it safely, fill it strictly; return a line about it."""
+    identity = load_model(name, checkpoints=checkpoints).identity
+    return f"verified, sha256 {identity['checkpoint_sha256'] or identity['network']}"
+
+
+def check_links(name):
+    """Return a line about every address of a registry entry; UserError names the first that does not answer."""
+    answers = []
+    for file in registry()[name].files:
+        if "://" not in file.address:
+            continue
+        address = web_address(file.address)
+        try:
+            with requests.head(address, allow_redirects=True, timeout=30) as answer:
+                status, size = answer.status_code, answer.headers.get("Content-Length")
+        except requests.RequestException as error:
+            raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
+        if status >= 400:
+            raise UserError(f"{address}: {status}")
+        answers.append(f"{status}, {int(size) / 1e6:.0f} MB" if size and file.source != "gdrive" else f"{status}")
+    return "; ".join(answers) or "has no address"
+
+
+def each(names, action):
+    """Do `action` for every name, whatever happens to the others; return the exit status."""
+    failures = {}
+    for number, name in enumerate(names, 1):
+        try:
+            report = action(name)
+        except UserError as error:
+            failures[name] = error
+            report = "FAILED"
+        print(f"[{number}/{len(names)}] {name}: {report}", flush=True)
+    for name, error in failures.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    print(f"{len(names) - len(failures)} of {len(names)} are in order")
+    return 1 if failures else 0
+
+
+@exit_on_user_error
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    todo = parser.add_mutually_exclusive_group(required=True)
+    todo.add_argument("--list", action="store_true", help="print a table of all networks")
+    todo.add_argument("--fetch", metavar="NAME|GROUP|@LIST", help="fetch and verify; comma-separated")
+    todo.add_argument("--verify", metavar="NAME|GROUP|@LIST", nargs="?", const="", help="default: all that is on disk")
+    todo.add_argument("--check-links", metavar="NAME|GROUP|@LIST", nargs="?", const="", help="default: the whole zoo")
+    parser.add_argument("--checkpoints", metavar="DIR", help="folder of the downloads")
+    options = parser.parse_args(arguments)
+    folder = options.checkpoints
+    if options.list:
+        return show(folder)
+    if options.fetch is not None:
+        return each(resolve(options.fetch), lambda name: verify(name, folder))
+    entries = registry().values()
+    if options.check_links is not None:
+        names = resolve(options.check_links) if options.check_links else [entry.name for entry in entries]
+        return each([name for name in names if name in registry()], check_links)
+    here = [entry.name for entry in entries if on_disk(entry, folder)]
+    names = resolve(options.verify) if options.verify else here
+    missing = [name for name in names if name in registry() and name not in here]
+    if missing:
+        raise UserError(f"not on disk: {', '.join(missing)}; `python code/zoo.py --fetch {missing[0]}` fetches")
+    return each(names, lambda name: verify(name, folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
