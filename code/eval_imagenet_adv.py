@@ -15,7 +15,6 @@ Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM, 
 import argparse
 import math
 import warnings
-from fractions import Fraction
 
 from harness.attacks import auto_attack, fgsm, pgd, tuned_pgd
 from harness.errors import UserError
@@ -40,8 +39,9 @@ def options(parser):
 
 def amount(text):
     """Return a change of pixel values in (0, 1] from text such as 4/255 or 0.0157."""
+    number, _, divisor = text.partition("/")
     try:
-        value = float(Fraction(text))
+        value = float(number) / float(divisor or 1)
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not 0 < value <= 1:

@@ -1,19 +1,17 @@
-"""Shape bias, accuracy out of distribution and comparison with people on the 17 stimulus sets of Geirhos et al.
+"""Shape bias, accuracy out of distribution and comparison with people, on 17 sets of manipulated images.
 
-Geirhos et al., "Partial success in closing the gap between human and machine vision", NeurIPS 2021 (arXiv:2106.07411);
-shape bias: "ImageNet-trained CNNs are biased towards texture", ICLR 2019 (arXiv:1811.12231).
-
-Needs: the release bethgelab/model-vs-human v0.1 under --model-vs-human DIR (DIR/NAME/... and the people's trials
-DIR/raw-data/NAME/*.csv); --download fetches what is missing. A response is the category, of 16, with the highest mean
-softmax probability over its ImageNet classes. `shape-bias` is shape / (shape + texture decisions) on cue-conflict
-images; `top1_acc/ood_mean` and `metric/human/...` leave out conditions that are not out of distribution or on which
-people are below 20 % (harness/stimulus_sets.py has the table). `--trials FILE ...` scores trial files of people or of
-other toolboxes' networks instead; every run of a network writes such files to results/NETWORK/trials/.
-
-  python code/eval_model_vs_human.py --model resnet50 --model-vs-human DIR --download
-  python code/eval_model_vs_human.py --trials DIR/raw-data/cue-conflict/*subject-01*.csv --model-vs-human DIR
-
-Expect a shape bias of 0.21-0.22 and ood_mean 55.9 for torchvision's ResNet-50 (tv_resnet50), 0.96 for people.
+Papers: Geirhos et al. 2019, arXiv:1811.12231 (shape bias); 2020, arXiv:2006.16736 (error consistency); 2021,
+        arXiv:2106.07411 (the 17 sets and people's answers to them).
+Data:   the release v0.1 of bethgelab/model-vs-human: DIR/NAME/... for the images, DIR/raw-data/NAME/*.csv for the
+        people's trials. --download fetches what is missing under DIR.
+Run:    python code/eval_model_vs_human.py --model resnet50.tv_in1k --model-vs-human DIR --download
+        python code/eval_model_vs_human.py --trials FILE ... --model-vs-human DIR     people, other toolboxes' networks
+Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); shape-bias: shape / (shape + texture
+        decisions) where they disagree; top1_acc/ood_mean and metric/human/... without the conditions that are not out
+        of distribution or on which people are below 20 % (harness/stimulus_sets.py has the table). metric/human/ is
+        the squared difference of accuracies, the observed and the error consistency. Trial files of a network's answers
+        are written to results/NETWORK/trials/. torchvision's ResNet-50 has a shape bias of about 0.21 and an ood_mean
+        of about 55.9; people have a shape bias of 0.96, and an error consistency of about 0.45 among themselves.
 """
 
 from harness import people

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
 from harness.errors import UserError, exit_on_user_error
 from harness.files import atomic
 from harness.scores import proportion
@@ -67,8 +66,9 @@ def main(arguments=None):
 
 
 def local_records(results):
-    """Read all results/NETWORK/*.json. Raises UserError for one that is not a record."""
-    return [_checked(_read(path), path) for path in sorted(Path(results).glob("*/*.json"))]
+    """Read all records in results/*/*.json, whatever their file names. Raises UserError for a damaged one."""
+    found = ((path, _read(path)) for path in sorted(Path(results).glob("*/*.json")))
+    return [_checked(record, path) for path, record in found if isinstance(record, dict) and "benchmark" in record]
 
 
 def _read(path):
@@ -79,9 +79,9 @@ def _read(path):
 
 
 def _checked(record, where):
-    missing = [key for key in ("model", "benchmark", "metrics") if not isinstance(record, dict) or key not in record]
+    missing = [key for key in ("model", "benchmark", "metrics") if key not in record]
     if missing:
-        raise UserError(f"{where} is not a record, it lacks {', '.join(missing)}: remove it or measure again")
+        raise UserError(f"{where} is a damaged record, it lacks {', '.join(missing)}: remove it or measure again")
     metrics = record["metrics"]
     for name, value in metrics.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -170,10 +170,13 @@ def _from_wandb(config, summary, where):
     if "model" not in config or "benchmark" not in config:
         print(f"left out: {where} is not a run of this project")
         return []
+    # metrics have a '/' in their names, all but one; W&B's own entries and the parts of tables and pictures have none
     metrics = {
         name: value
         for name, value in summary.items()
-        if isinstance(value, int | float | None) and not name.startswith(("_", "progress/"))
+        if isinstance(value, int | float | None)
+        and ("/" in name or name == "shape-bias")
+        and not name.startswith("progress/")
     }
     record = {key: config[key] for key in ("model", "benchmark", "images", "subset", "warnings") if key in config}
     return [_checked(record | {"metrics": metrics, "provenance": config}, where)]

@@ -10,9 +10,8 @@ import argparse
 from pathlib import Path
 
 from harness.errors import UserError, exit_on_user_error
-from harness.files import atomic
-from harness.plotting import figures, save
-from harness.statistics import FEWEST, statistics
+from harness.plotting import FIGURES, figures, save
+from harness.statistics import FEWEST, statistics, write
 from harness.table import TABLE, read_table, study
 
 
@@ -21,7 +20,7 @@ def main(arguments=None):
     """Parse the command line; write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE, help="default: raw-data/benchmark.csv")
-    parser.add_argument("--out", type=Path, default=TABLE.parents[1] / "figures", help="default: figures/")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="default: figures/")
     parser.add_argument("--source", choices=["published", "measured"], default="published", help="of the statistics")
     args = parser.parse_args(arguments)
 
@@ -30,8 +29,7 @@ def main(arguments=None):
     if len(networks) < FEWEST:
         raise UserError(f"{args.table} has {len(networks)} {args.source} networks of the study, too few for statistics")
     found = statistics(networks)
-    with atomic(args.out / "statistics.csv", "w") as file:
-        found.to_csv(file, index=False, lineterminator="\n")
+    write(found, args.out / "statistics.csv")
     for name, figure in figures(table, found):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")

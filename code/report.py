@@ -12,11 +12,9 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from plotly.offline import get_plotlyjs
-
 from harness.errors import UserError, exit_on_user_error
 from harness.files import atomic
-from harness.plotting import STYLES
+from harness.plotting import FIGURES, STYLES
 from harness.statistics import FEWEST, statistics
 from harness.table import (
     BIASES,
@@ -35,6 +33,7 @@ from harness.table import (
     unflagged,
 )
 from merge_results import local_records, select, uncertainty_path
+from plotly.offline import get_plotlyjs
 
 PAGE = Path(__file__).parent / "harness" / "report_page.html"
 SAME = {  # the interval of a derived column is that of the metric it equals
@@ -97,7 +96,8 @@ def page_data(table, uncertainty, found, records):
 def _column(column):
     """Return name, label with unit and, where the published values are a known slip, what is wrong with them."""
     if column in SCORES or column in BIASES:
-        return {"name": column, "label": (SCORES | BIASES)[column], "slip": ""}
+        slip = "" if unflagged(column) == column else f"rests on a known slip; {unflagged(column)} does without"
+        return {"name": column, "label": (SCORES | BIASES)[column], "slip": slip}
     if column.endswith("(unflagged)"):
         return {"name": column, "label": f"{column}: without the columns that are known slips", "slip": ""}
     group = group_of(column)
@@ -110,7 +110,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, default=TABLE, help="default: raw-data/benchmark.csv")
     parser.add_argument("--results", type=Path, default=Path("results"), help="records behind measured rows")
-    parser.add_argument("--out", type=Path, default=TABLE.parents[1] / "figures" / "report.html")
+    parser.add_argument("--out", type=Path, default=FIGURES / "report.html", help="default: figures/report.html")
     args = parser.parse_args(arguments)
 
     table = read_table(args.table)

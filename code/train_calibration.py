@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
-from tqdm import tqdm
-
 from harness.calibration import CATEGORIES, LUMA, VIEW, build, picture
 from harness.errors import exit_on_user_error
 from harness.files import atomic
+from torch import nn
+from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low
-PICTURES, EPOCHS, BATCH, RATE = 6000, 8, 50, 4e-3
+PICTURES, EPOCHS, BATCH, RATE = 4000, 10, 50, 4e-3
 
 
 def drawn(number, seed):
@@ -51,8 +50,10 @@ def augmented(pixels, slopes, generator):
     pixels = pixels.float() / 255
     grey = (pixels * torch.from_numpy(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
     pixels = torch.where(uniform(0, 1) < 0.5, grey, pixels)
-    pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) * 10 ** uniform(-1, 0.1) + uniform(0, 0.9)
-    return (pixels + uniform(0, 0.2) * coloured_noise(uniform(*slopes), generator)).clamp(0, 1)
+    side = uniform(-1, 1)
+    level = 0.5 + 0.5 * side * side.abs()  # mostly grey, now and then close to black or white
+    pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) * 10 ** uniform(-1, 0.1) + level
+    return (pixels + uniform(0, 0.1) * coloured_noise(uniform(*slopes), generator)).clamp(0, 1)
 
 
 def coloured_noise(slope, generator):

@@ -14,7 +14,7 @@ import argparse
 import sys
 
 import requests
-from harness.checkpoints import web_address
+from harness.checkpoints import reason, web_address
 from harness.errors import UserError, exit_on_user_error
 from harness.model_zoo import load_model, registry, resolve
 
@@ -57,7 +57,7 @@ def check_links(name):
             with requests.head(address, allow_redirects=True, timeout=30) as answer:
                 status, size = answer.status_code, answer.headers.get("Content-Length")
         except requests.RequestException as error:
-            raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{address}: {reason(error)}") from error
         if status >= 400:
             raise UserError(f"{address}: {status}")
         answers.append(f"{status}, {int(size) / 1e6:.0f} MB" if size and file.source != "gdrive" else f"{status}")

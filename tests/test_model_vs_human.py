@@ -15,10 +15,11 @@ from common import SHARED, needs_shared, script
 from harness.errors import UserError
 from harness.evaluate import Categories
 from harness.images import Reader, Unreadable
-from harness.people import COLUMNS, read_trials
+from harness.people import COLUMNS, from_files, read_trials
 from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
 from PIL import Image
 
+pytestmark = pytest.mark.filterwarnings("ignore:no people's trials")
 NAMES = list(CATEGORIES)
 BARE = ("edge", "silhouette", "cue-conflict")
 
@@ -142,6 +143,8 @@ def test_missing_sets_are_named_or_declared(tmp_path):
     sets = image_sets(arguments(tmp_path, allow_partial=True))
     assert [(len(images), images.subset["of"]) for images in sets[:3]] == [(0, 160), (1, 160), (0, 1280)]
     assert sum(images.subset["of"] for images in sets) == 18_080
+    with pytest.warns(UserWarning, match="no people's trials under .*raw-data.*--download"):
+        image_sets(arguments(tmp_path, allow_partial=True))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="17 of 17") as caught:
@@ -377,6 +380,12 @@ def test_trial_files_of_people_and_alexnet_score_as_published(tmp_path):
         assert found["subset"]["images"] == 1280 and found["subset"]["of"] == 18_080
         assert subject in done.stdout
     assert "top1_acc/ood_mean" not in found["metrics"]
+
+
+def test_trials_and_networks_do_not_go_together():
+    with pytest.raises(UserError, match="leave --model out"):
+        from_files(arguments("", trials=["x.csv"], model="resnet50"))
+    assert from_files(arguments("", trials=None)) is None
 
 
 def test_a_users_mistake_is_one_line(tmp_path):

@@ -23,6 +23,7 @@ from harness.people import (
     responses,
     shape_bias,
     trials,
+    write_trials,
 )
 from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, canonical, set_of, stimulus, texture_category
 from sklearn.metrics import cohen_kappa_score
@@ -248,6 +249,21 @@ def test_images_without_a_counterpart_are_counted_or_refused():
     assert counts["images"] == 30 and counts["unmatched"] == {"observer": 10, "people": 24}
     with pytest.raises(UserError, match="none of the 40 images"):
         compare(table[:40], crowd([np.ones(64, bool)])[40:])
+
+
+def test_what_is_left_out_of_the_comparison_is_told(tmp_path):
+    right = np.ones(64, bool)
+    answers = crowd([right, ~right])[5:]
+    paths = tuple(write_trials(answers, tmp_path))
+    assert [path.name for path in paths] == [f"cue-conflict_subject-0{i}_session-1.csv" for i in (0, 1)]
+    noise = observer(right, name="uniform-noise", conditions=["0.03"] * 64)
+    table = responses(pd.concat([observer(right)[:60], noise]), {"cue-conflict": paths[:1]})
+    with pytest.warns(UserWarning, match=r"cue-conflict \(5 images no person saw.*uniform-noise \(no people\)"):
+        compared = people.comparisons(table)
+    assert list(compared) == ["cue-conflict"] and compared["cue-conflict"][2]["images"] == 55
+    assert people.between_people(paths) == pytest.approx(
+        {"accuracy-difference": 1, "observed-consistency": 0, "error-consistency": 0}
+    )
 
 
 def test_a_mean_over_sets_weighs_sets_equally():

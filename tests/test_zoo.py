@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import re
 import tomllib
 
@@ -97,6 +98,7 @@ def test_every_network_of_the_study_loads_from_its_authors_layout(name, narrow_s
     assert torch.equal(network(pixels), reference(zoo_layouts.narrow, narrow_state, normalization, pixels))
     assert network.name == name and not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert json.loads(model_zoo.PINS.read_text()).keys() == {file.address for file in model_zoo.registry()[name].files}
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in written]
     assert network.identity["checkpoint_sha256"] == "+".join(hashes)
 
@@ -139,6 +141,26 @@ def test_wrappers_that_may_be_there(name, wrapper, narrow_state, server, use_zoo
     assert torch.equal(model_zoo.load_model(name)(pixels), want)
 
 
+def test_only_files_that_fit_are_pinned_and_a_change_is_an_error(narrow_state, server, use_zoo, tmp_path):
+    name = "resnet50_moco_v3_100ep"
+    wrong = {key.replace("layer4.2", "layer4.3"): value for key, value in narrow_state.items()}
+    serve(server, name, zoo_layouts.write(name, wrong, tmp_path), use_zoo, the_zoo())
+    message = r"15 missing: layer4\.2\.conv1\.weight, .*18 left over: layer4\.3\.conv1\.weight"
+    with pytest.raises(UserError, match=rf"resnet50_moco_v3_100ep \(.*\) does not fit .*{message}"):
+        model_zoo.load_model(name)
+    assert not model_zoo.PINS.exists()
+    hashes = []
+    for state in (narrow_state, {key: value + 1 for key, value in narrow_state.items()}):
+        zoo_layouts.write(name, state, tmp_path)
+        hashes.append(checkpoints.file_hash(tmp_path / f"{name}.pth"))
+    zoo_layouts.write(name, narrow_state, tmp_path)
+    model_zoo.load_model(name, checkpoints=tmp_path / "first")
+    assert list(json.loads(model_zoo.PINS.read_text()).values()) == hashes[:1]
+    zoo_layouts.write(name, state, tmp_path)
+    with pytest.raises(UserError, match=f"has sha256 {hashes[1]}, but https://dl.*had {hashes[0]} when"):
+        model_zoo.load_model(name, checkpoints=tmp_path / "second")
+
+
 def test_a_network_by_hand_and_a_missing_one(narrow_state, use_zoo, tmp_path):
     use_zoo(the_zoo().replace('name = "resnet50_supcon"', 'name = "resnet50_supcon"\narch = "zoo_layouts:narrow"'))
     with pytest.raises(UserError, match=r"resnet50_supcon\.pth is missing.*put the file there"):
@@ -163,12 +185,15 @@ def test_any_timm_name(server, use_zoo, tmp_path):
     assert network.native_view.interpolation == "bicubic"
     del state["fc.weight"]
     zoo_layouts.save_file(state, tmp_path / "timm.safetensors")
+    with pytest.raises(UserError, match=r"has sha256 [0-9a-f]{64}, but hf://timm/resnet10t.*had [0-9a-f]{64} when"):
+        model_zoo.load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
+    model_zoo.PINS.unlink()
     with pytest.raises(UserError, match=r"does not fill timm's resnet10t\.c3_in1k.*Missing.*fc\.weight"):
         model_zoo.load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="21841 outputs"):
+    with pytest.raises(UserError, match="21843 outputs"):
         model_zoo.load_model("vit_tiny_patch16_224.augreg_in21k")
     with pytest.raises(UserError, match="no pretrained weights"):
-        model_zoo.load_model("resnet10t.nosuch_tag" if timm.is_model("resnet10t.nosuch_tag") else "nf_resnet26")
+        model_zoo.load_model("nf_resnet26")
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------
@@ -217,6 +242,7 @@ def test_a_faulty_entry_names_itself(use_zoo):
         'wraper = ["state_dict"]': "entry new: .*wraper",
         'source = "ftp"': "unknown source",
         'normalization = "imagnet"': "unknown normalization",
+        'normalization = "timm"': "for source 'timm' only",
     }.items():
         key = fault.split(" ")[0]
         lines = [line for line in rest.splitlines() if not line.startswith(key)]
@@ -245,6 +271,8 @@ def test_resolve(tmp_path):
         "@nowhere.txt": "list of networks nowhere.txt does not exist",
         "a/net.py:build,b/net.py:build": r"a/net\.py:build and b/net\.py:build would both write.*net\.build",
         "a/x.pth.tar,b/x.safetensors": "would both write the results of 'x'",
+        "tv_resnet50,a/x.pth": r"the file a/x\.pth does not exist",
+        "a/net.py:build": r"the file a/net\.py does not exist",
     }.items():
         with pytest.raises(UserError, match=message):
             model_zoo.resolve(spec)
@@ -300,7 +328,7 @@ def test_a_users_function_takes_pixels_and_may_import_its_neighbours(tmp_path):
         ("build = 3", r"has no function 'build'"),
         ("def build():\n    return 3", "returns int, not a torch.nn.Module"),
         (
-            "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(150528, 10))",
+            "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(150528, 10))",
             r"answers one image with \(1, 10\), not with 1000 logits",
         ),
         ("import torch\ndef build():\n    return torch.nn.Linear(3, 1000)", "failed: RuntimeError"),
@@ -320,6 +348,21 @@ def test_a_real_network_of_a_users_own():
     assert network(torch.rand(2, 3, 224, 224)).shape == (2, 1000)
 
 
+def test_memory_format_is_kept():
+    first = torch.nn.Conv2d(3, 8, 7, stride=7)
+    body = torch.nn.Sequential(first, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 1000))
+    network = model_zoo.Network(body, name="x", mean=(0.5,) * 3, std=(0.2,) * 3, facts={})
+    seen = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(torch.rand(2, 3, 224, 224).contiguous(memory_format=torch.channels_last))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_architecture_of_a_package_that_is_not_installed():
+    with pytest.raises(UserError, match=r"vonenet:get_model needs the package 'vonenet': install it first"):
+        model_zoo.load_model("vonenet_resnet50")
+
+
 def test_a_users_checkpoint(tmp_path):
     build = "zoo_layouts:narrow"
     state = zoo_layouts.random_state(zoo_layouts.narrow)
@@ -334,7 +377,8 @@ def test_a_users_checkpoint(tmp_path):
     for options, message in [
         ({"arch": "resnt50"}, "no architecture 'resnt50' in timm: did you mean resnet50"),
         ({"arch": "no_such_package:build"}, "needs the package 'no_such_package'"),
-        ({"arch": "zoo_layouts:nothing"}, "nothing"),
+        ({"arch": "zoo_layouts:nothing"}, r"zoo_layouts\.py has no function 'nothing'"),
+        ({"arch": "zoo_layouts:prefixed"}, r"zoo_layouts\.py:prefixed failed: TypeError: .*missing 2 required"),
         ({"arch": "resnet50"}, r"does not fit the network.*shape"),
         ({"arch": build, "normalization": "imagnet"}, "normalization 'imagnet' is unknown"),
     ]:
@@ -359,7 +403,7 @@ def test_native_views_follow_timm():
         resize, crop = timm.data.create_transform(**config).transforms[:2]
         assert (view(name).resize, view(name).crop) == (resize.size, crop.size[0])
         assert view(name).interpolation == resize.interpolation.value
-    assert isinstance(view("eva02_base_patch14_448.mim_in22k_ft_in1k"), str)  # squashed, which no View does
+    assert isinstance(view("coat_lite_medium_384.in1k"), str)  # squashed, which no View does
 
 
 def test_a_view_that_cannot_be_followed_is_refused_only_when_asked_for():

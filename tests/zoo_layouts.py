@@ -51,12 +51,11 @@ def momentum(state):
 
 
 def stranger(**attributes):
-    """An object of a class whose package is not installed where the file is read."""
-    module = types.ModuleType("cox_of_old")
-    kind = type("Parameters", (), {"__module__": module.__name__})
-    module.Parameters = kind
-    sys.modules[module.__name__] = module
-    value = kind()
+    """An object of a class whose package is not installed where the file is read (see `forget_strangers`)."""
+    module = sys.modules.setdefault("cox_of_old", types.ModuleType("cox_of_old"))
+    if not hasattr(module, "Parameters"):
+        module.Parameters = type("Parameters", (), {"__module__": "cox_of_old"})
+    value = module.Parameters()
     value.__dict__.update(attributes)
     return value
 

@@ -126,7 +126,7 @@ def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
 
 
 def _auto_attack(auto_attack, network, pixels, labels, batch, *, eps, name):
-    with torch.random.fork_rng(device_type=pixels.device.type):
+    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
         attack = auto_attack(network, norm="Linf", eps=eps, version="standard", seed=batch.seed, device=pixels.device)
         adversarial, _ = attack.run_standard_evaluation(pixels.contiguous(), labels, batch_size=len(pixels))
     return torch.clamp(adversarial, *_ball(pixels, eps))

@@ -1,6 +1,6 @@
 """Drawn images and two small networks with known biases: the demo, and the instrument's ground truth.
 
-Every picture holds two cues that lie apart in spatial frequency, as in a cue-conflict image (Geirhos et al., ICLR 2019):
+Every picture holds two cues that lie apart in spatial frequency (cue-conflict images: Geirhos et al., ICLR 2019):
 
 - a silhouette, soft-edged, so that little of it lies above 20 cycles per image;
 - a texture over the whole picture, figure and ground alike: one, two, three or four gratings at orientations of their
@@ -15,7 +15,6 @@ import colorsys
 import io
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from torch import nn
 from harness.errors import UserError
 from harness.files import write_json
 
-DRAWING = 2  # version of the drawings: a drawn folder of another version is drawn anew
+DRAWING = 3  # version of the drawings: a drawn folder of another version is drawn anew
 VIEW = 224  # pixels: side of the standard view, the 'image' of 'cycles per image'
 RESIZED = 256  # pixels: short side from which the standard view is cropped
 TEXTURE_OCTAVE = (56 / 2**0.5, 56 * 2**0.5)  # cycles per image
@@ -250,8 +249,8 @@ def _scatter(rng, width, height, unit, number):
     """Small soft discs at random places: float32 [height, width] in [0, 1]."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
-    for x, y, radius in zip(rng.uniform(0, width, number), rng.uniform(0, height, number), rng.uniform(4, 9, number)):
-        pen.ellipse([x - radius * unit, y - radius * unit, x + radius * unit, y + radius * unit], fill=255)
+    for x, y, radius in rng.uniform(size=(number, 3)) * (width, height, 5 * unit) + (0, 0, 4 * unit):
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
     return np.asarray(canvas.filter(ImageFilter.GaussianBlur(SOFTNESS * unit)), np.float32) / 255
 
 
@@ -268,7 +267,7 @@ def _uint8(pixels):
 def rendition(rng, name, width, height, unit):
     """The silhouette in two flat bright colours, without a texture: uint8 [height, width, 3]."""
     hue, light = rng.uniform(0, 1, 2), rng.permutation([0.35, 0.95])
-    ground, figure = (np.float32(colorsys.hsv_to_rgb(h, 0.6, v)) for h, v in zip(hue, light))
+    ground, figure = (np.float32(colorsys.hsv_to_rgb(h, 0.6, v)) for h, v in zip(hue, light, strict=True))
     mask = silhouette(rng, name, width, height, unit)[..., None]
     return _uint8(ground + mask * (figure - ground))
 
@@ -373,7 +372,7 @@ CORRUPTIONS = {
     "impulse_noise": lambda x, s, rng: _replace(x, (u := rng.random(x.shape, np.float32)) < 0.04 * s, u > 0.02 * s),
     "defocus_blur": lambda x, s, rng: _smear(x, _disc(s)),
     "glass_blur": lambda x, s, rng: _jitter(x, rng, 0.6 * s, 0),
-    "motion_blur": lambda x, s, rng: _smear(x, [(k, 2 * k) for k in range(-s, s + 1)]),
+    "motion_blur": lambda x, s, rng: _smear(x, [(k / 2, k) for k in range(-2 * s, 2 * s + 1, 2)]),
     "zoom_blur": lambda x, s, rng: sum(_zoom(x, 1 + 0.06 * k) for k in range(s + 2)) / (s + 2),
     "snow": lambda x, s, rng: _replace(
         0.85 * x + 0.15, _smear(_field(rng, 0), [(k, k) for k in range(4)]) > 1.3 - s / 8, 1
@@ -475,14 +474,18 @@ def draw(folder, seed=0):
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         sources = _draw_imagenet(new / "imagenet", seed)
-        _draw_variants(new, seed)
+        draw_variants(new, seed)
         _draw_corrupted(new / "imagenet-c", sources, CORRUPTIONS, [seed, 5])
         _draw_corrupted(new / "imagenet-cbar", sources, CORRUPTIONS_BAR, [seed, 6])
         _draw_model_vs_human(new / "model-vs-human", seed)
         write_json(new / "drawn.json", label)
-        if folder.exists():
+        if folder.exists() and _label(folder) != label:
             os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if _label(folder) != label:  # else another process drew the same meanwhile
+                raise
     return folder
 
 
@@ -540,7 +543,7 @@ def _draw_imagenet(folder, seed, per_class=10):
     return sources
 
 
-def _draw_variants(folder, seed, per_class=4):
+def draw_variants(folder, seed, per_class=4):
     """ImageNet-A (small, faint, cluttered), -R (flat colours), -Sketch (outlines) and -v2 (drawn anew)."""
     drawings = {
         "imagenet-a": lambda rng, name, *canvas: picture(
@@ -618,7 +621,8 @@ def _draw_model_vs_human(folder, seed, per_category=2):
 class Network(nn.Module):
     """A small convolutional network: [N, 3, 224, 224] pixels in [0, 1] -> [N, 1000] logits.
 
-    Sixteen logits are learned, one for the class of each category; all other classes get FLOOR, far below them.
+    Each picture is first brought to mean 0 and standard deviation 1 (over all its values). Sixteen logits are learned,
+    one for the class of each category; all other classes get FLOOR, far below them.
     """
 
     FLOOR = -100.0
@@ -639,7 +643,8 @@ class Network(nn.Module):
         self.register_buffer("numbers", numbers, persistent=False)
 
     def forward(self, pixels):
-        scores = self.scores(self.features(pixels - 0.5))
+        variance, mean = torch.var_mean(pixels, (1, 2, 3), keepdim=True)
+        scores = self.scores(self.features((pixels - mean) * torch.rsqrt(variance + 1e-5)))
         return scores.new_full((len(scores), 1000), self.FLOOR).index_copy(1, self.numbers, scores)
 
 

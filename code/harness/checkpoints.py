@@ -57,6 +57,8 @@ def fetch(address, folder, *, sha256=None, name=None):
     path = local_path(address, folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
+        if page := _web_page(path):
+            raise UserError(f"{path} is a web page ({page}), not a checkpoint: delete it; {by_hand(address, path)}")
         return path
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():  # another process was faster
@@ -64,14 +66,15 @@ def fetch(address, folder, *, sha256=None, name=None):
         part = path.with_name(f"{path.name}.part")
         try:
             _download(address, part)
-            _refuse_web_page(part)
+            if page := _web_page(part):
+                part.unlink()
+                raise _Failed(f"a web page came instead of the file ({page})")
             expected = sha256 or hash_in_name(address)
             if expected and not (found := file_hash(part)).startswith(expected):
                 part.unlink()
                 raise _Failed(f"its sha256 begins with {found[: len(expected)]}, {expected} was expected")
         except (_Failed, OSError) as error:  # those of requests and huggingface_hub are OSErrors
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"cannot fetch {address}: {reason}; {by_hand(address, path)}") from error
+            raise UserError(f"cannot fetch {address}: {reason(error)}; {by_hand(address, path)}") from error
         os.replace(part, path)
     return path
 
@@ -95,6 +98,13 @@ def web_address(address):
 
 def by_hand(address, path):
     return f"open {web_address(address)} in a browser and save the file as {path}"
+
+
+def reason(error):
+    """Why a request failed, in one line."""
+    if isinstance(error, requests.ConnectionError) and error.request is not None:
+        return f"no connection to {urllib.parse.urlsplit(error.request.url).hostname}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def hash_in_name(address):
@@ -135,7 +145,7 @@ def _download(address, part):
             return source(address, part)
         except INTERRUPTIONS as error:
             last = error
-    raise _Failed(f"{last} ({ATTEMPTS} attempts)")
+    raise _Failed(f"{reason(last)} ({ATTEMPTS} attempts)")
 
 
 def _from_web(address, part):
@@ -198,14 +208,14 @@ def _from_drive(address, part):
         raise _Interrupted(error) from error
 
 
-def _refuse_web_page(part):
-    with part.open("rb") as file:
+def _web_page(path):
+    """The title of the web page that lies at `path`, or None for any other file."""
+    with path.open("rb") as file:
         head = file.read(4096)
-    if head.lstrip().lower().startswith(WEB_PAGE):
-        title = re.search(rb"<title[^>]*>(.*?)</title>", head, re.IGNORECASE | re.DOTALL)
-        words = " ".join(title[1].decode("utf-8", "replace").split()) if title else "no title"
-        part.unlink()
-        raise _Failed(f"a web page came instead of the file ({words})")
+    if not head.lstrip().lower().startswith(WEB_PAGE):
+        return None
+    title = re.search(rb"<title[^>]*>(.*?)</title>", head, re.IGNORECASE | re.DOTALL)
+    return " ".join(title[1].decode("utf-8", "replace").split()) if title else "no title"
 
 
 class Pins:
@@ -234,7 +244,12 @@ class Pins:
             warnings.warn(f"the hash of {address} could not be pinned in {self.path}: {error}", stacklevel=2)
 
     def _read(self):
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
+        try:
+            return json.loads(self.path.read_text()) if self.path.exists() else {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.path} is not JSON ({error}): mend it, or take it from the repository again"
+            ) from error
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -353,11 +368,11 @@ def find(contents, network, where):
         raise UserError(_misfit(expected, state, f"{where}, of which {closest} came closest,"))
     first = next(prefix for prefix in dict.fromkeys(prefixes) if prefix in fitting)
     state = candidates[first]
-    others = [
-        p
-        for p in fitting
-        if any(not torch.equal(tensor, state[name]) for name, tensor in candidates[p].items() if name in state)
-    ]
+
+    def differs(other):
+        return any(not torch.equal(other[name], state[name]) for name in other.keys() & state.keys())
+
+    others = [prefix for prefix in fitting if prefix != first and differs(candidates[prefix])]
     if others:
         warnings.warn(f"{where} holds several networks: {first!r} is taken, not {_some(others)}", stacklevel=2)
     return state

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 
 
 class UserError(Exception):
@@ -9,10 +10,14 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main):
-    """Decorate a script's main(): a UserError becomes one line on stderr and status 2, Ctrl-C becomes status 130."""
+    """Decorate a script's main(): a UserError becomes one line on stderr and status 2, Ctrl-C becomes status 130.
+
+    Warnings become one line each.
+    """
 
     @functools.wraps(main)
     def guarded(*args, **kwargs):
+        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # a user needs no place in our code
         try:
             return main(*args, **kwargs)
         except UserError as error:

@@ -26,11 +26,9 @@ class Mirror:
 
     def _guarded(self, what, action, *arguments):
         """Call into W&B; whatever goes wrong there costs a warning, not the run."""
-        import wandb.errors
-
         try:
             return action(*arguments)
-        except (wandb.errors.Error, OSError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever a service and its client may come up with, the measurement goes on
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(f"warning: W&B, {what}: {line}; the local record is complete", file=sys.stderr)
             return None
@@ -42,6 +40,7 @@ class Mirror:
         run = self._guarded("no run opened", self._open, benchmark, network, identity)
         if run is None and self.mode == "online":
             self.mode = "offline"  # no network or no quota: keep the runs here, to be synced later
+            self._guarded("restart", _forget)  # the client still holds the id of the run that failed
             run = self._guarded("no run opened", self._open, benchmark, network, identity)
         self.runs[benchmark.name, network] = run
 
@@ -57,7 +56,7 @@ class Mirror:
             mode=self.mode,
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+            settings=wandb.Settings(console="off", silent=True),
         )
         if self.mode == "offline":
             self.offline.append(Path(run.settings.sync_dir))
@@ -100,6 +99,12 @@ class Mirror:
         if self.offline:
             folders = self.offline[0].parent / "offline-run-*"
             print(f"W&B kept {len(self.offline)} runs offline; upload them with: wandb sync {folders}")
+
+
+def _forget():
+    import wandb
+
+    wandb.teardown()
 
 
 def _has_key():

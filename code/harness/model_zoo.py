@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 import sys
 import tomllib
 import traceback
@@ -140,6 +141,8 @@ def _entry(
 ):
     if normalization not in (*NORMALIZATIONS, "timm"):
         raise ValueError(f"unknown normalization {normalization!r}")
+    if normalization == "timm" and file.get("source") != "timm":
+        raise ValueError("normalization 'timm' is for source 'timm' only")
     rows = ([file] if file else []) if files is None else [{**file, **part} for part in files]
     return Entry(
         name=name,
@@ -181,20 +184,21 @@ def groups():
 def resolve(spec):
     """Return the names that `spec` stands for, in order, each once.
 
-    spec: comma-separated names, groups, files, `file.py:function`, or lists of them in a text file (`@list.txt` or
+    spec: comma-separated names, groups, files, `file.py:function`, and text files that list them (`@list.txt` or
     `list.txt`: one a line, # begins a comment). Raises UserError for what is none of these, and where two would share
     a results folder.
     """
-    names = []
+    items = []
     for item in filter(None, (part.strip() for part in spec.split(","))):
         if item.startswith("@") or item.endswith(".txt"):
             path = Path(item.removeprefix("@"))
             if not path.is_file():
                 raise UserError(f"the list of networks {path} does not exist")
             lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-            names += resolve(",".join(filter(None, lines)))
+            items += filter(None, lines)
         else:
-            names += groups().get(item) or [item]
+            items.append(item)
+    names = [name for item in items for name in groups().get(item) or [item]]
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"no network is named in {spec!r}")
@@ -204,6 +208,11 @@ def resolve(spec):
     for result, several in sharing.items():
         if len(several) > 1:
             raise UserError(f"{' and '.join(several)} would both write the results of {result!r}: rename one of them")
+    for name in names:
+        kind = _kind(name)
+        path = _split_function(name)[0] if kind == "function" else Path(name)
+        if kind in ("function", "file") and not path.is_file():
+            raise UserError(f"the file {path} does not exist")
     return names
 
 
@@ -233,6 +242,8 @@ def _kind(name):
         return "registry"
     if ".py:" in name:
         return "function"
+    if timm.models.is_model_pretrained(name):
+        return "timm"
     if name.endswith(SUFFIXES) or Path(name).is_file():
         return "file"
     if timm.is_model(name):
@@ -346,7 +357,7 @@ def _from_registry(entry, checkpoints):
 
 def _from_file(path, result, arch, normalization):
     if not path.is_file():
-        raise UserError(f"the checkpoint {path} does not exist")
+        raise UserError(f"the file {path} does not exist")
     if normalization not in NORMALIZATIONS:
         raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
     body, code = _build(arch)
@@ -406,7 +417,8 @@ def _pin(hashes):
 
 def _fingerprint(network, code):
     """sha256 of a module's state dict (names, types, shapes, bytes), its architecture as text, and `code`."""
-    digest = hashlib.sha256(f"{network}\n{code}\n".encode())
+    text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's place in memory differs from run to run
+    digest = hashlib.sha256(f"{text}\n{code}\n".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -447,18 +459,16 @@ def _timm_view(config):
 
 
 def _build(arch):
-    """Return (module, text of the user's source files) of a timm name, `module:function` or `file.py:function`."""
+    """Return (module, hash of the user's source or '') of a timm name, `module:function` or `file.py:function`."""
     if ".py:" in arch:
-        path, function = _split_function(arch)
-        return _call_own(path, function)
+        return _call_own(*_split_function(arch))
     if ":" in arch:
         module, _, function = arch.partition(":")
         try:
-            return getattr(importlib.import_module(module), function)(), ""
+            module = importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise UserError(f"the architecture {arch} needs the package {error.name!r}: install it first") from error
-        except AttributeError as error:
-            raise UserError(f"the architecture {arch} is not there: {error}") from error
+        return _call(module, function, Path(module.__file__)), ""
     if not timm.is_model(arch):
         close = difflib.get_close_matches(arch, timm.list_models(), n=3)
         raise UserError(
@@ -473,11 +483,22 @@ def _split_function(name):
     return Path(path), function
 
 
+def _call(module, function, path):
+    """Return the torch module that `module.function()` gives; `path` is the module's file."""
+    with _Blaming(path, function):
+        if not callable(getattr(module, function, None)):
+            raise UserError(f"{path} has no function {function!r}")
+        body = getattr(module, function)()
+    if not isinstance(body, torch.nn.Module):
+        raise UserError(f"{path}:{function} returns {type(body).__name__}, not a torch.nn.Module")
+    return body
+
+
 _neighbours = set()  # names of modules that came from the folders of users' files
 
 
 def _call_own(path, function):
-    """Call `function` of the user's file; return its module and the text of the source files in its folder it used."""
+    """Call `function` of the user's file; return its module and a hash of that file and the neighbours it imported."""
     if not path.is_file():
         raise UserError(f"the file {path} does not exist")
     folder = path.resolve().parent
@@ -493,22 +514,21 @@ def _call_own(path, function):
             spec = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            if not callable(getattr(module, function, None)):
-                raise UserError(f"{path} has no function {function!r}")
-            body = getattr(module, function)()
+        body = _call(module, function, path)
     finally:
         sys.path.remove(str(folder))
         sys.path.append(str(folder))  # for what the module imports only when it is called
-    if not isinstance(body, torch.nn.Module):
-        raise UserError(f"{path}:{function} returns {type(body).__name__}, not a torch.nn.Module")
     sources = {path.resolve()}
     for name in set(sys.modules) - before:
         source = Path(getattr(sys.modules[name], "__file__", None) or "/")
-        if source.is_relative_to(folder) and "site-packages" not in source.parts:
+        package = name.partition(".")[0]
+        if (
+            source.is_relative_to(folder)
+            and source.relative_to(folder).parts[0].partition(".")[0] == package != __package__
+        ):
             _neighbours.add(name)
             sources.add(source)
-    _neighbours.discard(module.__name__)  # its name is its own
-    return body, "\n".join(source.read_text(encoding="utf-8") for source in sorted(sources))
+    return body, hashlib.sha256(b"\n".join(source.read_bytes() for source in sorted(sources))).hexdigest()
 
 
 class _Blaming:
@@ -523,10 +543,11 @@ class _Blaming:
     def __exit__(self, kind, error, trace):
         if not isinstance(error, (Exception, SystemExit)) or isinstance(error, UserError):
             return
-        last = traceback.extract_tb(trace)[-1]
-        place = f"{Path(last.filename).name}, line {last.lineno}"
+        folder = self.path.resolve().parent
+        own = [frame for frame in traceback.extract_tb(trace) if Path(frame.filename).resolve().is_relative_to(folder)]
+        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
         text = " ".join(str(error).split())
-        raise UserError(f"{self.path}:{self.function} failed: {kind.__name__}: {text} ({place})") from error
+        raise UserError(f"{self.path}:{self.function} failed: {kind.__name__}: {text}{place}") from error
 
 
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------

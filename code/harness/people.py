@@ -365,23 +365,24 @@ def combined(results):
 def comparisons(table):
     """Return {set name: what `compare` gave}, for the sets of a network's responses that have people's trials.
 
-    Warns of images that only one side saw, unless the network was shown a declared subset.
+    Warns of sets without people's trials, and of images that only one side saw, unless they are a declared subset.
     """
-    frame, compared = trials(table), {}
+    frame, compared, alone = trials(table), {}, []
     for responses in table.values():
         name, images = responses.images.name.removeprefix(PREFIX), responses.images
         people = read_people(images.variables["people"])
         result = None if people is None else compare(frame[frame.set == name], people)
         if result is None:
+            alone += [f"{name} (no people)"] if len(images) else []
             continue
         compared[name] = result
-        alone = result[2]["unmatched"]
-        if alone["observer"] or (alone["people"] and not images.subset):
-            warnings.warn(
-                f"{name}: {alone['observer']} images that no person saw and {alone['people']} that only people saw are "
-                f"left out of the comparison with people",
-                stacklevel=2,
+        unmatched = result[2]["unmatched"]
+        if unmatched["observer"] or (unmatched["people"] and not images.subset):
+            alone.append(
+                f"{name} ({unmatched['observer']} images no person saw, {unmatched['people']} only people saw)"
             )
+    if compared and alone:
+        warnings.warn(f"left out of the comparison with people: {'; '.join(alone)}", stacklevel=2)
     return compared
 
 
@@ -432,6 +433,8 @@ def from_files(args):
     """
     if not args.trials:
         return None
+    if args.model:
+        raise UserError("--trials scores files without a network: leave --model out")
     frame = read_trials(*args.trials)
     root = release_folder(args) if args.model_vs_human or args.data else None
     people = {name: human_trial_files(root, name, args.download) for name in frame.set.unique()} if root else {}

@@ -17,7 +17,9 @@ from scipy.special import logit
 
 from harness.files import atomic
 from harness.statistics import ALL_BIASES, effective_robustness
-from harness.table import BIASES, CONTROL, CUTOFFS, FLAGGED, KEYS, SCORES, STUDY_CATEGORIES, derived, study
+from harness.table import BIASES, CONTROL, CUTOFFS, FLAGGED, KEYS, SCORES, STUDY_CATEGORIES, TABLE, derived, study
+
+FIGURES = TABLE.parents[1] / "figures"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ STYLES = {
     "freezing": Style("freezing", "#7F7F7F", "X", "x"),
     "adversarial_training": Style("adversarial training", "#D55E00", "^", "triangle-up"),
     "contrastive": Style("contrastive", "#009E73", "v", "triangle-down"),
-    "calibration": Style("calibration (drawn images)", "#56B4E9", "h", "hexagon"),
+    "calibration": Style("calibration (drawn)", "#56B4E9", "h", "hexagon"),
     "": Style("no category", "#B0B0B0", "P", "cross"),
 }
 LOGARITHMIC = ("HPP", "spectral bias")  # from 0.003 to 0.16, most of them at the low end
@@ -63,11 +65,15 @@ RC = {
 
 def _figure(function):
     @functools.wraps(function)
-    def styled(*args, **kwargs):
+    def laid_out(*args, **kwargs):
         with mpl.rc_context(RC):
-            return function(*args, **kwargs)
+            figure = function(*args, **kwargs)
+            if figure:
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once, not again for every file
+            return figure
 
-    return styled
+    return laid_out
 
 
 def epsilon(model):
@@ -86,20 +92,19 @@ def size(model):
 
 def _draw(ax, rows, x, y):
     """Scatter rows, category by category."""
-    for category, look in STYLES.items():
-        for measured in (False, True):
-            some = rows[(rows["category"] == category) & (rows["source"].ne("published") == measured)]
-            ax.scatter(
-                some[x],
-                some[y],
-                s=[size(model) * (2.6 if look.marker == "*" else 1) for model in some["model"]],
-                marker=look.marker,
-                facecolor="none" if measured else look.colour,
-                edgecolor=look.colour if measured else "white",
-                linewidth=1.1 if measured else 0.4,
-                alpha=1 if measured else 0.9,
-                zorder=4 if measured or category == "baseline" else 3,
-            )
+    for (category, measured), some in rows.groupby(["category", rows["source"].ne("published")]):
+        look = STYLES[category]
+        ax.scatter(
+            some[x],
+            some[y],
+            s=[size(model) * (2.6 if look.marker == "*" else 1) for model in some["model"]],
+            marker=look.marker,
+            facecolor="none" if measured else look.colour,
+            edgecolor=look.colour if measured else "white",
+            linewidth=1.1 if measured else 0.4,
+            alpha=1 if measured else 0.9,
+            zorder=4 if measured or category == "baseline" else 3,
+        )
 
 
 def _key(look, label, **face):
@@ -174,15 +179,19 @@ def bandpass_curves(rows):
         for ax, category in zip(line, categories, strict=True):
             some = rows.loc[rows["category"] == category, columns]
             look = STYLES[category]
-            ax.plot(cutoffs, some.to_numpy().T, color=look.colour, lw=0.7, alpha=0.45)
+            many = len(some) > 2
             ax.plot(cutoffs, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
-            ax.plot(cutoffs, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
+            ax.plot(cutoffs, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1)
+            if many:
+                ax.plot(cutoffs, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             ax.set_ylim(-0.04, 1.06)
         line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
     for ax, category in zip(axes[0], categories, strict=True):
         ax.set_title(f"{STYLES[category].label} ({(rows['category'] == category).sum()})", fontsize=7)
-    figure.supxlabel("cut-off: share of the spectrum that is kept   (dashed: baseline, bold: median)", fontsize=8)
+    figure.supxlabel(
+        "cut-off: share of the spectrum that is kept   (dashed: baseline, bold with markers: median)", fontsize=8
+    )
     return figure
 
 
@@ -311,9 +320,10 @@ def bias_spread(rows):
     for ax, (bias, label) in zip(axes, BIASES.items(), strict=False):
         for number, category in enumerate(categories):
             some = rows.loc[rows["category"] == category, [*KEYS, bias]]
-            jittered = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
-            _draw(ax, jittered, "place", bias)
-            ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
+            some = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
+            _draw(ax, some, "place", bias)
+            if len(some) > 2:
+                ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
         if bias in LOGARITHMIC:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -340,7 +350,9 @@ def measured_and_published(table):
     percent = wide["metric"].str.match("top[15]_acc/|mCE/")
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for ax, some, label in zip(axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True):
+    for ax, some, label in zip(
+        axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True
+    ):
         flagged = some["metric"].isin(FLAGGED)
         for part, marker, colour in ((some[~flagged], ".", "#0072B2"), (some[flagged], "x", "#D55E00")):
             slip = "known slip of the published run" if marker == "x" else "metric"

@@ -1,7 +1,6 @@
 """From a command line to records: plan, measure, report. What eval_*.py and eval_all.py have in common."""
 
 import contextlib
-import os
 import sys
 import time
 import warnings
@@ -127,9 +126,9 @@ def _finish(job, network, groups, settings, mirror, args):
     cells = job.pending[network.name]
     mine = [group for group in groups if any(cell in group.cells for cell in cells)]
     responses = {(cell.images.name, cell.condition.name): cell.responses() for cell in cells}
-    metrics = dict(job.benchmark.report(responses))
+    metrics, details, said = _scored(job.benchmark, responses)
     seconds, shown = sum(group.seconds for group in mine), sum(group.shown for group in mine)
-    notes = list(getattr(network, "warnings", ()))
+    notes = said
     broken = sum(group.nonfinite.get(network.name, 0) for group in mine)
     if broken:
         notes.append(
@@ -145,7 +144,7 @@ def _finish(job, network, groups, settings, mirror, args):
         speed=shown / seconds if seconds else None,
         left_out=left_out,
         warnings=notes,
-        details=job.benchmark.details(responses) if job.benchmark.details else None,
+        details=details,
     )
     clean = record["metrics"].get(CLEAN_METRIC)
     if clean is not None and not record["subset"] and settings.view == "study":
@@ -161,6 +160,15 @@ def _finish(job, network, groups, settings, mirror, args):
     return record
 
 
+def _scored(benchmark, responses):
+    """Return metrics, details, and what the scores warned of: it belongs in the record."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metrics = dict(benchmark.report(responses))
+        details = benchmark.details(responses) if benchmark.details else None
+    return metrics, details, list(dict.fromkeys(str(one.message) for one in caught))
+
+
 def _pictures(group, cells):
     names = {cell.condition.name for cell in cells if cell in group.cells}
     for condition, picture in group.pictures.items():
@@ -174,9 +182,8 @@ def report_without_network(benchmark, answers, args):
     records = []
     for name, responses in answers:
         image_sets = list({one.images.name: one.images for one in responses.values()}.values())
-        details = benchmark.details(responses) if benchmark.details else None
-        metrics = dict(benchmark.report(responses))
-        records.append(make_record(benchmark, name, image_sets, metrics, settings, details=details))
+        metrics, details, notes = _scored(benchmark, responses)
+        records.append(make_record(benchmark, name, image_sets, metrics, settings, details=details, warnings=notes))
         write_record(args.results, records[-1])
     print(table(records, benchmark.headline))
 
@@ -274,9 +281,3 @@ def _cell(record, metric):
     if value is None:
         return "-"
     return f"{value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
-
-
-def quiet_warnings():
-    """Show warnings as one line, without the place in our code they come from."""
-    warnings.showwarning = lambda message, category, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    os.environ.setdefault("TORCHINDUCTOR_LOG_LEVEL", "ERROR")

@@ -6,11 +6,12 @@ is not installed, os.system) becomes an inert stub that accepts whatever is done
 claims, too: every length, index, storage and view that the file declares is held against the size that the file really
 has before memory is asked for.
 
-A file of nothing but tensors in containers then goes to torch's own reader (weights_only=True, memory-mapped); in any
-other the described tensors are filled here.
+A file of nothing but tensors in containers then goes to torch's own reader (weights_only=True, memory-mapped); of any
+other, and of what that reader refuses, the described tensors are filled here.
 """
 
 import collections
+import contextlib
 import io
 import math
 import mmap
@@ -171,8 +172,11 @@ def _zip(path, size):
         places = {key: records[f"{root}data/{key}"] for key in unpickler.storages}
         for storage in unpickler.storages.values():
             storage.check(places[storage.key].file_size)
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of its record {damaged} is wrong")
         if unpickler.plain:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with contextlib.suppress(*BROKEN):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for storage in unpickler.storages.values():
             storage.fill(archive.read(places[storage.key]))
     return value
@@ -201,7 +205,8 @@ def _legacy(path, size):
             places[key] = data.tell()
             data.seek(count * storage.dtype.itemsize, io.SEEK_CUR)
         if unpickler.plain:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with contextlib.suppress(*BROKEN):
+                return torch.load(path, map_location="cpu", weights_only=True)
         for key, storage in unpickler.storages.items():
             storage.fill(data[places[key] : places[key] + storage.count * storage.dtype.itemsize])
     return value
@@ -249,9 +254,9 @@ class Unpickler(pickle.Unpickler):
         return Inert
 
     def persistent_load(self, identity):
+        if identity[0] == "module":  # the old format keeps the source code of a module beside its class
+            return identity[1]
         kind, dtype, key, _, count, *more = identity
-        if kind == "module":  # the old format keeps the source code of a module beside its class
-            return dtype
         if kind != "storage" or not isinstance(dtype, torch.dtype) or any(more):
             raise ValueError("a storage of an unknown kind")
         storage = self.storages.setdefault(key, Storage(key, dtype, count))

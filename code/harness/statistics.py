@@ -20,8 +20,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from statsmodels.stats.multitest import multipletests
 
+from harness.files import atomic
 from harness.table import BIASES, CONTROL, SCORES, STUDY_CATEGORIES, unflagged
 
 COLUMNS = ("bias", "score", "method", "excluded", "estimate", "low", "high", "p", "p_holm", "networks")
@@ -118,6 +118,12 @@ def statistics(rows, resamples=2000, permutations=4999, seed=0):
     return table[list(COLUMNS)].round(5)
 
 
+def write(table, path):
+    """Write what `statistics` gave as CSV, atomically."""
+    with atomic(path, "w") as file:
+        table.to_csv(file, index=False, lineterminator="\n")
+
+
 def _correlations(rows, resamples, permutations, seed):
     """Yield (bias, score, method, values) of every pair and correlation."""
     for bias in BIASES:
@@ -202,11 +208,12 @@ def _p(permuted, observed):
 
 
 def _holm(p):
-    known = p.notna()
-    corrected = pd.Series(np.nan, p.index)
-    if known.any():
-        corrected[known] = multipletests(p[known], method="holm")[1]
-    return corrected
+    """Holm's step-down correction of the p-values of one family; NaN stays NaN and does not count."""
+    ascending = p.dropna().sort_values()
+    steps = np.arange(len(ascending), 0, -1)
+    return pd.Series(np.minimum(np.maximum.accumulate(ascending.to_numpy() * steps), 1), ascending.index).reindex(
+        p.index
+    )
 
 
 def _midranks(values, weights):

@@ -9,12 +9,14 @@ import os
 import re
 import tarfile
 import tempfile
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from harness.checkpoints import Pins, fetch, file_hash
 from harness.errors import UserError
@@ -149,25 +151,24 @@ def image_sets(args):
             f"{', ...' if len(missing) > 3 else ''}); fetch them with --download"
             + ("" if len(missing) == len(STIMULUS_SETS) else ", or measure what is there with --allow-partial")
         )
-    manifest = read_manifest(root)
+    manifest, images = read_manifest(root), []
     collection = manifest.get("collection", "imagenet")
-    return [
-        empty_set(name, collection)
-        if folder is None
-        else check_complete(
-            ImageSet(
-                PREFIX + name,
-                listing := _listing(folder),
-                np.arange(len(listing.files)),
-                collection,
-                as_is=True,
-                variables={"people": human_trial_files(root, name, args.download)},
-            ),
-            manifest.get("images", {}).get(name, STIMULUS_SETS[name].images),
-            args,
+    for name, folder in found.items():
+        if folder is None:
+            images.append(empty_set(name, collection))
+            continue
+        listing, people = _listing(folder), human_trial_files(root, name, args.download)
+        whole = ImageSet(
+            PREFIX + name, listing, np.arange(len(listing.files)), collection, True, variables={"people": people}
         )
-        for name, folder in found.items()
-    ]
+        expected = manifest.get("images", {}).get(name, STIMULUS_SETS[name].images)
+        images.append(check_complete(whole, expected, args))
+    if collection != "drawn" and not any(one.variables["people"] for one in images):
+        warnings.warn(
+            f"no people's trials under {root / 'raw-data'}: no comparison with people (--download fetches them)",
+            stacklevel=2,
+        )
+    return images
 
 
 def empty_set(name, collection="imagenet"):
@@ -259,31 +260,40 @@ def _unpack(root, url, name, rename):
     `rename` gives a member's path in the archive the path it is to have, or None to leave it out. The first download
     pins the archive's sha256 in root/release-lock.json; a later change is an error.
     """
-    archive = fetch(url, root / ".release", name=f"{name}.tar.gz")
-    pins, digest = Pins(root / "release-lock.json"), file_hash(archive)
-    known = pins.check(url, digest, archive)
+    folder = root / ".release"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / f"{name}.lock"):
+        if (root / name).is_dir():  # another process was faster
+            return
+        archive = fetch(url, folder, name=f"{name}.tar.gz")
+        pins, digest = Pins(root / "release-lock.json"), file_hash(archive)
+        known = pins.check(url, digest, archive)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            try:
+                source = _extract(archive, Path(temporary), name, rename)
+            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+                archive.unlink()
+                raise UserError(
+                    f"{url} is refused, nothing of it is kept: {error}; fetch it again, or unpack the right one by "
+                    f"hand as {root / name}"
+                ) from None
+            source.rename(root / name)
+        if not known:
+            pins.add(url, digest)
+        archive.unlink()
+
+
+def _extract(archive, folder, name, rename):
+    """Extract an archive into a folder and return where in it the set is: at its top, or in a folder of its name."""
 
     def safe(member, folder):
         path = rename(member.name)
         # the data filter refuses absolute paths, '..', links that lead out, devices
         return path and tarfile.data_filter(member.replace(name=path, deep=False), folder)
 
-    with tempfile.TemporaryDirectory(dir=root / ".release") as temporary:
-        try:
-            with tarfile.open(archive) as packed:
-                packed.extractall(temporary, filter=safe)
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            archive.unlink()
-            raise UserError(f"{url} is refused, nothing of it is kept: {error}; fetch it again or by hand") from None
-        inner = Path(temporary) / name
-        source = inner if inner.is_dir() else Path(temporary)
-        if not any(path.is_file() for path in source.rglob("*")):
-            raise UserError(f"{url} holds nothing of {name}; unpack the right archive by hand as {root / name}")
-        try:
-            source.rename(root / name)
-        except OSError:
-            if not (root / name).is_dir():  # else another process was faster
-                raise
-    if not known:
-        pins.add(url, digest)
-    archive.unlink(missing_ok=True)
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter=safe)
+    source = folder / name if (folder / name).is_dir() else folder
+    if not any(path.is_file() for path in source.rglob("*")):
+        raise tarfile.ReadError(f"it holds nothing of {name}")
+    return source

@@ -185,7 +185,7 @@ GROUPS = (
         "`top1_acc/PGD-40/low/corrected`, `/high/corrected`",
         _names("top1_acc/PGD-40/{}/corrected", ("low", "high")),
         "% of images",
-        "The published PGD-40 value divided by 50,000; computed here from the published one",
+        "The published PGD-40 value without the 48 images that do not exist, over 50,000",
         "-",
         sources="published",
     ),

@@ -1,0 +1,86 @@
+"""PGD steps per second, against foolbox on the same network.
+
+Run:  PYTHONPATH=code python benchmarks/attacks.py        (writes benchmarks/attacks-DEVICE.json; about 5 minutes)
+
+The published attack (harness.attacks.pgd) on ResNet-50 as the harness runs it, and foolbox's LinfPGD on the network as
+timm gives it: once as it comes, which has foolbox compute the gradients of the weights as well, and once with its
+parameters frozen. Medians of several rounds in which the three take turns. Target: at least 1.3 times.
+"""
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import foolbox
+import timm
+import torch
+from harness.attacks import pgd
+from harness.evaluate import Batch, Runner, Settings, float32_precision
+from harness.files import write_json
+from harness.images import STUDY
+from harness.records import device_name, versions
+
+ROUNDS, STEPS, EPS, STEP_SIZE = 5, 4, 4 / 255, 2 / 255
+
+
+class Normalized(torch.nn.Module):
+    """ResNet-50 with random weights on pixels in [0, 1]."""
+
+    name, identity, native_view = "resnet50", {"network": "random"}, STUDY
+
+    def __init__(self):
+        super().__init__()
+        self.body = timm.create_model("resnet50").eval()
+
+    def forward(self, pixels):
+        return self.body((pixels - 0.45) / 0.225)
+
+
+def main():
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = 64 if device.type == "cuda" else 16
+    settings = Settings(device, batch_size=size)
+    pixels = torch.rand(size, 3, 224, 224, device=device)
+    channels_last = pixels.contiguous(memory_format=torch.channels_last)  # as the runner passes pixels
+    plain, frozen = Normalized().to(device), Normalized().to(device).requires_grad_(False)
+    with torch.no_grad():
+        labels = plain(pixels).argmax(1)
+    batch, attack = Batch(torch.arange(size, device=device), 0), pgd("PGD", EPS, STEPS, STEP_SIZE).attack
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
+
+    def foolboxs(network):
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
+        return lambda: theirs(model, pixels, labels, epsilons=EPS)
+
+    with float32_precision(settings):
+        runner = Runner(Normalized().requires_grad_(False), STUDY, settings, long=False)
+        contestants = {
+            "ours": lambda: attack(runner.differentiable, channels_last, labels, batch),
+            "foolbox": foolboxs(plain),
+            "foolbox, frozen parameters": foolboxs(frozen),
+        }
+        times = {name: [] for name in contestants}
+        for _ in range(ROUNDS + 1):
+            for name, work in contestants.items():
+                started = time.perf_counter()
+                work()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - started)
+    pace = {name: size * STEPS / statistics.median(some[1:]) for name, some in times.items()}
+    figures = {
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "versions": versions() | {"foolbox": foolbox.__version__},
+        "batch size": size,
+        "image steps per second": {name: round(value, 2) for name, value in pace.items()},
+        "times as fast": {name: round(pace["ours"] / value, 2) for name, value in pace.items() if name != "ours"},
+    }
+    write_json(Path(__file__).with_name(f"attacks-{device.type}.json"), figures)
+    for key in ("image steps per second", "times as fast"):
+        print(key, figures[key])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""What the stimuli cost beside the forward passes, and what a naive loop over images costs.
+
+Run:  PYTHONPATH=code python benchmarks/stimuli.py        (writes benchmarks/stimuli-DEVICE.json; about 10 minutes)
+
+Two questions, each answered by the median of several rounds in which the contestants take turns:
+1. time per image of making each stimulus, against one forward pass of ResNet-50 as the harness runs it (channels-last,
+   folded, compiled). Target: all 22 filters and 28 noises together below 15 % of their forward passes on a CPU, below
+   5 % on a GPU.
+2. time per image and condition of eval_spectral and eval_criticalband, decoding included, against the naive loop: each
+   condition decodes every file again, filters it with numpy or masks it with pyrtools noise on the CPU, and runs the
+   network as timm gives it. Target: at least 2 times on a CPU, 5 times on a GPU.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import eval_criticalband
+import eval_spectral
+import numpy as np
+import pyrtools
+import timm
+import torch
+from harness.evaluate import Batch, Pass, Runner, Settings, float32_precision, grouped, measure
+from harness.files import write_json
+from harness.images import STUDY, image_set, wordnet_ids
+from harness.options import make_parser
+from harness.records import Store, device_name, versions
+from PIL import Image
+
+ROUNDS = 5
+IMAGES = 32  # of the comparison with the naive loop
+NAIVE_CONDITIONS = 3  # of each benchmark; all of them cost the naive loop the same
+
+
+class Network(torch.nn.Module):
+    """ResNet-50 with random weights, which take the same time as trained ones."""
+
+    name, identity, native_view = "resnet50", {"network": "random"}, STUDY
+
+    def __init__(self):
+        super().__init__()
+        self.body = timm.create_model("resnet50").eval().requires_grad_(False)
+
+    def forward(self, pixels):
+        return self.body((pixels - 0.45) / 0.225)
+
+
+def seconds(work, device):
+    """Return how long `work` takes, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def medians(contestants, device):
+    """Return the median time of each of {name: work}, taking turns for ROUNDS rounds after one to warm up."""
+    times = {name: [] for name in contestants}
+    for _ in range(ROUNDS + 1):
+        for name, work in contestants.items():
+            times[name].append(seconds(work, device))
+    return {name: statistics.median(some[1:]) for name, some in times.items()}
+
+
+def cost_of_stimuli(conditions, settings):
+    """Time every stimulus and a forward pass, ms per image."""
+    size, device = settings.batch_size, settings.device
+    rows = torch.randint(0, 256, (size, 224, 224, 3), dtype=torch.uint8, device=device)
+    pixels = rows.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    batch = Batch(torch.arange(size, device=device), 0)
+    with float32_precision(settings), torch.no_grad():
+        runner = Runner(Network(), STUDY, settings, long=True)
+        work = {condition.name: partial(condition.stimulus, pixels, batch) for condition in conditions}
+        found = medians({"forward": partial(runner.forward, pixels)} | work, device)
+    found = {name: 1000 * value / size for name, value in found.items()}
+    forward = found.pop("forward")
+    return {
+        "forward ms": round(forward, 3),
+        "stimulus ms": {name: round(value, 3) for name, value in found.items()},
+        "share of the forward passes": round(sum(found.values()) / (forward * len(found)), 4),
+    }
+
+
+def photographs(folder):
+    """Write IMAGES JPEG files of the size of ImageNet's, 500 x 375, with the spectrum of photographs."""
+    random = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(500), np.fft.fftfreq(375)))[..., None]
+    for number in range(IMAGES):
+        white = np.fft.fft2(random.standard_normal((375, 500, 3)), axes=(0, 1))
+        picture = np.fft.ifft2(white / np.maximum(frequency, 1 / 500), axes=(0, 1)).real
+        picture = (128 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8)
+        target = folder / wordnet_ids()[number] / "picture.JPEG"
+        target.parent.mkdir(parents=True)
+        Image.fromarray(picture).save(target, quality=90)
+
+
+def naive_filter(image, condition, random):
+    kind, cutoff = condition.settings["stimulus"], condition.settings["cutoff"]
+    radius = int((cutoff if kind == "low-pass" else 1 - cutoff) * 112)
+    mask = np.zeros((224, 224), bool)
+    mask[112 - radius : 112 + radius, 112 - radius : 112 + radius] = True
+    shown = np.empty((224, 224, 3), np.float32)
+    for channel in range(3):
+        spectrum = np.fft.fftshift(np.fft.fft2(np.asarray(image)[..., channel] / 255))
+        spectrum[mask != (kind == "low-pass")] = 0
+        shown[..., channel] = np.fft.ifft2(np.fft.ifftshift(spectrum)).real.clip(0, 1)
+    return shown
+
+
+def naive_noise(image, condition, random):
+    frequency, sd = condition.settings["frequency"], condition.settings["sd"]
+    grey = np.asarray(image.convert("L")) / 255
+    grey = (grey - grey.mean()) * 0.2 + 0.449
+    pyramid = pyrtools.pyramids.LaplacianPyramid(random.normal(0, sd, (224, 224)))
+    noise, finest = (pyramid.recon_pyr(levels=[level]) for level in (6 - frequency, 0))
+    shown = grey + noise * np.sqrt((finest**2).mean() / (noise**2).mean())
+    shown[shown < 0], shown[shown > 1] = 0.1, 0.9
+    return np.repeat(shown[..., None], 3, 2).astype(np.float32)
+
+
+def naive(images, conditions, transform, network, settings):
+    """Each condition on its own: decode, transform, batch, forward."""
+    random = np.random.default_rng(0)
+    for condition in conditions:
+        for start in range(0, len(images), settings.batch_size):
+            batch = []
+            for file in images.files[start : start + settings.batch_size]:
+                with Image.open(images.listing.root / file) as photograph:
+                    picture = Image.fromarray(STUDY(photograph))
+                batch.append(torch.from_numpy(transform(picture, condition, random)).permute(2, 0, 1))
+            with torch.no_grad():
+                network(torch.stack(batch).to(settings.device)).argmax(1).cpu()
+
+
+def against_naive(images, conditions, transform, folder, settings):
+    """Time a script and the naive loop, ms per image and condition."""
+    ours, theirs = [], []
+    some = conditions[1 :: len(conditions) // NAIVE_CONDITIONS][:NAIVE_CONDITIONS]
+    plain = Network().to(settings.device)
+    for number in range(3):
+        # the second pass over the images is timed: the first makes the network ready, which a long run does once
+        network, groups = Network(), []
+        for shown in (conditions[:1], conditions):
+            groups += grouped([Pass(images, tuple(shown))], [network], settings)[0]
+        done = measure(groups, Store(folder / f"{transform.__name__}-{number}"), settings, progress=False)
+        next(done)
+        ours.append(seconds(partial(list, done), settings.device) / len(conditions))
+        loop = partial(naive, images, some, transform, plain, settings)
+        theirs.append(seconds(loop, settings.device) / len(some))
+    ours, theirs = (1000 * statistics.median(times) / len(images) for times in (ours, theirs))
+    return {"ours ms": round(ours, 2), "naive ms": round(theirs, 2), "ratio": round(theirs / ours, 2)}
+
+
+def main():
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = Settings(device, batch_size=256 if device.type == "cuda" else 32, compile="on")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        photographs(root / "photographs")
+        args = SimpleNamespace(**vars(make_parser("").parse_args([])))
+        args.imagenet, args.results, args.allow_partial = str(root / "photographs"), str(root / "results"), True
+        images, stimuli, compared = image_set("imagenet", args), [], {}
+        for module, transform in ((eval_spectral, naive_filter), (eval_criticalband, naive_noise)):
+            conditions = [one for one in module.passes(args)[0].conditions if one.seeded or "cutoff" in one.settings]
+            stimuli += conditions
+            compared[module.BENCHMARK.name] = against_naive(images, conditions, transform, root, settings)
+    figures = {
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "batch size": settings.batch_size,
+        "per image and condition, decoding included": compared,
+        "stimuli": cost_of_stimuli(stimuli, settings),
+    }
+    write_json(Path(__file__).with_name(f"stimuli-{device.type}.json"), figures)
+    print(f"stimuli: {100 * figures['stimuli']['share of the forward passes']:.1f} % of their forward passes")
+    for name, one in compared.items():
+        print(f"{name}: {one['ours ms']} ms per image and condition, naive {one['naive ms']} ms: {one['ratio']} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""Fetching, hashes, reading and filling: what the zoo does with good, old, damaged and hostile files."""
+
+import argparse
+import collections
+import hashlib
+import io
+import json
+import multiprocessing
+import pickle
+import re
+import struct
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zoo_hostile
+import zoo_layouts
+import zoo_server
+from harness import checkpoints
+from harness.errors import UserError
+
+GOOD = zoo_hostile.GOOD
+LIES, LIES_IN_SAFETENSORS = zoo_hostile.lies(), zoo_hostile.lies_in_safetensors()
+CODE_FILES = list(zoo_hostile.runs_code(Path("mark")))
+watched = None  # list of what this process does, while a file is read
+
+
+def _watch(event, arguments):
+    if watched is None:
+        return
+    imported = event == "import" and arguments[0] == zoo_hostile.UNHEARD_OF
+    touched = event in ("open", "os.mkdir") and str(arguments[0]).endswith("mark")
+    if imported or touched or event in ("os.system", "subprocess.Popen", "socket.connect"):
+        watched.append((event, str(arguments)))
+
+
+sys.addaudithook(_watch)  # Python has no way to take one off
+
+
+def filled(path):
+    """The state dict of the Linear(4, 3) that a file has filled."""
+    network = torch.nn.Linear(4, 3)
+    checkpoint = checkpoints.load(path)
+    checkpoints.fill(network, checkpoints.find(checkpoint.contents, network, path), path)
+    return network.state_dict()
+
+
+def same(state, other=GOOD):
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in other)
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CODE_FILES)
+def test_no_code_of_a_file_runs(name, tmp_path):
+    global watched
+    mark = tmp_path / "mark"
+    (tmp_path / "file.pth").write_bytes(zoo_hostile.runs_code(mark)[name])
+    watched = []
+    try:
+        state = filled(tmp_path / "file.pth")
+    except UserError as error:
+        assert name in ("as the type of a storage", "changes the reader's own functions"), error
+    else:
+        assert same(state)  # the call is an inert stub, the weights are read
+    finally:
+        events, watched = watched, None
+    assert events == [] and not mark.exists() and zoo_hostile.UNHEARD_OF not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["call before the state dict", "INST opcode", "OBJ opcode"])
+def test_the_watch_would_notice(name, tmp_path):
+    """The same files, read as Python reads pickles, do what they are meant to."""
+    global watched
+    mark = tmp_path / "mark"
+    with zipfile.ZipFile(io.BytesIO(zoo_hostile.runs_code(mark)[name])) as archive:
+        unsafe = pickle.Unpickler(io.BytesIO(archive.read("archive/data.pkl")))
+    watched = []
+    with pytest.raises(pickle.UnpicklingError):  # no persistent_load; by then it has happened
+        unsafe.load()
+    events, watched = watched, None
+    assert [event for event, _ in events] == ["os.system"] and mark.exists()
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_no_lie_is_believed(name, tmp_path):
+    content, pattern = LIES[name]
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=pattern) as caught:
+        filled(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert "Memory" not in str(caught.value)  # refused before it was asked for
+    left = {other.name for other in tmp_path.iterdir()}
+    assert left <= {"file.pth", "file.pth.safetensors"} and not any(".tmp" in other for other in left)
+
+
+@pytest.mark.parametrize("name", LIES_IN_SAFETENSORS)
+def test_no_lie_in_safetensors_is_believed(name, tmp_path):
+    content, pattern = LIES_IN_SAFETENSORS[name]
+    (tmp_path / "file.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=pattern):
+        filled(tmp_path / "file.safetensors")
+
+
+def test_at_least_30_hostile_files(capsys):
+    lies = len(LIES) + len(LIES_IN_SAFETENSORS)
+    with capsys.disabled():
+        print(f"\n{len(CODE_FILES) + lies} hostile files: {len(CODE_FILES)} that run code, {lies} that lie")
+    assert len(CODE_FILES) + lies >= 30
+
+
+def test_weights_that_are_not_finite_are_taken_with_a_warning(tmp_path):
+    torch.save({**GOOD, "bias": torch.tensor([1.0, float("nan"), 3.0])}, tmp_path / "file.pth")
+    with pytest.warns(UserWarning, match=r"file\.pth has weights that are not finite numbers: bias"):
+        filled(tmp_path / "file.pth")
+
+
+# --- good files ------------------------------------------------------------------------------------------------------
+
+
+def files_of_every_kind():
+    network = torch.nn.Linear(4, 3)
+    network.load_state_dict(GOOD)
+    transposed = GOOD["weight"].t().contiguous().t()
+    half = {name: value.half() for name, value in GOOD.items()}
+    storage = torch.cat([torch.zeros(5), GOOD["weight"].flatten(), GOOD["bias"], torch.zeros(5)])
+    slices = {"weight": storage[5:17].view(3, 4), "bias": storage[17:20]}
+    arrays = {name: value.numpy() for name, value in GOOD.items()}
+    big_endian = {name: value.astype(">f4") for name, value in arrays.items()}
+    fortran = {"weight": np.asfortranarray(arrays["weight"]), "bias": arrays["bias"]}
+    return {
+        "plain": GOOD,
+        "ordered": collections.OrderedDict(GOOD),
+        "with metadata": network.state_dict(),
+        "parameters": dict(network.named_parameters()),
+        "wrapped": {"state_dict": zoo_layouts.prefixed("module.", GOOD), "epoch": 3, "best": np.float64(0.7)},
+        "in lists": {"models": [{"weight": torch.ones(2)}, GOOD]},
+        "transposed": {**GOOD, "weight": transposed},
+        "half precision": half,
+        "slices of one storage": slices,
+        "optimizer and Namespace": {
+            "model": GOOD,
+            "optimizer": zoo_layouts.momentum(GOOD),
+            "args": argparse.Namespace(lr=0.1, names={"a", "b"}),
+        },
+        "stranger": {"model": GOOD, "config": zoo_layouts.stranger(eps=0.5, inner=zoo_layouts.stranger(a=1))},
+        "within a stranger": zoo_layouts.stranger(network=GOOD),
+        "defaultdict": {"model": collections.defaultdict(list, GOOD)},
+        "whole module": network,
+        "whole module in a wrapper": {"net": torch.nn.DataParallel(network), "epoch": 1},
+        "numpy arrays": {"model": arrays, "none": None},
+        "numpy of the other byte order": big_endian,
+        "numpy in Fortran order": fortran,
+    }
+
+
+@pytest.mark.parametrize("options", [{}, zoo_layouts.OLD], ids=["zip", "old format"])
+@pytest.mark.parametrize("name", files_of_every_kind())
+def test_files_of_every_kind_are_read_and_converted_once(name, options, tmp_path):
+    path = tmp_path / "file.pth.tar"
+    torch.save(files_of_every_kind()[name], path, **options)
+    zoo_layouts.forget_strangers()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = filled(path)
+    converted = tmp_path / "file.pth.tar.safetensors"
+    time = converted.stat().st_mtime_ns
+    assert same(first) and same(filled(path))
+    assert converted.stat().st_mtime_ns == time
+    torch.save({"weight": GOOD["weight"] + 1, "bias": GOOD["bias"]}, path)  # a changed original is converted anew
+    assert torch.equal(filled(path)["weight"], GOOD["weight"] + 1)
+    assert converted.stat().st_mtime_ns != time
+
+
+def test_a_converted_file_is_trusted_by_hash_and_mended(tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save(GOOD, path)
+    digest = checkpoints.load(path).sha256
+    assert digest == checkpoints.file_hash(path)
+    converted = tmp_path / "file.pth.safetensors"
+    content, time = converted.read_bytes(), converted.stat().st_mtime_ns
+    path.touch()  # another time, the same bytes
+    assert checkpoints.load(path).sha256 == digest and converted.stat().st_mtime_ns == time
+    converted.write_bytes(content[:-4])
+    assert same(filled(path)) and converted.read_bytes()[-4:] == content[-4:]
+
+
+def test_tensors_in_two_places_are_stored_once_and_optimizers_not_at_all(tmp_path):
+    big = torch.rand(500, 500)
+    torch.save({"model": {"a": big, "b": big}, "optimizer": {"state": {0: torch.rand(500, 500)}}}, tmp_path / "x.pth")
+    checkpoints.load(tmp_path / "x.pth")
+    assert (tmp_path / "x.pth.safetensors").stat().st_size < 1_010_000
+    again = checkpoints.load(tmp_path / "x.pth").contents
+    assert torch.equal(again["model"]["a"], big) and torch.equal(again["model"]["b"], big)
+
+
+def test_a_folder_that_cannot_be_written_to_is_read_from_all_the_same(tmp_path, monkeypatch):
+    torch.save(GOOD, tmp_path / "x.pth")
+
+    def read_only(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(checkpoints, "atomic", read_only)
+    assert same(filled(tmp_path / "x.pth"))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_a_file_by_python_2(tmp_path):
+    """Names are bytes there."""
+    value = zoo_hostile.weights()
+    for name in (b"weight", b"bias"):
+        value = value.replace(b"X" + struct.pack("<I", len(name)) + name, b"U" + bytes([len(name)]) + name)
+    first, second = zoo_hostile.FLOATS[:48], zoo_hostile.FLOATS[48:]
+    storages = struct.pack("<q", 12) + first + struct.pack("<q", 3) + second
+    (tmp_path / "x.pth").write_bytes(zoo_hostile.legacy(value, ["0", "1"], storages))
+    assert same(filled(tmp_path / "x.pth"))
+
+
+# --- finding and filling ---------------------------------------------------------------------------------------------
+
+
+def test_several_fitting_parts_are_named(tmp_path):
+    average = {name: value + 1 for name, value in GOOD.items()}
+    torch.save({"model": GOOD, "model_ema": average}, tmp_path / "x.pth")
+    with pytest.warns(UserWarning, match=r"several networks: 'model\.' is taken, not model_ema\."):
+        assert same(filled(tmp_path / "x.pth"))
+    torch.save({"model": GOOD, "copy": GOOD}, tmp_path / "x.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(filled(tmp_path / "x.pth"))
+
+
+def test_only_the_counters_of_batch_norm_may_be_missing():
+    network = torch.nn.BatchNorm2d(3)
+    state = {name: value + 2 for name, value in network.state_dict().items()}
+    del state["num_batches_tracked"]
+    checkpoints.fill(network, state, "x")
+    assert network.running_var.tolist() == [3, 3, 3] and network.num_batches_tracked == 0
+    del state["running_var"]
+    with pytest.raises(UserError, match=r"x does not fit the network \(5 tensors\); 1 missing: running_var"):
+        checkpoints.fill(network, state, "x")
+
+
+def test_layout_rules():
+    tensor = torch.ones(1)
+    layout = checkpoints.Layout(("b", "a"), ("aux",), ("module.", "net."), ((r"^head\.(\d)", r"fc\1"),))
+    contents = {"a": {"module.net.x": tensor, "net.module.y": tensor, "head.2": tensor, "x_aux.z": tensor}, "b": tensor}
+    assert set(layout.apply(contents, "f")) == {"x", "module.y", "fc2"}
+    with pytest.raises(UserError, match="f has no 'b' or 'a' in it, but c, d"):
+        layout.apply({"c": {}, "d": {}}, "f")
+    with pytest.raises(UserError, match="two tensors that become 'x'"):
+        layout.apply({"a": {"x": tensor, "module.x": tensor}}, "f")
+
+
+# --- fetching --------------------------------------------------------------------------------------------------------
+
+DATA = bytes(range(251)) * 4000
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = zoo_server.Server()
+    server.reach(monkeypatch)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    yield server
+    server.close()
+
+
+def asked(server):
+    return [bytes_asked for _, _, bytes_asked in server.log]
+
+
+def test_a_broken_connection_is_taken_up_again(server, tmp_path):
+    tag = {"ETag": '"one"'}
+    server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000, 200_000], busy=1, headers=tag)
+    assert checkpoints.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
+    starts = [int(text[6:-1]) for text in asked(server)[2:]]
+    assert asked(server)[:2] == [None, None] and 0 < starts[0] < starts[1] <= 800_000
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    "reply", [{"ranges": False, "headers": {"ETag": '"one"'}}, {}, {"headers": {"ETag": 'W/"one"'}}]
+)
+def test_without_a_way_to_go_on_a_download_begins_anew(reply, server, tmp_path):
+    server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000], **reply)
+    assert checkpoints.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
+
+
+def test_halves_of_two_versions_are_not_joined(server, tmp_path):
+    address = "https://a.org/x.pth"
+    server.replies[address] = zoo_server.Reply(DATA, cut=[150_000] * 9, headers={"ETag": '"one"'})
+    with pytest.raises(UserError, match=r"cannot fetch https://a\.org/x\.pth: .*\(5 attempts\)"):
+        checkpoints.fetch(address, tmp_path)
+    assert list(tmp_path.glob("*.part")) and not checkpoints.local_path(address, tmp_path).exists()
+    other = DATA[::-1]
+    server.replies[address] = zoo_server.Reply(other, headers={"ETag": '"two"'})
+    assert checkpoints.fetch(address, tmp_path).read_bytes() == other
+
+
+def test_google_drive_asks_first_and_is_taken_up_again(server, tmp_path):
+    server.replies["gdrive://abc"] = zoo_server.Reply(DATA, big=True, cut=[600_000])
+    path = checkpoints.fetch("gdrive://abc", tmp_path, name="net.pth")
+    assert path.read_bytes() == DATA and path.name.endswith("-net.pth")
+
+
+def test_the_hub_and_its_mirror(server, tmp_path):
+    server.replies["hf://owner/repository/folder/x.ckpt"] = zoo_server.Reply(DATA)
+    path = checkpoints.fetch("hf://owner/repository/folder/x.ckpt", tmp_path)
+    assert path.read_bytes() == DATA and path.name.endswith("-x.ckpt")
+    assert sorted(other.name for other in tmp_path.iterdir() if not other.name.startswith(".")) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("address", "reply", "reason", "by_hand"),
+    [
+        ("https://a.org/x.pth", None, "404", "https://a.org/x.pth"),
+        (
+            "https://a.org/x.pth",
+            zoo_server.Reply(zoo_server.GONE),
+            r"web page came instead .*404 Not Found",
+            "https://a.org/x.pth",
+        ),
+        ("https://a.org/x.pth", zoo_server.Reply(DATA, busy=99), r"503 .*5 attempts", "https://a.org/x.pth"),
+        (
+            "https://a.org/x-0123abcd.pth",
+            zoo_server.Reply(DATA),
+            "begins with [0-9a-f]{8}, 0123abcd was expected",
+            "https://a.org/",
+        ),
+        (
+            "gdrive://abc",
+            zoo_server.Reply(zoo_server.QUOTA, kind="text/html; charset=utf-8"),
+            "quota",
+            "https://drive.google.com/file/d/abc/view",
+        ),
+        ("gdrive://abc", None, "public link", "https://drive.google.com/file/d/abc/view"),
+        ("hf://owner/repository/x.ckpt", None, "404", "/owner/repository/resolve/main/x.ckpt"),
+    ],
+)
+def test_what_cannot_be_had_is_explained(address, reply, reason, by_hand, server, tmp_path):
+    if reply:
+        server.replies[address] = reply
+    path = checkpoints.local_path(address, tmp_path)
+    with pytest.raises(UserError, match=rf"cannot fetch .*{reason}") as caught:
+        checkpoints.fetch(address, tmp_path)
+    assert f"open {by_hand}" in re.sub(r"open http://127\.0\.0\.1:\d+", "open ", str(caught.value))
+    assert f"save the file as {path}" in str(caught.value)
+    assert [other.name for other in tmp_path.iterdir() if not other.name.startswith(".")] == []
+    del server.log[:]
+    path.write_bytes(DATA)  # put there by hand
+    assert checkpoints.fetch(address, tmp_path) == path and not server.log
+    path.write_bytes(zoo_server.QUOTA)
+    with pytest.raises(UserError, match=r"is a web page \(Google Drive - Quota exceeded\).*delete it; open http"):
+        checkpoints.fetch(address, tmp_path)
+
+
+def test_no_connection_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    with pytest.raises(UserError, match=r"cannot fetch http://127\.0\.0\.1:9/x\.pth: no connection to 127\.0\.0\.1"):
+        checkpoints.fetch("http://127.0.0.1:9/x.pth", tmp_path)
+
+
+def test_two_sources_never_share_a_file(server, tmp_path):
+    for host, data in (("a.org", b"one"), ("b.org", b"two")):
+        server.replies[f"https://{host}/model.pth"] = zoo_server.Reply(data)
+    paths = [checkpoints.fetch(f"https://{host}/model.pth", tmp_path) for host in ("a.org", "b.org")]
+    assert [path.read_bytes() for path in paths] == [b"one", b"two"]
+
+
+def test_an_expected_hash(server, tmp_path):
+    digest = hashlib.sha256(DATA).hexdigest()
+    for folder, sha256 in (("whole", digest), ("beginning", digest[:8])):
+        server.replies["https://a.org/x.tar.gz?download=1"] = zoo_server.Reply(DATA)
+        path = checkpoints.fetch("https://a.org/x.tar.gz?download=1", tmp_path / folder, sha256=sha256)
+        assert path.name.endswith("-x.tar.gz")
+    with pytest.raises(UserError, match=f"its sha256 begins with {digest}, {'0' * 64} was expected"):
+        checkpoints.fetch("https://a.org/x.tar.gz?download=1", tmp_path / "other", sha256="0" * 64)
+    assert checkpoints.hash_in_name("https://a.org/resnet50-0676ba61.pth") == "0676ba61"
+    assert checkpoints.hash_in_name("https://a.org/b/resnet50_train_60_epochs-c8e5653e.pth.tar?raw=1") == "c8e5653e"
+    assert checkpoints.hash_in_name("https://a.org/r-50-100ep/linear-100ep.pth.tar") is None
+
+
+def test_two_processes_fetch_a_file_once(tmp_path):
+    server = zoo_server.Server()
+    server.replies["hf://x.pth"] = zoo_server.Reply(DATA)
+    processes = multiprocessing.get_context("spawn")
+    results = processes.Queue()
+    job = {"target": zoo_server.fetch_in_a_process, "args": (f"{server.address}/x.pth", tmp_path, results)}
+    workers = [processes.Process(**job) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert [results.get(timeout=120) for _ in workers] == [DATA, DATA]
+    for worker in workers:
+        worker.join()
+    server.close()
+    assert len(server.log) == 1
+
+
+def test_pins(tmp_path):
+    pins = checkpoints.Pins(tmp_path / "lock.json")
+    pins.check("https://a.org/x", "1" * 64, "x.pth")
+    pins.add("https://a.org/x", "1" * 64)
+    pins.add("hf://a/b/c", "2" * 64)
+    pins.check("https://a.org/x", "1" * 64, "x.pth")
+    assert json.loads((tmp_path / "lock.json").read_text()) == {"hf://a/b/c": "2" * 64, "https://a.org/x": "1" * 64}
+    with pytest.raises(UserError, match=f"x.pth has sha256 {'3' * 64}, but https://a.org/x had {'1' * 64}"):
+        pins.check("https://a.org/x", "3" * 64, "x.pth")
+    (tmp_path / "lock.json").write_text("<<<<<<< mine")
+    with pytest.raises(UserError, match=r"lock\.json is not JSON"):
+        pins.check("https://a.org/x", "1" * 64, "x.pth")

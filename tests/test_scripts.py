@@ -1,0 +1,257 @@
+"""The scripts as a user runs them: end to end on the drawn set, their records, their W&B mirror, their errors."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from common import CODE, script
+from filelock import FileLock
+
+ACCURACY = {
+    "imagenet": ["top1_acc/imagenet", "top5_acc/imagenet"],
+    "imagenet_real": ["top1_acc/imagenet-real"],
+    "imagenet_ood": [f"top{k}_acc/imagenet{s}" for s in ("", "-v2", "-a", "-r", "-sketch") for k in (1, 5)],
+    "imagenet_c": [
+        "top1_acc/imagenet-c",
+        "top1_acc/imagenet-c-15",
+        "mCE/imagenet-c",
+        "top1_acc/fog_3",
+        "top5_acc/snow_1",
+    ],
+    "imagenet_cbar": ["top1_acc/imagenet-cbar", "top1_acc/cocentric_sine_waves_5"],
+}
+PROJECTS = {"imagenet_real": "imagenet_ReaL"}
+
+
+@pytest.fixture(scope="module")
+def results(drawn):
+    """All five accuracy benchmarks, each by its own script, on both calibration networks; once for all processes."""
+    folder = drawn.parent / "accuracy_results"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            for name in ACCURACY:
+                script(f"eval_{name}.py", "--model", "calibration", "--data", drawn, "--results", folder)
+            (folder / "done").touch()
+    return folder
+
+
+def record(results, name, network="calibration_texture"):
+    return json.loads((results / network / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_records(results, name):
+    for network in ("calibration_silhouette", "calibration_texture"):
+        one = record(results, name, network)
+        assert one["model"] == network and one["benchmark"] == name and one["subset"] is False
+        assert set(ACCURACY[name]) <= set(one["metrics"])
+        assert one["images"] == sum(part["images"] for part in one["provenance"]["image_sets"].values())
+        for metric, value in one["metrics"].items():
+            low, high = one["intervals"][metric]
+            assert low <= value <= high
+            if not metric.startswith("mCE"):
+                assert 0 <= value <= 100
+        source = one["provenance"]
+        assert source["collection"] == "drawn" and source["view"] == "study" and source["precision"] == "fp32"
+        assert re.fullmatch("[0-9a-f]{64}", source["network"])
+        assert {"python", "torch", "timm"} <= set(source["versions"])
+
+
+def test_networks_recognise_what_they_were_taught(results):
+    for network in ("calibration_silhouette", "calibration_texture"):
+        assert record(results, "imagenet", network)["metrics"]["top1_acc/imagenet"] > 80
+
+
+def test_counts_are_images_over_the_whole_set(results, drawn):
+    """A share of N images is a multiple of 1/N: the predecessor's ReaL was the share of its last batch."""
+    images = json.loads((drawn / "imagenet" / "image-set.json").read_text())["images"]
+    labels = json.loads((drawn / "imagenet" / "real.json").read_text())
+    counted = sum(bool(one) for one in labels)
+    assert counted < images
+    for name, metric, n in (
+        ("imagenet", "top1_acc/imagenet", images),
+        ("imagenet_real", "top1_acc/imagenet-real", counted),
+    ):
+        hits = record(results, name)["metrics"][metric] / 100 * n
+        assert hits == pytest.approx(round(hits), abs=1e-9)
+    assert record(results, "imagenet_real")["details"]["labelled_images"] == counted
+
+
+def test_mean_over_corruptions(results):
+    metrics = record(results, "imagenet_c")["metrics"]
+    each = [value for name, value in metrics.items() if re.fullmatch(r"top1_acc/[a-z_]+_[1-5]", name)]
+    assert len(each) == 95
+    assert metrics["top1_acc/imagenet-c"] == pytest.approx(sum(each) / 95, abs=1e-9)
+    each = [v for k, v in record(results, "imagenet_cbar")["metrics"].items() if re.fullmatch(r"top1_acc/.*_[1-5]", k)]
+    assert len(each) == 50
+
+
+def test_real_needs_no_second_pass(results, drawn):
+    again = script(
+        "eval_imagenet_real.py", "--model", "calibration_texture", "--data", drawn, "--results", results, "--dry-run"
+    )
+    assert "to do: 0 forward passes" in again.stdout
+    assert record(results, "imagenet_real")["provenance"]["images_per_second"] is None
+
+
+def test_running_again_changes_no_number_and_fresh_measures_again(results, drawn, tmp_path):
+    shutil.copytree(results / "calibration_texture", tmp_path / "calibration_texture")
+    words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
+    before = record(tmp_path, "imagenet")
+    script(*words, "--wandb", "disabled")
+    after = record(tmp_path, "imagenet")
+    assert after["metrics"] == before["metrics"] and after["provenance"]["images_per_second"] is None
+    script(*words, "--wandb", "disabled", "--fresh")
+    fresh = record(tmp_path, "imagenet")
+    assert fresh["metrics"] == before["metrics"] and fresh["provenance"]["images_per_second"] > 0
+
+
+def test_variants_do_not_replace_each_other(drawn, tmp_path):
+    words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
+    words += ["--wandb", "disabled"]
+    script(*words)
+    whole = record(tmp_path, "imagenet")
+    script(*words, "--limit", 20)
+    subset = record(tmp_path, "imagenet")
+    assert subset["images"] == 20 and subset["subset"]["of"] == whole["images"]
+    kept = list((tmp_path / "calibration_texture").glob("imagenet.*.json"))
+    assert len(kept) == 1 and json.loads(kept[0].read_text()) == whole
+    script(*words)
+    assert record(tmp_path, "imagenet")["metrics"] == whole["metrics"]
+    assert len(list((tmp_path / "calibration_texture").glob("imagenet*.json"))) == 2
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_wandb_mirror_says_what_the_record_says(results, name):
+    """The offline runs are read back with W&B's own reader."""
+    found = {}
+    for file in results.glob("wandb/offline-run-*/*.wandb"):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+        entries = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        run, summary, config = None, {}, {}
+        for entry in map(json.loads, entries):
+            run = entry.get("run", run)
+            summary |= entry.get("summary", {}).get("update", {})
+            config |= entry.get("config", {}).get("update", {})
+        if run["project"] == PROJECTS.get(name, name):
+            found[run["display_name"]] = run["run_id"], summary, config
+    assert set(found) == {"calibration_silhouette", "calibration_texture"}
+    assert len({identity for identity, _, _ in found.values()}) == 2
+    for network, (_, summary, config) in found.items():
+        one = record(results, name, network)
+        assert {metric: summary[metric] for metric in one["metrics"]} == one["metrics"]
+        assert config["network"] == one["provenance"]["network"] and config["benchmark"] == name
+        media = {key.partition(".")[0] for key in summary}  # tables and pictures: NAME._type, NAME.path, ...
+        assert {"metrics", "per_class"} <= media
+        assert ("stimuli" in media) == (one["provenance"]["images_per_second"] is not None)
+
+
+def test_offline_runs_end_with_the_line_that_uploads_them(drawn, tmp_path):
+    words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
+    result = script(*words, WANDB_API_KEY="", HOME=str(tmp_path))
+    assert "wandb sync" in result.stdout and (tmp_path / "wandb").is_dir()
+
+
+def test_wandb_out_of_reach_loses_nothing(drawn, tmp_path):
+    """A key, but no server: the run goes on and the record is written."""
+    words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
+    result = script(
+        *words,
+        WANDB_API_KEY="0123456789" * 4,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_INIT_TIMEOUT="5",
+        WANDB_MODE="online",
+        HOME=str(tmp_path),
+    )
+    assert record(tmp_path, "imagenet")["metrics"]["top1_acc/imagenet"] > 50
+    assert "top1_acc/imagenet" in result.stdout
+
+
+MISTAKES = {
+    "no model": (["eval_imagenet.py", "--data", "{drawn}"], "--model is missing"),
+    "no images": (["eval_imagenet.py", "--model", "calibration"], "--imagenet DIR"),
+    "no such folder": (["eval_imagenet.py", "--model", "calibration", "--imagenet", "nowhere"], "no folder nowhere"),
+    "not a set": (
+        ["eval_imagenet.py", "--model", "calibration", "--imagenet", "{drawn}/model-vs-human"],
+        "wnid|WordNet",
+    ),
+    "unknown flag": (["eval_imagenet.py", "--modle", "x"], "--modle"),
+    "bad number": (["eval_imagenet.py", "--model", "calibration", "--limit", "0"], "--limit"),
+    "unknown network": (["eval_imagenet.py", "--model", "resnet5000", "--data", "{drawn}"], "resnet5000"),
+    "no such file": (["eval_imagenet.py", "--model", "gone.pth", "--data", "{drawn}"], r"gone\.pth"),
+    "no such function": (["eval_imagenet.py", "--model", "gone.py:f", "--data", "{drawn}"], r"gone\.py"),
+    "no gpu": (["eval_imagenet.py", "--model", "calibration", "--data", "{drawn}", "--device", "mps"], "--device mps"),
+    "tf32 on a cpu": (
+        ["eval_imagenet.py", "--model", "calibration", "--data", "{drawn}", "--precision", "tf32", "--device", "cpu"],
+        "--precision tf32",
+    ),
+    "incomplete": (["eval_imagenet.py", "--model", "calibration", "--imagenet", "{short}"], "--allow-partial"),
+    "unknown benchmark": (["eval_all.py", "--model", "calibration", "--benchmarks", "imagenet_d"], "imagenet_d"),
+    "nothing given": (["eval_all.py", "--model", "calibration"], "no image set"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_get_one_line_and_status_2(drawn, tmp_path, mistake):
+    words, expected = MISTAKES[mistake]
+    short = tmp_path / "short"
+    shutil.copytree(drawn / "imagenet", short)
+    next(short.glob("val/*/*")).unlink()
+    words = [word.format(drawn=drawn, short=short) for word in words]
+    result = script(*words, "--results", tmp_path / "results", "--wandb", "disabled", check=False)
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert "Traceback" not in result.stderr
+    assert lines[-1].startswith("error: ") and re.search(expected, lines[-1]), result.stderr
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_unreadable_image(drawn, tmp_path):
+    shutil.copytree(drawn / "imagenet", tmp_path / "imagenet")
+    bad = next((tmp_path / "imagenet").glob("val/*/*"))
+    bad.write_bytes(b"\xff\xd8\xff nothing")
+    words = ["eval_imagenet.py", "--model", "calibration_texture", "--imagenet", tmp_path / "imagenet"]
+    words += ["--results", tmp_path / "results", "--wandb", "disabled"]
+    result = script(*words, check=False)
+    assert result.returncode == 2 and bad.name in result.stderr and "--skip-unreadable" in result.stderr
+    script(*words, "--skip-unreadable")
+    one = record(tmp_path / "results", "imagenet")
+    assert len(one["left_out"]) == 1 and bad.name in one["left_out"][0]
+    assert one["subset"]["left_out"] == 1
+
+
+def test_eval_all_merges_passes_and_plans(drawn, tmp_path):
+    words = ["eval_all.py", "--model", "calibration", "--data", drawn, "--results", tmp_path, "--wandb", "disabled"]
+    words += ["--benchmarks", "imagenet,imagenet_real,imagenet_ood"]
+    plan = script(*words, "--dry-run").stdout
+    images = {
+        name: json.loads((drawn / name / "image-set.json").read_text())["images"]
+        for name in ("imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2")
+    }
+    assert f"to do: {2 * sum(images.values()):,} forward passes over {sum(images.values()):,} decoded images" in plan
+    assert not list(tmp_path.glob("*/*.json"))
+    done = script(*words).stdout
+    assert "top1_acc/imagenet-real" in done
+    for name in ("imagenet", "imagenet_real", "imagenet_ood"):
+        assert record(tmp_path, name)["subset"] is False
+    assert "to do: 0 forward passes" in script(*words, "--dry-run").stdout
+
+
+def test_eval_all_says_what_is_left_out(drawn, tmp_path):
+    words = ["eval_all.py", "--model", "calibration_texture", "--imagenet", drawn / "imagenet", "--results", tmp_path]
+    plan = script(*words, "--dry-run", "--wandb", "disabled").stdout
+    assert "left out: imagenet_c:" in plan and "left out: imagenet_ood: imagenet-v2" in plan
+
+
+def test_every_benchmark_is_a_short_declaration():
+    for path in CODE.glob("eval_*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 110, path.name
+        if path.stem != "eval_all":
+            assert not re.search(r"^import (wandb|torch)|ArgumentParser\(|DataLoader|torch\.load|open\(", text, re.M), (
+                path.name
+            )
+    assert "code" not in sys.modules or str(ROOT) not in str(getattr(sys.modules["code"], "__file__", ""))

@@ -1,0 +1,281 @@
+"""Statistics: equal to scipy's, right on data whose truth is known, and quoted correctly in the answer's text."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from common import ROOT
+from harness.statistics import (
+    COLUMNS,
+    _correlations,
+    _holm,
+    effective_robustness,
+    kendall,
+    partial_spearman,
+    predictions,
+    r_squared,
+    spearman,
+    statistics,
+    write,
+)
+from harness.table import BIASES, SCORES, STUDY_CATEGORIES, read_table, study, unflagged
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return study(read_table())
+
+
+@pytest.fixture(scope="module")
+def found(networks):
+    return statistics(networks)
+
+
+def one(found, bias, score, method="spearman", excluded="none"):
+    where = (found["bias"] == bias) & (found["score"] == score) & (found["method"] == method)
+    (row,) = found[where & (found["excluded"] == excluded)].itertuples()
+    return row
+
+
+def test_correlations_of_the_published_table_recomputed_from_the_file(found):
+    raw = pd.read_csv(ROOT / "raw-data" / "benchmark.csv")
+    raw = raw[raw["category"].notna() & (raw["source"] == "published")]
+    low, high = (raw[[f"metric/bandpass/{k}/0.{c}" for c in range(1, 6)]].mean(axis=1) for k in ("LFC", "HFC"))
+    biases = {
+        "shape-bias": raw["shape-bias"],
+        "LPP": low,
+        "HPP": high,
+        "spectral bias": high / (low + high),
+        **{name: raw[f"metric/criticalband/{name}"] for name in ("bw_norm", "cf_norm", "pns_norm")},
+    }
+    top1 = {name: raw[f"top1_acc/{name}"] for name in ("imagenet", "stylized", "PGD-40/low")}
+    top1 |= {name: raw[f"top1_acc/imagenet-{name}"] for name in ("v2", "real", "a", "c", "cbar", "sketch", "r")}
+    scores = {
+        "ID": (top1["imagenet"] + top1["v2"] + top1["real"]) / 3,
+        "Robustness": (top1["a"] + top1["c"] + top1["cbar"]) / 3,
+        "Concepts": (top1["sketch"] + top1["r"] + top1["stylized"]) / 3,
+        "Adversarial": top1["PGD-40/low"],
+    }
+    assert set(biases) == set(BIASES) and set(scores) == set(SCORES)
+    for bias, x in biases.items():
+        for score, y in scores.items():
+            for excluded in ("none", *STUDY_CATEGORIES):
+                kept = raw["category"] != excluded
+                for method, oracle in (("spearman", scipy.stats.spearmanr), ("kendall", scipy.stats.kendalltau)):
+                    row = one(found, bias, score, method, excluded)
+                    assert row.estimate == pytest.approx(oracle(x[kept], y[kept]).statistic, abs=1e-5)
+                    assert row.networks == kept.sum()
+    unflagged_id = (top1["imagenet"] + top1["v2"]) / 2
+    expected = scipy.stats.spearmanr(raw["shape-bias"], unflagged_id).statistic
+    assert one(found, "shape-bias", "ID", excluded="flagged columns").estimate == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_table_is_whole_and_deterministic(found, networks, tmp_path):
+    assert tuple(found.columns) == COLUMNS
+    assert not found.duplicated(["bias", "score", "method", "excluded"]).any()
+    for method in ("spearman", "kendall", "spearman given accuracy"):
+        for excluded in ("none", *STUDY_CATEGORIES, "flagged columns"):
+            assert ((found["method"] == method) & (found["excluded"] == excluded)).sum() == len(BIASES) * len(SCORES)
+    correlations = found[~found["method"].str.startswith("R2")]
+    assert (correlations["low"] <= correlations["estimate"]).all() and (
+        correlations["estimate"] <= correlations["high"]
+    ).all()
+    assert (
+        found["p_holm"].dropna().between(0, 1).all() and (found["p_holm"].dropna() >= found["p"].dropna() - 1e-9).all()
+    )
+    few = networks.sample(20, random_state=0)
+    again = [statistics(few, resamples=50, permutations=99) for _ in range(2)]
+    pd.testing.assert_frame_equal(*again)
+    assert not again[0].equals(statistics(few, resamples=50, permutations=99, seed=1))
+    write(found, tmp_path / "statistics.csv")
+    assert (tmp_path / "statistics.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_weights_mean_repetition():
+    random = np.random.default_rng(0)
+    x, y, z = random.integers(0, 9, (3, 30)).astype(float)  # with ties
+    counts = random.multinomial(30, np.full(30, 1 / 30), 5)
+    for row in counts:
+        again = np.repeat(np.arange(30), row)
+        assert spearman(x, y, row) == pytest.approx(scipy.stats.spearmanr(x[again], y[again]).statistic)
+        assert kendall(x, y, row) == pytest.approx(scipy.stats.kendalltau(x[again], y[again]).statistic)
+        ranks = [scipy.stats.rankdata(v[again]) for v in (x, y, z)]
+        rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
+        assert partial_spearman(x, y, z, row) == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert np.allclose(spearman(x, y, counts), [spearman(x, y, row) for row in counts])
+
+
+def made_up(n, random, **columns):
+    rows = pd.DataFrame({name: random.normal(size=n) for name in (*BIASES, *SCORES)})
+    rows = rows.assign(category=random.choice(["baseline", "augmentation", "contrastive"], n), **columns)
+    rows["top1_acc/imagenet"] = random.uniform(50, 80, n)
+    rows[list(SCORES)] = 50 + 5 * rows[list(SCORES)]
+    return rows.assign(**{unflagged(score): rows[score] for score in SCORES})
+
+
+def test_intervals_cover_and_p_values_are_uniform_where_nothing_is_there():
+    random = np.random.default_rng(1)
+    covered, p = [], []
+    for _ in range(20):
+        for _, _, method, values in _correlations(made_up(40, random), resamples=300, permutations=199, seed=0):
+            if method != "spearman with effective robustness":
+                covered.append(values["low"] <= 0 <= values["high"])
+                p.append(values["p"])
+    assert 0.90 < np.mean(covered) < 0.98
+    assert 0.025 < np.mean(np.array(p) < 0.05) < 0.08
+    assert 0.45 < np.mean(p) < 0.55
+
+
+def test_a_correlation_that_accuracy_makes_is_gone_given_accuracy():
+    random = np.random.default_rng(2)
+    rows = made_up(80, random)
+    accuracy = rows["top1_acc/imagenet"]
+    rows["shape-bias"] = accuracy + random.normal(size=80)
+    rows["ID"] = accuracy + random.normal(size=80)
+    rows["LPP"] = -accuracy + 20 * random.normal(size=80)
+    rows["Concepts"] = (50 + accuracy / 10 + 3 * rows["LPP"] / 20).clip(1, 99)
+    found = statistics(rows, resamples=300, permutations=999)
+    assert one(found, "shape-bias", "ID").p_holm < 0.05
+    given = one(found, "shape-bias", "ID", "spearman given accuracy")
+    assert abs(given.estimate) < 0.3 and given.p_holm > 0.05
+    assert one(found, "LPP", "Concepts", "spearman given accuracy").estimate > 0.9
+    assert one(found, "LPP", "Concepts", "spearman with effective robustness").estimate > 0.8
+
+
+def test_a_correlation_that_one_category_makes_is_gone_without_it():
+    random = np.random.default_rng(3)
+    rows = made_up(60, random)
+    inside = rows["category"] == "contrastive"
+    rows["HPP"] += 6 * inside
+    rows["Robustness"] += 30 * inside
+    found = statistics(rows, resamples=300, permutations=999)
+    assert one(found, "HPP", "Robustness").estimate > 0.5
+    assert one(found, "HPP", "Robustness").p_holm < 0.05
+    assert one(found, "HPP", "Robustness", excluded="contrastive").p > 0.01
+    assert one(found, "HPP", "Robustness", excluded="contrastive").networks == (~inside).sum()
+
+
+def test_missing_values_are_left_out_of_their_pair_only(networks):
+    rows = networks.copy()
+    rows.loc[:9, "bw_norm"] = np.nan
+    rows["cf_norm"] = 1.0  # nothing varies
+    rows["pns_norm"] = np.nan
+    found = statistics(rows, resamples=50, permutations=49)
+    kept = rows["bw_norm"].notna()
+    expected = scipy.stats.spearmanr(rows["bw_norm"][kept], rows["ID"][kept]).statistic
+    assert one(found, "bw_norm", "ID").networks == 38
+    assert one(found, "bw_norm", "ID").estimate == pytest.approx(expected, abs=1e-5)
+    assert one(found, "LPP", "ID").networks == 48
+    assert np.isnan(one(found, "cf_norm", "ID").estimate) and np.isnan(one(found, "cf_norm", "ID").p_holm)
+    assert "pns_norm" not in set(found["bias"])
+    with pytest.raises(ValueError, match="too few"):
+        statistics(networks[:5])
+
+
+def test_effective_robustness_is_the_residual_in_logits():
+    accuracy = np.array([50.0, 60.0, 70.0, 80.0])
+    logits = 0.5 * scipy.special.logit(accuracy / 100) - 1
+    above = np.array([0.1, -0.1, -0.1, 0.1])  # orthogonal to a line over evenly spread points, nearly
+    residual = effective_robustness(accuracy, 100 * scipy.special.expit(logits))
+    assert np.allclose(residual, 0, atol=1e-9)
+    residual = effective_robustness(accuracy, 100 * scipy.special.expit(logits + above))
+    assert np.allclose(residual, above, atol=0.02)
+    assert np.isfinite(effective_robustness([50.0, 60.0, 70.0], [0.0, 100.0, 50.0])).all()
+
+
+def test_nothing_is_predicted_from_what_was_seen():
+    random = np.random.default_rng(4)
+    features = random.normal(size=(60, 3))
+    groups = np.repeat(np.arange(6), 10)
+    signal = features @ [[1.0], [2.0], [-1.0]] + 0.1 * random.normal(size=(60, 1))
+    by_group = groups[:, None] + 0.01 * random.normal(size=(60, 1))  # only the group tells
+    targets = np.hstack([signal, by_group, random.normal(size=(60, 1))])
+    for left_out in (None, groups):
+        r2 = r_squared(targets.T, *(part.T for part in predictions(features, targets, left_out)))
+        assert r2[0] > 0.98
+        assert r2[2] < 0.1
+    marked = np.hstack([features, np.eye(6)[groups]])
+    alone, whole = (predictions(marked, targets, left_out) for left_out in (None, groups))
+    assert r_squared(targets[:, 1], alone[0][:, 1], alone[1][:, 1]) > 0.95
+    assert r_squared(targets[:, 1], whole[0][:, 1], whole[1][:, 1]) < 0.1  # a group never seen
+    _, mean = predictions(features, targets)
+    assert mean[7, 0] == pytest.approx(np.delete(targets[:, 0], 7).mean())
+    assert r_squared(targets[:, 0], mean[:, 0], mean[:, 0]) == 0
+
+
+def test_holm_is_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is the oracle")
+    p = pd.Series([0.04, 0.001, np.nan, 0.03, 0.2, 0.001])
+    corrected = _holm(p)
+    assert np.isnan(corrected[2])
+    assert np.allclose(corrected.dropna(), multitest.multipletests(p.dropna(), method="holm")[1])
+
+
+# The answer in words --------------------------------------------------------------------------------------------------
+
+ANSWER = (ROOT / "raw-data" / "ANSWER.md").read_text("utf-8").replace("−", "-")
+TRIPLE = r"(-?\d\.\d\d) \[(-?\d\.\d\d), (-?\d\.\d\d)\]"
+
+
+def close(text, row):
+    # an interval's ends may move in the last digit with another version of numpy's random streams
+    return np.allclose([float(number) for number in text], [row.estimate, row.low, row.high], atol=0.0151)
+
+
+def test_the_answers_table_quotes_the_statistics(found):
+    lines = re.findall(rf"^\| ([\w-]+), (\w+) \| {TRIPLE} \| {TRIPLE} \| {TRIPLE} \|$", ANSWER, re.MULTILINE)
+    assert len(lines) == 8
+    for bias, score, *numbers in lines:
+        for text, (method, excluded) in zip(
+            (numbers[:3], numbers[3:6], numbers[6:]),
+            (("spearman", "none"), ("spearman", "adversarial_training"), ("spearman given accuracy", "none")),
+            strict=True,
+        ):
+            assert close(text, one(found, bias, score, method, excluded)), (bias, score, method, excluded)
+
+
+def test_the_answers_predictions_quote_the_statistics(found):
+    text = " ".join(ANSWER.split())
+    together, apart = text.split("All seven biases together")[1].split("They do not predict")
+    quoted = [*re.findall(rf"{TRIPLE} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{TRIPLE}", together)]
+    quoted += re.findall(rf"{TRIPLE} for (ID), where ImageNet accuracy alone has {TRIPLE}", together)
+    assert {line[3] for line in quoted} == set(SCORES)
+    for *biases, score, a, b, c in quoted:
+        assert close(biases, one(found, "all biases", score, "R2 leave-one-network-out"))
+        assert close((a, b, c), one(found, "top1_acc/imagenet", score, "R2 leave-one-network-out"))
+    quoted = re.findall(rf"{TRIPLE} for (\w+)", apart)
+    assert {line[3] for line in quoted} == {"Robustness", "Adversarial"}
+    for *numbers, score in quoted:
+        row = one(found, "all biases", score, "R2 leave-one-category-out")
+        assert close(numbers, row)
+        assert row.p > 0.05  # no better than permuted
+
+
+def test_the_answers_claims_hold(found):
+    text = " ".join(ANSWER.split())
+    spearmans = found[found["method"] == "spearman"]
+    holds = spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["p_holm"] < 0.05
+    categories = spearmans[spearmans["excluded"].isin(["none", *STUDY_CATEGORIES])]
+    always = categories.groupby(["bias", "score"])["p_holm"].max() < 0.05
+    assert f"{holds.sum()} of the {len(holds)} pairs" in text
+    assert f"Only {always.sum()} of them" in text
+    assert set(always[always].index) == {
+        ("HPP", "Robustness"),
+        ("LPP", "Adversarial"),
+        ("bw_norm", "Robustness"),
+        ("shape-bias", "ID"),
+    }
+    partial = found[
+        (found["method"] == "spearman given accuracy") & found["excluded"].isin(["none", *STUDY_CATEGORIES])
+    ]
+    kept = partial.groupby(["bias", "score"])["p_holm"].max() < 0.05
+    assert set(kept[kept].index) == {("LPP", "Adversarial"), ("shape-bias", "Concepts")}
+    assert not holds["cf_norm"].any()
+    for bias in ("HPP", "bw_norm"):
+        with_all, without = (one(found, bias, "Adversarial", excluded=e) for e in ("none", "adversarial_training"))
+        assert with_all.estimate * without.estimate < 0
+    flagged = spearmans[spearmans["excluded"] == "flagged columns"].set_index(["bias", "score"])["estimate"]
+    change = (flagged - spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["estimate"]).abs().max()
+    assert f"more than {np.ceil(change * 1000) / 1000:.3f}" in text
