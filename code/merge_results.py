@@ -212,7 +212,8 @@ def _reason_to_leave_out(record, view, precision):
     provenance, subset = record["provenance"], record["subset"]
     drawn, calibration = provenance["collection"] != "imagenet", provenance["category"] == "calibration"
     if subset:
-        return f"a subset ({subset['images']} of {subset['of']} images)" if "of" in subset else "a subset"
+        seen = f" ({subset['images']} of {subset['of']} images)" if isinstance(subset, dict) and "of" in subset else ""
+        return f"a subset{seen}"
     if provenance["view"] != view:
         return f"view {provenance['view']}, not {view} (--view {provenance['view']} gives it a row of its own)"
     if provenance["precision"] != precision:

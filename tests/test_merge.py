@@ -42,7 +42,12 @@ def place(tmp_path):
         merge_results.main(["--results", f"{tmp_path / 'results'}", "--table", f"{tmp_path / 'table.csv'}", *options])
         return read_table(tmp_path / "table.csv").set_index(["model", "source"])
 
-    return types.SimpleNamespace(path=tmp_path, add=add, merge=merge)
+    def run():
+        return script(
+            "merge_results.py", "--results", tmp_path / "results", "--table", tmp_path / "table.csv", check=False
+        )
+
+    return types.SimpleNamespace(path=tmp_path, add=add, merge=merge, run=run)
 
 
 def uncertainty(place):

@@ -161,6 +161,15 @@ def test_only_files_that_fit_are_pinned_and_a_change_is_an_error(narrow_state, s
         model_zoo.load_model(name, checkpoints=tmp_path / "second")
 
 
+def test_a_file_put_there_by_hand_must_have_the_hash_in_its_name(narrow_state, use_zoo, tmp_path):
+    use_zoo(the_zoo())
+    entry = model_zoo.registry()["resnet50_trained_on_SIN"]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": narrow_state}, entry.files[0].path())
+    with pytest.raises(UserError, match=r"train_60_epochs.* one that begins with c8e5653e was expected"):
+        model_zoo.load_model("resnet50_trained_on_SIN")
+
+
 def test_a_network_by_hand_and_a_missing_one(narrow_state, use_zoo, tmp_path):
     use_zoo(the_zoo().replace('name = "resnet50_supcon"', 'name = "resnet50_supcon"\narch = "zoo_layouts:narrow"'))
     with pytest.raises(UserError, match=r"resnet50_supcon\.pth is missing.*put the file there"):

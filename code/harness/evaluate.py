@@ -302,12 +302,12 @@ class Runner:
             return self.program(pixels)[:count].float()
 
 
-def measure(groups, store, settings, progress=True, watch=None):
+def measure(groups, store, settings, progress=True, watch=None, runners=None):
     """Show every group to its networks and yield each group when its responses are complete and stored.
 
     Responses that `store` has already are not measured again; a run that was stopped, at any moment, goes on from the
     last checkpoint. With several ranks (torch.distributed) each takes every world-th missing image. `watch`, if given,
-    is called about once a second with (images shown, running accuracy).
+    is called about once a second with (images shown, running accuracy). `runners`: networks made ready before.
 
     Raises UserError for an unreadable image unless settings.skip_unreadable.
     """
@@ -332,7 +332,7 @@ def measure(groups, store, settings, progress=True, watch=None):
     pause = 0.2 if sys.stderr.isatty() else 30  # a log file gets a line now and then
     bar = tqdm(total=total, unit="img", mininterval=pause, disable=not progress or not total, dynamic_ncols=True)
     with float32_precision(settings), bar:
-        runners = _Runners(groups, settings)
+        runners = runners or Runners(groups, settings)
         batches = iter(loader)
         for group, own in zip(groups, tasks, strict=True):
             yield _show(group, own, batches, runners, store, settings, bar, watch)
@@ -344,8 +344,8 @@ def _presentations(group, images):
     )
 
 
-class _Runners:
-    """The networks made ready, each when its first image comes."""
+class Runners:
+    """The networks made ready on the device, each when its first image comes."""
 
     def __init__(self, groups, settings):
         self.settings, self.ready, self.planned = settings, {}, {}
@@ -388,7 +388,8 @@ def _show(group, tasks, batches, runners, store, settings, bar, watch):
             cell.answers = merged.cpu().numpy().astype(np.int16)
             store.save(cell.identity, cell.network.name, cell.answers, settings.rank, final)
 
-    started = saved = told = time.monotonic()
+    started = told = time.monotonic()
+    due_at = started + settings.checkpoint_seconds
     try:
         for _, positions in tasks:
             rows, unreadable = next(batches)
@@ -448,9 +449,13 @@ def _show(group, tasks, batches, runners, store, settings, bar, watch):
                 bar.set_postfix_str(f"{group.cells[0].network.name} {group.cells[0].condition.name} {accuracy:.1f} %")
                 if watch:
                     watch(bar.n, accuracy)
-            if now - saved > settings.checkpoint_seconds:
-                saved = now
+            if now > due_at:
                 to_host(final=False)
+                # many networks and conditions take long to write: never more than a twentieth of the time
+                due_at = time.monotonic() + max(settings.checkpoint_seconds, 20 * (time.monotonic() - now))
+    except torch.OutOfMemoryError:
+        to_host(final=False)
+        raise UserError(f"out of memory with --batch-size {settings.batch_size}; repeat with half of it") from None
     except BaseException:
         to_host(final=False)  # also on Ctrl-C: what was measured is kept
         raise

@@ -325,7 +325,7 @@ def _from_registry(entry, checkpoints):
     state, hashes = {}, {}
     for file in entry.files:
         path = file.obtain(checkpoints)
-        contents, hashes[file.address] = _read_pinned(file.address, path)
+        contents, hashes[file.address] = _read_verified(file.address, path, file.sha256)
         part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
@@ -385,7 +385,7 @@ def _from_function(name, result):
 
 def _from_timm(name, checkpoints):
     address = timm_address(name)
-    contents, sha256 = _read_pinned(
+    contents, sha256 = _read_verified(
         address, files.fetch(address, checkpoint_folder(checkpoints), name=f"{name}.safetensors")
     )
     try:  # timm's own strict loading: it also translates the names in files that others published
@@ -401,9 +401,17 @@ def _from_timm(name, checkpoints):
     )
 
 
-def _read_pinned(address, path):
-    """Return (contents, sha256) of a file; UserError if its address is pinned to another hash."""
+def _read_verified(address, path, expected=None):
+    """Return (contents, sha256) of a file, also one put there by hand.
+
+    Raises UserError if its hash does not begin as `expected`, or as its address says, or is not the pinned one.
+    """
     checkpoint = files.load(path)
+    expected = expected or files.hash_in_name(address) or ""
+    if not checkpoint.sha256.startswith(expected):
+        raise UserError(
+            f"{path} has sha256 {checkpoint.sha256}, one that begins with {expected} was expected: delete it"
+        )
     files.Pins(PINS).check(address, checkpoint.sha256, path)
     return checkpoint.contents, checkpoint.sha256
 

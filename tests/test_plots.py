@@ -1,0 +1,168 @@
+"""Figures: the notebook runs as committed, a fresh clone shows 48 networks, merged calibration networks show up."""
+
+import json
+import re
+import shutil
+import time
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from common import CODE, ROOT, script
+from harness import plotting
+from harness.statistics import statistics
+from harness.table import BIASES, CUTOFFS, SCORES, derived, read_table, study, write_table
+
+
+@pytest.fixture(scope="module")
+def table():
+    return read_table()
+
+
+@pytest.fixture(scope="module")
+def quick(table):
+    return statistics(study(table), resamples=100, permutations=99)
+
+
+@pytest.fixture(scope="module")
+def with_measured(table):
+    """The table as after the demo, and with one network of the study measured too."""
+    random = np.random.default_rng(0)
+    rows = []
+    for name, category in (
+        ("calibration_silhouette", "calibration"),
+        ("calibration_texture", "calibration"),
+        ("tv_resnet50", "baseline"),
+        ("my.net", "of my own"),
+    ):
+        row = {"model": name, "category": category, "source": "measured", "shape-bias": float("silhouette" in name)}
+        row |= {f"metric/bandpass/{k}/{c}": random.uniform(0.01, 1) for k in ("LFC", "HFC") for c in CUTOFFS}
+        row |= {f"metric/criticalband/{name}_norm": random.uniform(0.5, 1) for name in ("bw", "cf", "pns")}
+        parts = ("imagenet-v2", "imagenet-real", "imagenet-a", "imagenet-c", "imagenet-cbar", "imagenet-sketch")
+        row |= {f"top1_acc/{name}": 50.0 for name in ("imagenet", "imagenet-r", "stylized", "PGD-40/low", *parts)}
+        rows.append(row)
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def offsets(ax):
+    return sum(len(collection.get_offsets()) for collection in ax.collections)
+
+
+def test_each_panel_shows_each_of_the_48_networks(table, quick):
+    figure = plotting.biases_and_scores(study(table), quick)
+    assert len(figure.axes) == len(BIASES) * len(SCORES)
+    assert all(offsets(ax) == 48 for ax in figure.axes)
+    points = np.vstack([collection.get_offsets() for collection in figure.axes[0].collections])
+    expected = study(table)[["shape-bias", "ID"]].to_numpy()
+    assert {*map(tuple, points.round(6))} == {*map(tuple, expected.round(6))}
+    assert figure.axes[0].get_title().startswith("ρ = −0.76")
+    assert all(ax.get_ylabel().endswith("[%]") for ax in figure.axes[:: len(BIASES)])
+    assert all("[" in ax.get_xlabel() for ax in figure.axes[-len(BIASES) :])
+
+
+def test_adversarially_trained_networks_are_sized_by_eps(table):
+    assert plotting.epsilon("robust_resnet50_l2_eps0.25") == ("l2", 0.25)
+    assert plotting.epsilon("robust_resnet50_linf_eps8.0") == ("linf", 8.0)
+    assert plotting.epsilon("resnet50_dino") is None
+    trained = study(table).query("category == 'adversarial_training'")["model"]
+    assert len(trained) == 15 and all(map(plotting.epsilon, trained))
+    for norm in ("l2", "linf"):
+        family = sorted((m for m in trained if f"_{norm}_" in m), key=plotting.epsilon)
+        sizes = [plotting.size(model) for model in family]
+        assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+
+
+def test_categories_differ_in_colour_and_marker():
+    looks = plotting.STYLES.values()
+    for part in ("colour", "marker", "symbol"):
+        assert len({getattr(look, part) for look in looks}) == len(looks)
+
+
+def test_measured_networks_show_up_open(with_measured, quick):
+    drawn = dict(plotting.figures(with_measured, quick))
+    everything = offsets(drawn["bias_spread"].axes[0])
+    assert everything == 48 + 4
+    assert offsets(drawn["biases_and_scores"].axes[0]) == 48 + 2  # drawn images have no place among photographs
+    open_markers = [c for c in drawn["biases_and_scores"].axes[0].collections if c.get_facecolor().size == 0]
+    assert sum(len(c.get_offsets()) for c in open_markers) == 2
+    titles = [ax.get_title() for ax in drawn["bandpass_curves"].axes]
+    assert "calibration (drawn) (2)" in titles and "baseline (2)" in titles
+    compared = drawn["measured_and_published"].axes[0]
+    assert offsets(compared) == 10  # the accuracies of tv_resnet50, the only network with both
+
+
+def test_without_measured_networks_there_is_nothing_to_compare(table, quick):
+    assert plotting.measured_and_published(table) is None
+    assert "measured_and_published" not in dict(plotting.figures(table, quick))
+
+
+def test_the_heat_map_prints_what_the_statistics_say(quick):
+    figure = plotting.rank_correlations(quick)
+    cells = [text.get_text() for text in figure.axes[0].texts]
+    assert len(cells) == len(BIASES) * len(SCORES)
+    row = quick.query("bias == 'HPP' and score == 'Robustness' and method == 'spearman' and excluded == 'none'").iloc[0]
+    expected = f"{row.estimate:.2f}\n[{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+    assert cells[list(BIASES).index("HPP") * len(SCORES) + list(SCORES).index("Robustness")] == expected
+
+
+def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
+    script("plot_study.py", "--out", tmp_path)
+    names = {path.stem for path in tmp_path.glob("*.pdf")}
+    assert names == {path.stem for path in tmp_path.glob("*.png")}
+    assert len(names) == 7
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir())
+    assert len(pd.read_csv(tmp_path / "statistics.csv")) > 900
+
+
+def test_too_few_measured_networks_is_one_clear_line(tmp_path):
+    result = script("plot_study.py", "--out", tmp_path, "--source", "measured", check=False)
+    assert result.returncode == 2 and "too few" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+# The notebook ---------------------------------------------------------------------------------------------------------
+
+NOTEBOOK = CODE / "plots.ipynb"
+
+
+def test_the_notebook_is_committed_without_outputs_and_machine_paths():
+    text = NOTEBOOK.read_text("utf-8")
+    notebook = nbformat.reads(text, 4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert not re.search(r'"/(home|root|tmp|work|Users)', text)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_the_notebook_holds_the_answer():
+    answer = (ROOT / "raw-data" / "ANSWER.md").read_text("utf-8").rstrip("\n")
+    assert answer in [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells]
+
+
+def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp_path):
+    """In a copy of what is committed, with nothing but code/ and the table; once more with measured rows would only
+    repeat it, so the copy has them: the 48 published networks must be counted all the same."""
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "raw-data").mkdir()
+    write_table(with_measured, tmp_path / "raw-data" / "benchmark.csv")
+    notebook = nbformat.read(tmp_path / "code" / "plots.ipynb", 4)
+    started = time.process_time(), time.monotonic()
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "code")}})
+    client.execute()
+    print(f"executed in {time.monotonic() - started[1]:.0f} s")
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = json.dumps(outputs)
+    assert "48 published networks of the study" in text
+    assert "calibration_silhouette" in text and "calibration_texture" in text
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    saved = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(pictures) == 8 and len(saved) == 2 * 8 + 1 and "statistics.csv" in saved
+    assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
+
+
+def test_derived_columns_of_measured_rows_are_what_the_notebook_shows(with_measured):
+    measured = derived(with_measured[with_measured["source"] == "measured"])
+    assert measured[[*SCORES, *BIASES]].notna().all(axis=None)

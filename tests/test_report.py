@@ -1,0 +1,292 @@
+"""The report page in a real browser: opens without errors or network, sorts, filters, opens a network's section."""
+
+import json
+import shutil
+import time
+
+import pytest
+import report
+from common import ROOT, script
+from harness.table import KEYS, read_table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1500,1100"),
+)
+
+
+def record(model, benchmark, metrics, details=None, **more):
+    return {
+        "model": model,
+        "benchmark": benchmark,
+        "metrics": metrics,
+        "intervals": {name: [value - 0.05, value + 0.05] for name, value in metrics.items()},
+        "images": 160,
+        "subset": False,
+        "warnings": ["26 points off </script><b>"] if benchmark == "imagenet" else [],
+        "details": details or {},
+        "provenance": {"network": "c0ffee" * 10, "category": "baseline", "collection": "imagenet", "view": "study"}
+        | {"precision": "fp32", "seed": 0, "time": "2026-01-01T00:00:00+00:00", "device": "some machine"}
+        | more,
+    }
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The page from the committed table alone, and one with measured networks (one in both, two of calibration)."""
+    folder = tmp_path_factory.mktemp("report")
+    script("report.py", "--results", folder / "none", "--out", folder / "published.html")
+    drawn = {"category": "calibration", "collection": "drawn"}
+    bandpass = {
+        f"metric/bandpass/{kind}/{c}": 0.5 for kind in ("LFC", "HFC") for c in ("0.1", "0.2", "0.3", "0.4", "0.5")
+    }
+    categories = {"cat": {"value": 0.75, "low": 0.5, "high": 0.9, "shape": 3, "texture": 1, "other": 0}}
+    records = [
+        record("tv_resnet50", "imagenet", {"top1_acc/imagenet": 76.1}),
+        record("tv_resnet50", "spectral", bandpass),
+        record("calibration_texture", "imagenet", {"top1_acc/imagenet": 99.0}, **drawn),
+        record("calibration_silhouette", "imagenet", {"top1_acc/imagenet": 98.0}, **drawn),
+        record("calibration_silhouette", "spectral", bandpass, **drawn),
+        record(
+            *("calibration_silhouette", "model_vs_human", {"shape-bias": 0.75}),
+            {"shape-bias": {"categories": categories}},
+            **drawn,
+        ),
+        record(
+            *("calibration_silhouette", "criticalband", {"metric/criticalband/bw_norm": 3.4}),
+            {"channel_norm": {"thresholds": [0, 2, 3, 3, 3, 1, 0], "problem": None}},
+            **drawn,
+        ),
+        record(
+            "calibration_silhouette",
+            "imagenet_c",
+            {f"top1_acc/fog_{severity}": 90.0 for severity in range(1, 6)},
+            **drawn,
+        ),
+    ]
+    for one in records:
+        path = folder / "results" / one["model"] / f"{one['benchmark']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+    shutil.copy(ROOT / "raw-data" / "benchmark.csv", folder / "table.csv")
+    where = ("--results", folder / "results", "--table", folder / "table.csv")
+    script("merge_results.py", *where)
+    script("report.py", *where, "--out", folder / "measured.html")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium with chromedriver here (apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(params=["published", "measured"])
+def page(request, browser, pages):
+    """Every test begins on a freshly loaded page and ends without a console message or a request for anything."""
+    browser.get((pages / f"{request.param}.html").as_uri())
+    browser.kind = request.param
+    yield browser
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
+
+
+def column(page, number):
+    cells = f"return [...document.querySelectorAll('#table tbody tr')].map(row => row.cells[{number}].firstChild?.textContent)"
+    return page.execute_script(cells)
+
+
+def heads(page):
+    return page.execute_script("return [...document.querySelectorAll('#table thead button')].map(b => b.textContent)")
+
+
+def click(page, selector):
+    page.execute_script(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def choose(page, name, value):
+    page.execute_script(
+        "const one = document.getElementById(arguments[0]);"
+        "one.value = arguments[1]; one.dispatchEvent(new Event('input')); one.dispatchEvent(new Event('change'));",
+        *(name, value),
+    )
+
+
+def wait_for(page, expression, seconds=20):
+    end = time.monotonic() + seconds
+    while not page.execute_script(f"return Boolean({expression})"):
+        assert time.monotonic() < end, f"not within {seconds} s: {expression}"
+        time.sleep(0.05)
+
+
+def test_one_file_that_asks_for_nothing(pages):
+    text = (pages / "measured.html").read_text("utf-8")
+    own = text[: text.index("<script>")] + text[text.index('"use strict";') :]
+    assert (
+        "<script src" not in text
+        and '<link rel="stylesheet' not in text
+        and "http" not in own.replace("http://www.w3.org", "")
+    )
+    assert text.count("</script>") == 2  # a warning that holds one does not end the script
+    assert "/*DATA*/" not in text and "/*PLOTLY*/" not in text
+
+
+def test_it_shows_every_row_of_the_table(page, pages):
+    rows = 70 if page.kind == "published" else 73
+    assert len(column(page, 0)) == rows
+    assert page.execute_script("return document.getElementById('count').textContent") == f"{rows} of {rows} rows"
+    assert page.execute_script("return document.querySelectorAll('tr.measured').length") == rows - 70
+    table = read_table(ROOT / "raw-data" / "benchmark.csv" if page.kind == "published" else pages / "table.csv")
+    assert column(page, 0) == [*table["model"]] and column(page, 2) == [*table["source"]]
+    shown = [float(text) if text else None for text in column(page, heads(page).index("top1_acc/imagenet"))]
+    assert shown == pytest.approx([*table["top1_acc/imagenet"].round(1)], abs=0.051)
+
+
+def test_sorting_by_numbers_and_by_names(page):
+    number = heads(page).index("shape-bias")
+    head = f"#table thead th:nth-child({number + 1}) button"
+    for order, descending in (("descending", True), ("ascending", False)):
+        click(page, head)
+        values = [float(text) for text in column(page, number) if text]
+        assert len(values) > 60 and values == sorted(values, reverse=descending)
+        empty = [not text for text in column(page, number)]
+        assert empty == sorted(empty)  # empty cells come last either way
+        state = page.execute_script(
+            f"return document.querySelector('#table thead th:nth-child({number + 1})').ariaSort"
+        )
+        assert state == order
+    assert column(page, 0)[0] == ("resnet50.a3_in1k")  # the least shape bias of the table
+    click(page, "#table thead th:nth-child(1) button")
+    names = [name.lower() for name in column(page, 0)]
+    assert names[0].startswith(("calibration_silhouette", "lambda_resnet50ts")) and names[-1].startswith("vonenet")
+
+
+def test_filters_by_words_source_and_category(page):
+    choose(page, "search", "adversarial linf")
+    assert len(column(page, 0)) == 5 and all("linf" in name for name in column(page, 0))
+    choose(page, "search", "no such network")
+    assert column(page, 0) == []
+    choose(page, "search", "")
+    choose(page, "source", "measured")
+    assert len(column(page, 0)) == (0 if page.kind == "published" else 3)
+    choose(page, "source", "")
+    before = len(column(page, 0))
+    click(page, "input[data-category=adversarial_training]")
+    assert len(column(page, 0)) == before - 15
+    click(page, "input[data-category=adversarial_training]")
+    assert len(column(page, 0)) == before
+
+
+def test_other_columns_and_flags(page):
+    titles = page.execute_script("return [...document.getElementById('set').options].map(option => option.textContent)")
+    choose(page, "set", str(titles.index("top1_acc/imagenet-real")))
+    assert heads(page)[3:] == ["top1_acc/imagenet-real"]
+    slip = page.execute_script("return document.querySelector('#table thead .slip').title")
+    assert "last batch only" in slip
+
+
+def test_scatter_of_any_bias_against_any_score(page):
+    names = page.execute_script("return document.getElementById('scatter').data.map(trace => trace.name)")
+    assert names[:7] == [
+        *("baseline", "training recipes", "augmentation", "stylized", "freezing", "adversarial training"),
+        "contrastive",
+    ]
+    points = "return document.getElementById('scatter').data.flatMap(trace => trace.customdata).length"
+    assert page.execute_script(points) >= 48
+    assert "ρ = 0.47" in page.execute_script("return document.getElementById('rho').textContent")
+    index = page.execute_script("return data.columns.map(column => column.name)")
+    choose(page, "x", str(index.index("HPP")))
+    choose(page, "y", str(index.index("Robustness")))
+    assert "ρ = 0.79" in page.execute_script("return document.getElementById('rho').textContent")
+    assert page.execute_script("return document.getElementById('scatter').layout.xaxis.title.text").startswith(
+        "high-pass"
+    )
+    choose(page, "x", str(index.index("shape-bias")))
+    choose(page, "y", str(index.index("top1_acc/imagenet")))
+    if page.kind == "measured":
+        trace = "document.getElementById('scatter').data.find(trace => trace.name === 'calibration (drawn), measured')"
+        assert page.execute_script(f"return {trace}.marker.symbol") == "hexagon-open"
+        assert page.execute_script(f"return {trace}.text[0]") == "calibration_silhouette (measured)"
+        assert page.execute_script(f"return {trace}.error_y.array[0]") == pytest.approx(0.05)
+
+
+def test_correlations_for_each_method_and_exclusion(page):
+    choose(page, "method", "spearman given accuracy")
+    z = page.execute_script("return document.getElementById('heat').data[0].z[0]")
+    assert z[2] == pytest.approx(0.72, abs=0.01)
+    choose(page, "method", "spearman")
+    choose(page, "excluded", "adversarial_training")
+    assert page.execute_script("return document.getElementById('heat').data[0].z[0][3]") == pytest.approx(
+        0.04, abs=0.01
+    )
+
+
+def test_a_networks_section_is_made_when_it_is_opened(page):
+    model = "resnet50_prime" if page.kind == "published" else "calibration_silhouette"
+    where = "document.querySelector('details[open]')"
+    assert page.execute_script("return document.querySelectorAll('details .plot').length") == 0
+    page.execute_script(
+        "[...document.querySelectorAll('#table tbody button')].find(one => one.textContent === arguments[0]).click()",
+        model,
+    )
+    wait_for(page, f"{where} && {where}.querySelectorAll('.plot .main-svg').length > 0")
+    titles = page.execute_script(f"return [...{where}.querySelectorAll('.plot')].map(plot => plot.layout.title.text)")
+    expected = [
+        "Band-pass accuracy / clean accuracy",
+        "Critical band: noise levels to take away",
+        "Accuracy under corruptions",
+    ]
+    if page.kind == "measured":
+        expected.insert(2, "Shape bias by category")
+        bars = f"return [...{where}.querySelectorAll('.plot')][2].data[0]"
+        assert page.execute_script(f"{bars}.y") == [0.75]
+    assert titles == expected
+    text = page.execute_script(f"return {where}.textContent")
+    assert ("c0ffeec0ffee" in text and "some machine" in text) == (page.kind == "measured")
+    assert ("no record of this network" in text) == (page.kind == "published")
+
+
+def test_measured_and_published_stand_side_by_side(page):
+    if page.kind == "published":
+        assert page.execute_script("return document.querySelectorAll('.badge.measured').length") == 0
+        return
+    page.execute_script("openSection('tv_resnet50')")
+    where = "document.querySelector('details[open]')"
+    wait_for(page, f"{where}.querySelectorAll('.plot .main-svg').length > 0")
+    heads = page.execute_script(f"return [...{where}.querySelectorAll('thead')][0].textContent")
+    assert heads == "publishedmeasured"
+    assert "26 points off </script><b>" in page.execute_script(f"return {where}.textContent")
+    traces = page.execute_script(f"return {where}.querySelector('.plot').data.map(trace => trace.name)")
+    assert traces == ["low-pass, published", "low-pass, measured", "high-pass, published", "high-pass, measured"]
+
+
+def test_screenshot_is_not_blank(page, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    page.execute_script("document.getElementById('plot').scrollIntoView()")
+    page.save_screenshot(str(tmp_path / "page.png"))
+    colours = image.open(tmp_path / "page.png").convert("RGB").getcolors(1 << 24)
+    shown = {colour for _, colour in colours}
+    assert {(0, 114, 178), (230, 159, 0), (213, 94, 0)} <= shown  # categories' colours in the scatter plot
+
+
+def test_the_pages_data_equals_the_table():
+    table = read_table()
+    found = report.page_data(table, None, __import__("pandas").DataFrame(), [])
+    place = {one["name"]: number for number, one in enumerate(found["columns"])}
+    assert [row["model"] for row in found["rows"]] == [*table["model"]]
+    metrics = [name for name in table.columns if name not in KEYS]
+    for row, (_, values) in zip(found["rows"], table.iterrows(), strict=True):
+        shown = [row["values"][place[name]] for name in metrics]
+        assert shown == [None if value != value else value for value in values[metrics]]
