@@ -15,6 +15,7 @@ from pathlib import Path
 import foolbox
 import timm
 import torch
+
 from harness.attacks import pgd
 from harness.evaluate import Batch, Runner, Settings, float32_precision
 from harness.files import write_json

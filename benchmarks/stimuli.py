@@ -19,18 +19,19 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import eval_criticalband
-import eval_spectral
 import numpy as np
 import pyrtools
 import timm
 import torch
+from PIL import Image
+
+import eval_criticalband
+import eval_spectral
 from harness.evaluate import Batch, Pass, Runner, Settings, float32_precision, grouped, measure
 from harness.files import write_json
 from harness.images import STUDY, image_set, wordnet_ids
 from harness.options import make_parser
 from harness.records import Store, device_name, versions
-from PIL import Image
 
 ROUNDS = 5
 IMAGES = 32  # of the comparison with the naive loop

@@ -13,6 +13,7 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 """
 
 import numpy as np
+
 from harness import channel
 from harness.evaluate import Benchmark, Pass
 from harness.images import image_set

@@ -10,6 +10,7 @@ Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) tha
 """
 
 import numpy as np
+
 from harness.evaluate import CLEAN, Benchmark, Pass
 from harness.images import image_set
 from harness.run import run

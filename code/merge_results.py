@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from harness.errors import UserError, exit_on_user_error
 from harness.files import atomic
 from harness.scores import proportion

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from plotly.offline import get_plotlyjs
+
 from harness.errors import UserError, exit_on_user_error
 from harness.files import atomic
 from harness.plotting import FIGURES, STYLES
@@ -33,7 +35,6 @@ from harness.table import (
     unflagged,
 )
 from merge_results import local_records, select, uncertainty_path
-from plotly.offline import get_plotlyjs
 
 PAGE = Path(__file__).parent / "harness" / "report_page.html"
 SAME = {  # the interval of a derived column is that of the metric it equals

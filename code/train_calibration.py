@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from torch import nn
+from tqdm import tqdm
+
 from harness.calibration import CATEGORIES, LUMA, VIEW, build, picture
 from harness.errors import exit_on_user_error
 from harness.files import atomic
-from torch import nn
-from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low

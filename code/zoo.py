@@ -14,6 +14,7 @@ import argparse
 import sys
 
 import requests
+
 from harness.checkpoints import reason, web_address
 from harness.errors import UserError, exit_on_user_error
 from harness.model_zoo import load_model, registry, resolve

@@ -3,15 +3,16 @@
 import argparse
 import warnings
 
-import eval_imagenet_adv
 import foolbox
 import pytest
 import torch
+from torch import nn
+
+import eval_imagenet_adv
 from harness import attacks
 from harness.errors import UserError
 from harness.evaluate import Batch
 from harness.stimuli import streams, uniform
-from torch import nn
 
 EPS = 4 / 255
 

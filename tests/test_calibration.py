@@ -14,12 +14,13 @@ import pytest
 import safetensors.torch
 import timm.data
 import torch
+from PIL import Image
+
 from common import CODE, ROOT
 from harness import calibration
 from harness.calibration import CATEGORIES, CORRUPTIONS, CORRUPTIONS_BAR, TEXTURE_OCTAVE, VIEW, draw
 from harness.errors import UserError
 from harness.images import STUDY, class_numbers, wordnet_ids
-from PIL import Image
 
 NAMES = [category.name for category in CATEGORIES]
 WEIGHTS = ROOT / "models" / "calibration"

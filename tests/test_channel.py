@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+
 from common import SHARED, needs_shared
 from harness import channel
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 import zoo_hostile
 import zoo_layouts
 import zoo_server

@@ -11,14 +11,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import transforms
+
 from common import CODE, SHARED, needs_shared, script
 from harness.calibration import CATEGORIES
 from harness.errors import UserError
 from harness.evaluate import Categories, Condition, Pass, Settings, TopClasses, grouped, measure
 from harness.images import STUDY, image_set
 from harness.records import Store
-from PIL import Image
-from torchvision import transforms
 
 
 class Plain(torch.nn.Module):

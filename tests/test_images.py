@@ -9,14 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from common import SHARED, needs_shared
-from harness import images
-from harness.errors import UserError
-from harness.images import STUDY, Reader, Unreadable, View, image_set, image_sets, real_labels, wordnet_ids
 from PIL import Image
 from scipy.io import savemat
 from timm.data import RealLabelsImagenet
 from torchvision import transforms
+
+from common import SHARED, needs_shared
+from harness import images
+from harness.errors import UserError
+from harness.images import STUDY, Reader, Unreadable, View, image_set, image_sets, real_labels, wordnet_ids
 
 PHOTOS = 12
 

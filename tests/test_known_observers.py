@@ -5,20 +5,21 @@ cut-offs exactly; the fine channel's centre within 0.15 octaves and its bandwidt
 thresholds are rounded up to whole octaves, within 0.5 and 2.
 """
 
-import eval_criticalband
-import eval_imagenet_adv
-import eval_spectral
 import numpy as np
 import pyrtools
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+
+import eval_criticalband
+import eval_imagenet_adv
+import eval_spectral
 from common import SHARED, needs_shared
 from harness.evaluate import Settings, grouped, measure
 from harness.images import STUDY, image_set, wordnet_ids
 from harness.model_zoo import load_model
 from harness.records import Store
-from PIL import Image
-from torch import nn
 
 WRONG = 999
 

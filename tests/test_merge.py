@@ -4,9 +4,10 @@ import json
 import re
 import types
 
-import merge_results
 import pandas as pd
 import pytest
+
+import merge_results
 from common import ROOT, script
 from harness.errors import UserError
 from harness.table import read_table

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from common import SHARED, needs_shared, script
 from harness.errors import UserError
 from harness.evaluate import Categories
 from harness.images import Reader, Unreadable
 from harness.people import COLUMNS, from_files, read_trials
 from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
-from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore:no people's trials")
 NAMES = list(CATEGORIES)

@@ -7,6 +7,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
+
 from common import SHARED, needs_shared
 from harness import people
 from harness.errors import UserError
@@ -26,7 +28,6 @@ from harness.people import (
     write_trials,
 )
 from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, canonical, set_of, stimulus, texture_category
-from sklearn.metrics import cohen_kappa_score
 
 NAMES = list(CATEGORIES)
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
+from timm.data import RealLabelsImagenet
+
 from harness import scores
 from harness.evaluate import CLEAN, Responses
 from harness.images import ImageSet, Listing
-from scipy.stats import binomtest
-from timm.data import RealLabelsImagenet
 
 
 def responses(answers, labels, name="imagenet", files=None):

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from common import CODE, script
 from filelock import FileLock
+
+from common import CODE, script
 
 ACCURACY = {
     "imagenet": ["top1_acc/imagenet", "top5_acc/imagenet"],

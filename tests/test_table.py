@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+
 from common import CODE, ROOT, SHARED, needs_shared
 from harness.errors import UserError
 from harness.table import (

@@ -9,6 +9,8 @@ import tomllib
 import pytest
 import timm
 import torch
+from torchvision.transforms import Normalize
+
 import zoo
 import zoo_layouts
 import zoo_server
@@ -16,7 +18,6 @@ from common import CODE, SHARED, needs_shared
 from harness import checkpoints, model_zoo
 from harness.errors import UserError
 from harness.images import STUDY, View
-from torchvision.transforms import Normalize
 
 STUDY_NAMES = [row["name"] for row in tomllib.loads(model_zoo.ZOO.read_text())["network"] if row.get("in_study")]
 FULL_SIZE = [  # one of each family of layouts at true size

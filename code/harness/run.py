@@ -98,7 +98,10 @@ def run_jobs(jobs, names, args, plan=True, missing=()):
 def _load(name, args, quiet):
     if not quiet:
         print(f"loading {name}", file=sys.stderr)
-    return load_model(name, arch=args.arch, normalization=args.normalization, checkpoints=args.checkpoints)
+    with _noted() as notes:
+        network = load_model(name, arch=args.arch, normalization=args.normalization, checkpoints=args.checkpoints)
+    network.notes = notes
+    return network
 
 
 @contextlib.contextmanager
@@ -128,7 +131,7 @@ def _finish(job, network, groups, settings, mirror, args):
     responses = {(cell.images.name, cell.condition.name): cell.responses() for cell in cells}
     metrics, details, said = _scored(job.benchmark, responses)
     seconds, shown = sum(group.seconds for group in mine), sum(group.shown for group in mine)
-    notes = said
+    notes = network.notes + said
     broken = sum(group.nonfinite.get(network.name, 0) for group in mine)
     if broken:
         notes.append(
@@ -162,11 +165,20 @@ def _finish(job, network, groups, settings, mirror, args):
 
 def _scored(benchmark, responses):
     """Return metrics, details, and what the scores warned of: it belongs in the record."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _noted() as notes:
         metrics = dict(benchmark.report(responses))
         details = benchmark.details(responses) if benchmark.details else None
-    return metrics, details, list(dict.fromkeys(str(one.message) for one in caught))
+    return metrics, details, notes
+
+
+@contextlib.contextmanager
+def _noted():
+    """Collect the texts of warnings, for a record."""
+    notes = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield notes
+    notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
 
 
 def _pictures(group, cells):
