@@ -76,7 +76,7 @@ the silhouette of a thing, the other by the texture of its surface. So the instr
   top1_acc/...   per cent of images that are recognised (95 % interval in brackets); chance is 6.25.
 The drawn images stand for the real ones: no number here says anything about ImageNet.
 
-Next, with real data:  python code/eval_imagenet.py --model resnet50.tv_in1k --imagenet DIR
+Next, with real data:  python code/eval_imagenet.py --model tv_resnet50 --imagenet DIR
 Everything at once:    python code/eval_all.py --model all --data ROOT --dry-run"""
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Papers: Subramanian et al., Spatial-frequency channels, shape bias, and adversarial robustness, NeurIPS 2023,
         arXiv:2309.13190 (the method); Gavrikov & Keuper, CVPR 2024, arXiv:2404.01509 (on 1,000 classes).
 Data:   ILSVRC-2012 validation, as for eval_imagenet.py.
-Run:    python code/eval_criticalband.py --model resnet50.tv_in1k --imagenet DIR
+Run:    python code/eval_criticalband.py --model tv_resnet50 --imagenet DIR
 Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycles/image), pns (peak noise sensitivity)
         at a criterion of 50 %, the same with _norm at half of the network's own accuracy without noise, and with _fine
         from interpolated thresholds, with intervals; top1_acc/criticalband/... per condition. No channel: no number,

@@ -4,7 +4,7 @@ Papers: Madry et al., ICLR 2018, arXiv:1706.06083 (PGD); Goodfellow et al., ICLR
         Croce & Hein, ICML 2020, arXiv:2003.01690 (AutoAttack). The published setting is that of Gavrikov & Keuper,
         CVPR 2024, arXiv:2404.01509: 40 steps of 2/255, a random start, the last iterate.
 Data:   ILSVRC-2012 validation, as for eval_imagenet.py; --limit N attacks N images only.
-Run:    python code/eval_imagenet_adv.py --model resnet50.tv_in1k --imagenet DIR --limit 1000
+Run:    python code/eval_imagenet_adv.py --model tv_resnet50 --imagenet DIR --limit 1000
         ... --attack autoattack (needs: pip install pyautoattack)    ... --attack pgd --eps 1/255 --step-size 0.25/255
 Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM, PGD-tuned and, on request, AutoAttack;
         other settings go by names of their own. The published step is four times the low eps, which makes a weak

@@ -4,7 +4,7 @@ Paper: Hendrycks & Dietterich, Benchmarking Neural Network Robustness to Common 
        2019, arXiv:1903.12261.
 Data:  CORRUPTION/SEVERITY/WNID/*.JPEG, 224 x 224 as released: 15 corruptions and 4 extra, 5 severities, 50,000 images
        each.
-Run:   python code/eval_imagenet_c.py --model resnet50.tv_in1k --imagenet-c DIR
+Run:   python code/eval_imagenet_c.py --model tv_resnet50 --imagenet-c DIR
 Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-c, the mean over all 19 x 5 as in the study;
        top1_acc/imagenet-c-15, the mean over the usual 15; mCE/imagenet-c, their error relative to AlexNet's (76.7 for
        the paper's ResNet-50).

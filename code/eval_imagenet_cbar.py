@@ -4,7 +4,7 @@ Paper: Mintun et al., On Interaction Between Augmentations and Corruptions in Na
        2021, arXiv:2102.11273.
 Data:  CORRUPTION/SEVERITY/WNID/*.JPEG, 224 x 224 as made by the paper's code: 10 corruptions, 5 severities, 50,000
        images each.
-Run:   python code/eval_imagenet_cbar.py --model resnet50.tv_in1k --imagenet-cbar DIR
+Run:   python code/eval_imagenet_cbar.py --model tv_resnet50 --imagenet-cbar DIR
 Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean.
 """
 

@@ -3,7 +3,7 @@
 Papers: Recht et al. 2019, arXiv:1902.10811 (v2); Hendrycks et al. 2021, arXiv:1907.07174 (A) and arXiv:2006.16241 (R);
         Wang et al. 2019, arXiv:1905.13549 (Sketch).
 Data:   one folder each, as released; v2 is matched-frequency, whose folders are class NUMBERS (read as numbers).
-Run:    python code/eval_imagenet_ood.py --model resnet50.tv_in1k --data ROOT    (or --imagenet-a DIR ...)
+Run:    python code/eval_imagenet_ood.py --model tv_resnet50 --data ROOT    (or --imagenet-a DIR ...)
 Gives:  top1_acc/NAME and top5_acc/NAME; -A and -R rank the logits of their 200 classes only. torchvision's ResNet-50
         has about 63 on v2, 0 on A, 36 on R and 24 on Sketch.
 """

@@ -3,7 +3,7 @@
 Paper: Beyer et al., Are we done with ImageNet?, 2020, arXiv:2006.07159.
 Data:  ImageNet validation under its released file names (ILSVRC2012_val_00000001.JPEG); the labels come with timm,
        a real.json in the ImageNet folder wins over them.
-Run:   python code/eval_imagenet_real.py --model resnet50.tv_in1k --imagenet DIR
+Run:   python code/eval_imagenet_real.py --model tv_resnet50 --imagenet DIR
 Gives: top1_acc/imagenet-real over the 46,837 images with a label. The answers of eval_imagenet are used again: after
        it, this takes no forward pass. The published study's column is the accuracy on its last batch only.
 """

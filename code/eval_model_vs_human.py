@@ -4,7 +4,7 @@ Papers: Geirhos et al. 2019, arXiv:1811.12231 (shape bias); 2020, arXiv:2006.167
         arXiv:2106.07411 (the 17 sets and people's answers to them).
 Data:   the release v0.1 of bethgelab/model-vs-human: DIR/NAME/... for the images, DIR/raw-data/NAME/*.csv for the
         people's trials. --download fetches what is missing under DIR.
-Run:    python code/eval_model_vs_human.py --model resnet50.tv_in1k --model-vs-human DIR --download
+Run:    python code/eval_model_vs_human.py --model tv_resnet50 --model-vs-human DIR --download
         python code/eval_model_vs_human.py --trials FILE ... --model-vs-human DIR     people, other toolboxes' networks
 Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); shape-bias: shape / (shape + texture
         decisions) where they disagree; top1_acc/ood_mean and metric/human/... without the conditions that are not out

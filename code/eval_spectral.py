@@ -2,7 +2,7 @@
 
 Paper: Gavrikov & Keuper, Can Biases in ImageNet Models Explain Generalization?, CVPR 2024, arXiv:2404.01509, section 4.
 Data:  ILSVRC-2012 validation, as for eval_imagenet.py.
-Run:   python code/eval_spectral.py --model resnet50.tv_in1k --imagenet DIR
+Run:   python code/eval_spectral.py --model tv_resnet50 --imagenet DIR
 Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) that keeps the share c of the spectrum,
        divided by the clean top-1; LPP and HPP, their means over c = 0.1 to 0.5; spectral-bias = HPP / (LPP + HPP).
        The 48 published networks have LPP 0.43 to 0.84, HPP 0.002 to 0.135 and a spectral bias of 0.003 to 0.159;

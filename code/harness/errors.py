@@ -1,6 +1,7 @@
 """A user's mistake: one clear line, exit status 2, no traceback."""
 
 import functools
+import os
 import sys
 import warnings
 
@@ -23,6 +24,9 @@ def exit_on_user_error(main):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except BrokenPipeError:  # `... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
         except KeyboardInterrupt:
             print("\nstopped; what was measured so far is kept, the same command goes on from there", file=sys.stderr)
             raise SystemExit(130) from None

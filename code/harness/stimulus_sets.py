@@ -267,7 +267,7 @@ def _unpack(root, url, name, rename):
             return
         archive = fetch(url, folder, name=f"{name}.tar.gz")
         pins, digest = Pins(root / "release-lock.json"), file_hash(archive)
-        known = pins.check(url, digest, archive)
+        pins.check(url, digest, archive)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             try:
                 source = _extract(archive, Path(temporary), name, rename)
@@ -278,8 +278,7 @@ def _unpack(root, url, name, rename):
                     f"hand as {root / name}"
                 ) from None
             source.rename(root / name)
-        if not known:
-            pins.add(url, digest)
+        pins.add(url, digest)
         archive.unlink()
 
 
