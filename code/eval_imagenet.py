@@ -3,7 +3,7 @@
 Paper: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015, arXiv:1409.0575.
 Data:  ILSVRC-2012 validation, 50,000 images: DIR/val/WNID/*.JPEG, DIR/WNID/*.JPEG, or flat with a label file.
 Run:   python code/eval_imagenet.py --model tv_resnet50 --imagenet DIR
-Gives: top1_acc/imagenet and top5_acc/imagenet; torchvision's ResNet-50 (tv_resnet50) has 76.15 and 92.87.
+Gives: top1_acc/imagenet and top5_acc/imagenet; torchvision's ResNet-50 (tv_resnet50) has a top-1 of 76.15.
 """
 
 from harness.evaluate import Benchmark, Pass

@@ -5,7 +5,7 @@ Paper: Mintun et al., On Interaction Between Augmentations and Corruptions in Na
 Data:  CORRUPTION/SEVERITY/WNID/*.JPEG, 224 x 224 as made by the paper's code: 10 corruptions, 5 severities, 50,000
        images each.
 Run:   python code/eval_imagenet_cbar.py --model tv_resnet50 --imagenet-cbar DIR
-Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean.
+Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean (39.7 for tv_resnet50).
 """
 
 from harness.evaluate import Benchmark, Pass

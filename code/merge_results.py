@@ -3,8 +3,8 @@
 Reads every record in results/NETWORK/*.json, and with the options below the same records from Weights & Biases. Only
 whole image sets, one view and one precision go into a row; what stays out is listed with the reason. A network's
 measured row is replaced as a whole by what is found, rows of other networks stay. Several seeds of one benchmark become
-their mean; raw-data/benchmark_uncertainty.csv holds intervals and the spread over seeds. Running it twice changes
-nothing.
+their mean, of a repetition the newest counts; raw-data/benchmark_uncertainty.csv holds intervals and the spread over
+seeds (W&B has no intervals). Running it twice changes nothing.
 
   python code/merge_results.py                                       # results/ -> raw-data/benchmark.csv
   python code/merge_results.py --compare                             # measured against published, changes nothing
@@ -105,9 +105,8 @@ def offline_records(folder):
     for file in files:
         config, summary = {}, {}
         for entry in _log_entries(file):
-            config |= entry.get("run", {}).get("config", {}).get("update", {}) | entry.get("config", {}).get(
-                "update", {}
-            )
+            for update in (entry.get("run", {}).get("config", {}), entry.get("config", {})):
+                config |= update.get("update", {})
             summary |= entry.get("summary", {}).get("update", {})
         records += _from_wandb(config, summary, file)
     return records
@@ -188,43 +187,36 @@ def _from_wandb(config, summary, where):
 
 def select(records, view="study", precision="fp32"):
     """Return the records that may share a row, oldest first, and lines that say why others may not."""
-    notes, newest = [], {}
+    notes, fitting = [], []
     for record in sorted(records, key=lambda r: (r["provenance"]["time"], bool(r["intervals"]))):
-        reason = _reason_to_leave_out(record, view, precision)
-        if reason:
+        if reason := _reason_to_leave_out(record, view, precision):
             notes.append(f"left out: {record['model']} {record['benchmark']}: {reason}")
         else:
-            key = record["model"], record["benchmark"], record["provenance"]["seed"]
-            newest.pop(key, None)  # so that the order stays that of time
-            newest[key] = record
-    weights = {record["model"]: record["provenance"].get("network") for record in newest.values()}
+            fitting.append(record)
+    weights = {record["model"]: record["provenance"].get("network") for record in fitting}  # the newest ones
     chosen = []
-    for record in newest.values():
+    for record in fitting:
         name = f"{record['model']} {record['benchmark']}"
         if record["provenance"].get("network") != weights[record["model"]]:
             notes.append(f"left out: {name}: other weights than those of the newest record of this name")
-            continue
-        notes += [f"note: {name}: {warning}" for warning in record["warnings"]]
-        chosen.append(record)
+        else:
+            notes += [f"note: {name}: {warning}" for warning in record["warnings"]]
+            chosen.append(record)
     return chosen, list(dict.fromkeys(notes))
 
 
 def _reason_to_leave_out(record, view, precision):
     provenance, subset = record["provenance"], record["subset"]
-    drawn, calibration = provenance["collection"] != "imagenet", provenance["category"] == "calibration"
     if subset:
         seen = f" ({subset['images']} of {subset['of']} images)" if isinstance(subset, dict) and "of" in subset else ""
         return f"a subset{seen}"
-    if provenance["view"] != view:
-        return f"view {provenance['view']}, not {view} (--view {provenance['view']} gives it a row of its own)"
-    if provenance["precision"] != precision:
-        own = f"--precision {provenance['precision']}"
-        return f"precision {provenance['precision']}, not {precision} ({own} gives it a row of its own)"
-    if drawn and not calibration:
-        return "measured on the drawn images of the demo"
-    if calibration and not drawn:
-        return "a calibration network on photographs, which it was not made for"
-    return None
+    for key, wanted in (("view", view), ("precision", precision)):
+        if provenance[key] != wanted:
+            return f"{key} {provenance[key]}, not {wanted} (--{key} {provenance[key]} gives it a row of its own)"
+    collection, wanted = provenance["collection"] or "imagenet", "imagenet"
+    if provenance["category"] == "calibration":
+        wanted = "drawn"  # what these networks were made for
+    return f"measured on {collection} images, its row is for {wanted} ones" if collection != wanted else None
 
 
 def source_name(view, precision):
@@ -239,13 +231,14 @@ def merge(records, source, published):
     `published`: the table whose networks' categories count. Returns the rows, as `read_table` gives them, their
     uncertainty (columns UNCERTAINTY), and lines about metrics on which two benchmarks disagree (the newer one counts).
     """
-    together = defaultdict(list)  # the seeds of one network and benchmark
+    together = {}  # seeds and repetitions of one network and benchmark; the benchmark that was measured last comes last
     for record in records:
-        together[record["model"], record["benchmark"]].append(record)
+        key = record["model"], record["benchmark"]
+        together[key] = [*together.pop(key, []), record]
     cells, notes = defaultdict(dict), []
-    for (model, benchmark), seeds in together.items():
-        for metric in dict.fromkeys(name for record in seeds for name in record["metrics"]):
-            cell = _cell(metric, seeds)
+    for (model, benchmark), ones in together.items():
+        for metric in dict.fromkeys(name for record in ones for name in record["metrics"]):
+            cell = _cell(metric, ones)
             before = cells[model].get(metric, cell)
             if cell and abs(before["value"] - cell["value"]) > 0.5 * 10**-DECIMALS:
                 notes.append(
@@ -271,11 +264,11 @@ def merge(records, source, published):
 
 def _cell(metric, records):
     """The mean over seeds with the mean interval, and the standard deviation between seeds; None without a value."""
-    found = [record for record in records if record["metrics"].get(metric) is not None]
+    found = {r["provenance"]["seed"]: r for r in records if r["metrics"].get(metric) is not None}  # the newest ones
     if not found:
         return None
-    values = [record["metrics"][metric] for record in found]
-    bounds = [record["intervals"][metric] for record in found if metric in record["intervals"]]
+    values = [record["metrics"][metric] for record in found.values()]
+    bounds = [record["intervals"][metric] for record in found.values() if metric in record["intervals"]]
     low, high = np.mean(bounds, axis=0).tolist() if bounds else (None, None)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"value": float(np.mean(values)), "low": low, "high": high, "seeds": len(values), "spread": spread}

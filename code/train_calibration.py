@@ -4,9 +4,11 @@
 
 Both networks see the same kind of pictures (harness/calibration.py), with a silhouette and a texture drawn
 independently; one learns to name the silhouette, the other the texture, each under noise at the frequencies of the cue
-that it is to ignore. The weights go to
-models/calibration/{silhouette,texture}.safetensors. Expected: above 90 % on the drawn imagenet set and, on cue-conflict
-images, a shape bias above 0.9 and below 0.1.
+that it is to ignore. The weights go to models/calibration/{silhouette,texture}.safetensors.
+
+Expected (silhouette, texture; seed 0): 100 % on the drawn imagenet set; shape bias 1.00 and 0.00; critical-band
+noise hurts at frequency index 0 to 5, and 5 to 6; a low-pass at 0.1 leaves 100 % and 4 %, a high-pass at 0.9 10 % and
+91 %.
 """
 
 import argparse

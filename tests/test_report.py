@@ -4,7 +4,9 @@ import json
 import shutil
 import time
 
+import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 import report
 from common import ROOT, script
@@ -104,8 +106,8 @@ def page(request, browser, pages):
     assert ask(browser, "performance.getEntriesByType('resource').map(entry => entry.name)") == []
 
 
-def ask(page, expression, *arguments):
-    return ask(page, f"{expression}", *arguments)
+def ask(page, expression):
+    return page.execute_script("return " + expression)
 
 
 def column(page, number):

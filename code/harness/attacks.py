@@ -40,7 +40,7 @@ def tuned_pgd(name, eps, steps):
     ascends the margin (largest wrong logit - right logit; Carlini & Wagner 2017, f6), which does not saturate. The step
     falls from eps / 4 to 0 along a cosine. An image that is fooled, from the outset or by any iterate, is done with.
     """
-    return _condition(name, _tuned_pgd, cost=6 * steps + 2, seeded=name, attack="tuned PGD", eps=eps, steps=steps)
+    return _condition(name, _tuned_pgd, cost=6 * steps + 7, seeded=name, attack="tuned PGD", eps=eps, steps=steps)
 
 
 def auto_attack(name, eps):
@@ -112,7 +112,7 @@ def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
     still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
     for start, loss in ((pixels, summed_cross_entropy), (_random_start(pixels, batch, name, eps), _margin)):
         images = start[still]
-        for step in range(steps):
+        for step in range(steps + 1):  # the last one has size 0 and only looks at the last iterate
             slope, logits = gradient(network, images, labels[still], loss)
             holds = logits.argmax(1) == labels[still]
             adversarial[still] = images  # of those fooled now it is the last word
@@ -121,7 +121,6 @@ def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
                 return adversarial
             size = eps / 8 * (1 + math.cos(math.pi * step / steps))
             images = torch.clamp(images.add_(slope.sign_(), alpha=size), low[still], high[still])
-        adversarial[still] = images
     return adversarial
 
 

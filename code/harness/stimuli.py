@@ -208,7 +208,7 @@ def add_noise(images, noise, sd, states):
     low, high = REFILL
     redrawn = ((noisy < 0) & (noise < low - 1)) | ((noisy > 1) & (noise > high))
     noisy = torch.where(noisy < 0, low, torch.where(noisy > 1, high, noisy))
-    if redrawn.is_cpu and not redrawn.any():  # hardly ever; to ask a GPU would be to wait for it
+    if not redrawn.is_cuda and not redrawn.any():  # the rule; to ask a GPU would be to wait for it
         return noisy
     least, most = torch.special.ndtr(-images / sd), torch.special.ndtr((1 - images) / sd)
     drawn = torch.special.ndtri(least + (most - least) * uniform(states, noise.shape[1:])) * sd
