@@ -1,6 +1,6 @@
 """PGD steps per second, against foolbox on the same network.
 
-Run:  PYTHONPATH=code python benchmarks/attacks.py        (writes benchmarks/attacks-DEVICE.json; about 2 minutes)
+Run:  python benchmarks/attacks.py        (writes benchmarks/attacks-DEVICE.json; about 2 minutes)
 
 The published attack (harness.attacks.pgd) on ResNet-50 as the harness runs it, and foolbox's LinfPGD on the network as
 timm gives it: once as it comes, which has foolbox compute the gradients of the weights as well, and once with its
@@ -9,6 +9,7 @@ parameters frozen. Medians of several rounds in which the three take turns. Targ
 
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import foolbox
 import timm
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from harness.attacks import pgd
 from harness.evaluate import Batch, Runner, Settings, float32_precision
 from harness.files import write_json

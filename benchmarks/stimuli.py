@@ -1,6 +1,6 @@
 """What the stimuli cost beside the forward passes, and what a naive loop over images costs.
 
-Run:  PYTHONPATH=code python benchmarks/stimuli.py        (writes benchmarks/stimuli-DEVICE.json; about 10 minutes)
+Run:  python benchmarks/stimuli.py        (writes benchmarks/stimuli-DEVICE.json; about 10 minutes)
 
 Two questions, each answered by the median of several rounds in which the contestants take turns:
 1. time per image of making each stimulus, against one forward pass of ResNet-50 as the harness runs it (channels-last,
@@ -13,6 +13,7 @@ Two questions, each answered by the median of several rounds in which the contes
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from functools import partial
@@ -25,9 +26,10 @@ import timm
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import eval_criticalband
 import eval_spectral
-from harness.evaluate import Batch, Pass, Runner, Settings, float32_precision, grouped, measure
+from harness.evaluate import Batch, Pass, Runner, Runners, Settings, float32_precision, grouped, measure
 from harness.files import write_json
 from harness.images import STUDY, image_set, wordnet_ids
 from harness.options import make_parser
@@ -147,13 +149,13 @@ def against_naive(images, conditions, transform, folder, settings):
     some = conditions[1 :: len(conditions) // NAIVE_CONDITIONS][:NAIVE_CONDITIONS]
     plain = Network().to(settings.device)
     for number in range(3):
-        # the second pass over the images is timed: the first makes the network ready, which a long run does once
-        network, groups = Network(), []
-        for shown in (conditions[:1], conditions):
-            groups += grouped([Pass(images, tuple(shown))], [network], settings)[0]
-        done = measure(groups, Store(folder / f"{transform.__name__}-{number}"), settings, progress=False)
-        next(done)
-        ours.append(seconds(partial(list, done), settings.device) / len(conditions))
+        network = Network()
+        groups, _ = grouped([Pass(images, tuple(conditions))], [network], settings)
+        runners = Runners(groups, settings)
+        runners.get(network, STUDY)  # folding and compiling are done once in a long run, and not timed
+        store = Store(folder / f"{transform.__name__}-{number}")
+        work = measure(groups, store, settings, progress=False, runners=runners)
+        ours.append(seconds(partial(list, work), settings.device) / len(conditions))
         loop = partial(naive, images, some, transform, plain, settings)
         theirs.append(seconds(loop, settings.device) / len(some))
     ours, theirs = (1000 * statistics.median(times) / len(images) for times in (ours, theirs))

@@ -17,8 +17,7 @@ from harness.options import make_parser
 from harness.run import make_jobs, run_jobs, table
 
 HERE = Path(__file__).resolve().parent
-# In the demo the attacks see so many images and no more: 40 gradients each would take most of its time.
-DEMO_ATTACKED = 48
+DEMO_ATTACKS = ["pgd", "fgsm"]  # the well-tuned attack would take most of the demo's time
 
 
 def benchmarks():
@@ -43,7 +42,7 @@ def main():
     folders = [getattr(args, name) for name in vars(args) if name == "data" or name.startswith("imagenet")]
     demo = not args.model and not any(folders) and not args.model_vs_human
     if demo:
-        args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
+        args.data, args.model, args.attack = str(Path(args.results) / "drawn"), "calibration", DEMO_ATTACKS
         print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
         draw(args.data)
     if not args.model:
@@ -71,9 +70,13 @@ def main():
 DEMO_END = """
 How to read this. Both networks were made by train_calibration.py and know 16 drawn categories. One was taught to go by
 the silhouette of a thing, the other by the texture of its surface. So the instrument must find, and finds:
-  shape-bias     the share of shape decisions where shape and texture disagree: near 1 for the silhouette network,
-                 near 0 for the texture network;
-  top1_acc/...   per cent of images that are recognised (95 % interval in brackets); chance is 6.25.
+  shape-bias            the share of shape decisions where shape and texture disagree: near 1 for the silhouette network,
+                        near 0 for the texture network;
+  criticalband/cf_norm  the spatial frequency that a network needs, in cycles per image: silhouettes are coarse (below
+                        20), the textures were drawn at 40 to 79;
+  bandpass/LPP, HPP     what is left of the accuracy with low (high) frequencies alone: much LPP for silhouettes, more
+                        HPP for textures;
+  top1_acc/...          per cent of images that are recognised; chance is 6.25. In brackets: 95 % intervals.
 The drawn images stand for the real ones: no number here says anything about ImageNet.
 
 Next, with real data:  python code/eval_imagenet.py --model tv_resnet50 --imagenet DIR

@@ -114,28 +114,6 @@ def offline_records(folder):
 
 def _log_entries(file):
     """Yield the entries of a W&B transaction log as dicts {'run' | 'config' | 'summary': {...}}."""
-    try:
-        from wandb.sdk.internal.datastore import DataStore  # until wandb 0.29
-    except ImportError:
-        yield from _inspected(file)
-        return
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    def values(update):
-        return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in update}
-
-    log, entry = DataStore(), Record()
-    log.open_for_scan(str(file))
-    while (data := log.scan_data()) is not None:
-        entry.ParseFromString(data)
-        yield {
-            "run": {"config": {"update": values(entry.run.config.update)}},
-            "config": {"update": values(entry.config.update)},
-            "summary": {"update": values(entry.summary.update)},
-        }
-
-
-def _inspected(file):
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

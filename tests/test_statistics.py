@@ -108,6 +108,22 @@ def test_weights_mean_repetition():
     assert np.allclose(spearman(x, y, counts), [spearman(x, y, row) for row in counts])
 
 
+def test_intervals_and_p_values_are_scipys(networks, found):
+    def rho(x, y, axis=-1):
+        x, y = (scipy.stats.rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, np.broadcast_to(y, x.shape)))
+        return (x * y).sum(axis) / np.sqrt((x * x).sum(axis) * (y * y).sum(axis))
+
+    x, y = networks[["shape-bias", "Robustness"]].to_numpy().T
+    row = one(found, "shape-bias", "Robustness")
+    settings = {"vectorized": True, "random_state": 0}
+    interval = scipy.stats.bootstrap((x, y), rho, paired=True, method="percentile", n_resamples=4000, **settings)
+    assert [row.low, row.high] == pytest.approx([*interval.confidence_interval], abs=0.02)
+    x, y = networks[["pns_norm", "ID"]].to_numpy().T  # p is about 0.04: far from the least possible
+    settings |= {"permutation_type": "pairings", "n_resamples": 9999}
+    p = scipy.stats.permutation_test((x,), lambda x, axis: rho(x, y, axis), **settings).pvalue
+    assert one(found, "pns_norm", "ID").p == pytest.approx(p, abs=0.01)
+
+
 def made_up(n, random, **columns):
     rows = pd.DataFrame({name: random.normal(size=n) for name in (*BIASES, *SCORES)})
     rows = rows.assign(category=random.choice(["baseline", "augmentation", "contrastive"], n), **columns)

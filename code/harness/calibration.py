@@ -27,7 +27,7 @@ from torch import nn
 from harness.errors import UserError
 from harness.files import write_json
 
-DRAWING = 3  # version of the drawings: a drawn folder of another version is drawn anew
+DRAWING = 4  # version of the drawings: a drawn folder of another version is drawn anew
 VIEW = 224  # pixels: side of the standard view, the 'image' of 'cycles per image'
 RESIZED = 256  # pixels: short side from which the standard view is cropped
 TEXTURE_OCTAVE = (56 / 2**0.5, 56 * 2**0.5)  # cycles per image
@@ -525,7 +525,7 @@ def _view(file):
     return np.asarray(image.crop((left, top, left + VIEW, top + VIEW)))
 
 
-def _draw_imagenet(folder, seed, per_class=10):
+def _draw_imagenet(folder, seed, per_class=6):
     """Validation images and ReaL labels. Returns class folder -> path of its first image, the sources of imagenet-c."""
     order = np.random.default_rng([seed, 0]).permutation(len(CATEGORIES) * per_class) % len(CATEGORIES)
     real, sources = [], {}
@@ -645,7 +645,7 @@ class Network(nn.Module):
     def forward(self, pixels):
         variance, mean = torch.var_mean(pixels, (1, 2, 3), keepdim=True)
         scores = self.scores(self.features((pixels - mean) * torch.rsqrt(variance + 1e-5)))
-        return scores.new_full((len(scores), 1000), self.FLOOR).index_copy(1, self.numbers, scores)
+        return scores.new_full((scores.shape[0], 1000), self.FLOOR).index_copy(1, self.numbers, scores)
 
 
 def _layer(inputs, outputs, kernel, stride):

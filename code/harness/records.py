@@ -111,12 +111,22 @@ def _processor():
 
 
 def make_record(
-    benchmark, network, image_sets, metrics, settings, *, speed=None, left_out=(), warnings=(), details=None
+    benchmark,
+    network,
+    image_sets,
+    metrics,
+    settings,
+    *,
+    options=None,
+    speed=None,
+    left_out=(),
+    warnings=(),
+    details=None,
 ):
     """Return a record: metrics {name: number or Estimate}, with all that is needed to trust or repeat them.
 
-    `network`: a Network, or None with a plain name where answers came from a file. `speed` in images x conditions
-    a second, None where no forward pass was needed.
+    `network`: a Network, or a plain name where answers came from a file. `options`: the benchmark's own flags. `speed`
+    in images x conditions a second, None where no forward pass was needed.
     """
     estimates = {name: value if isinstance(value, Estimate) else Estimate(value) for name, value in metrics.items()}
     identity = {} if isinstance(network, str) else dict(network.identity)
@@ -130,6 +140,7 @@ def make_record(
         "warnings": list(warnings),
         "left_out": list(left_out),
         "details": details or {},
+        "options": options or {},
         "provenance": identity
         | {
             "category": "" if isinstance(network, str) else network.category,
@@ -173,18 +184,27 @@ def variant(record):
     return "-".join(words + ([f"{subset['images']}of{subset['of']}"] if subset else []))
 
 
+def _measures_the_same(one, other):
+    keys = ("network", "image_sets")
+    return all(one["provenance"].get(key) == other["provenance"].get(key) for key in keys)
+
+
 def write_record(results, record):
     """Write results/NETWORK/BENCHMARK.json and return its path.
 
-    A record of another variant (view, precision, seed, subset) that stands there is kept as BENCHMARK.VARIANT.json.
+    A record of another variant (view, precision, seed, subset) that stands there is kept as BENCHMARK.VARIANT.json. One
+    of the same network and images under other options of the benchmark (other attacks, say) lends its metrics.
     """
     path = Path(results) / record["model"] / f"{record['benchmark']}.json"
     try:
-        before = variant(json.loads(path.read_text("utf-8")))
+        before = json.loads(path.read_text("utf-8"))
+        other = variant(before)
     except (OSError, ValueError, KeyError, TypeError):
-        before = None
-    if before and before != variant(record):
-        path.rename(path.with_suffix(f".{before}.json"))
+        before, other = {}, None  # none there, or not one of ours
+    if other and other != variant(record):
+        path.rename(path.with_suffix(f".{other}.json"))
+    elif other and before.get("options") != record["options"] and _measures_the_same(before, record):
+        record = record | {key: before[key] | record[key] for key in ("metrics", "intervals")}
     write_json(path, record)
     path.with_suffix(f".{variant(record)}.json").unlink(missing_ok=True)
     return path

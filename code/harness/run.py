@@ -1,6 +1,8 @@
 """From a command line to records: plan, measure, report. What eval_*.py and eval_all.py have in common."""
 
+import argparse
 import contextlib
+import json
 import sys
 import time
 import warnings
@@ -144,6 +146,7 @@ def _finish(job, network, groups, settings, mirror, args):
         job.image_sets,
         metrics,
         settings,
+        options=own_options(job.benchmark, args),
         speed=shown / seconds if seconds else None,
         left_out=left_out,
         warnings=notes,
@@ -179,6 +182,15 @@ def _noted():
         warnings.simplefilter("always", UserWarning)
         yield notes
     notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
+
+
+def own_options(benchmark, args):
+    """Return the values of the flags that only this benchmark has, JSON-able."""
+    if not benchmark.options:
+        return {}
+    parser = argparse.ArgumentParser(add_help=False)
+    benchmark.options(parser)
+    return json.loads(json.dumps({name: getattr(args, name) for name in vars(parser.parse_args([]))}, default=str))
 
 
 def _pictures(group, cells):
