@@ -70,8 +70,8 @@ def main():
 DEMO_END = """
 How to read this. Both networks were made by train_calibration.py and know 16 drawn categories. One was taught to go by
 the silhouette of a thing, the other by the texture of its surface. So the instrument must find, and finds:
-  shape-bias            the share of shape decisions where shape and texture disagree: near 1 for the silhouette network,
-                        near 0 for the texture network;
+  shape-bias            the share of shape decisions where shape and texture disagree: near 1 for the silhouette
+                        network, near 0 for the texture network;
   criticalband/cf_norm  the spatial frequency that a network needs, in cycles per image: silhouettes are coarse (below
                         20), the textures were drawn at 40 to 79;
   bandpass/LPP, HPP     what is left of the accuracy with low (high) frequencies alone: much LPP for silhouettes, more

@@ -12,7 +12,6 @@ Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM, 
         torchvision's ResNet-50 (tv_resnet50) has 18.31 and 0.00.
 """
 
-import argparse
 import math
 import warnings
 
@@ -45,7 +44,7 @@ def amount(text):
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1 such as 4/255 or 0.0157")
+        raise UserError(f"--eps and --step-size: '{text}' is not a number from 0 to 1 such as 4/255 or 0.0157")
     return value
 
 

@@ -317,7 +317,7 @@ def bias_spread(rows):
     figure = Figure(figsize=(10.4, 4.6), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True).ravel()
     random = np.random.default_rng(0)
-    for ax, (bias, label) in zip(axes, BIASES.items(), strict=False):
+    for ax, (bias, label) in zip(axes[: len(BIASES)], BIASES.items(), strict=True):
         for number, category in enumerate(categories):
             some = rows.loc[rows["category"] == category, [*KEYS, bias]]
             some = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
