@@ -28,6 +28,7 @@ class Job:
 
     benchmark: Benchmark
     passes: list
+    notes: list  # what making the passes warned of
     pending: dict = field(default_factory=dict)  # {network name: cells}
 
     @property
@@ -49,7 +50,7 @@ def run(benchmark, description):
     if not args.model:
         raise UserError("--model is missing: name a network, e.g. --model resnet50.a1_in1k or --model net.py:build")
     names = resolve(args.model)
-    jobs = [Job(benchmark, benchmark.passes(args))]
+    jobs = [make_job(benchmark, args)]
     records = run_jobs(jobs, names, args, plan=args.dry_run)
     if records:
         print(table(records, benchmark.headline))
@@ -133,7 +134,7 @@ def _finish(job, network, groups, settings, mirror, args):
     responses = {(cell.images.name, cell.condition.name): cell.responses() for cell in cells}
     metrics, details, said = _scored(job.benchmark, responses)
     seconds, shown = sum(group.seconds for group in mine), sum(group.shown for group in mine)
-    notes = network.notes + said
+    notes = list(dict.fromkeys(network.notes + job.notes + said))
     broken = sum(group.nonfinite.get(network.name, 0) for group in mine)
     if broken:
         notes.append(
@@ -263,12 +264,19 @@ def _duration(seconds):
     return f"{seconds:.0f} seconds"
 
 
+def make_job(benchmark, args):
+    """Find and check what a benchmark shows, before anything is computed."""
+    with _noted() as notes:
+        passes = benchmark.passes(args)
+    return Job(benchmark, passes, notes)
+
+
 def make_jobs(benchmarks, args):
     """Return the jobs whose image sets were given, and a line for each benchmark that is left out."""
     jobs, missing = [], []
     for benchmark in benchmarks:
         try:
-            jobs.append(Job(benchmark, benchmark.passes(args)))
+            jobs.append(make_job(benchmark, args))
         except NotGiven as error:
             missing.append(f"{benchmark.name}: {error}")
     return jobs, missing
