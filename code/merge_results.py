@@ -224,7 +224,8 @@ def merge(records, source, published):
                 )
             if cell:
                 cells[model][metric] = cell
-    categories = {record["model"]: record["provenance"]["category"] for record in records}
+    # sorted: a record that does not know the category (older, or from elsewhere) does not hide one that does
+    categories = dict(sorted((record["model"], record["provenance"]["category"]) for record in records))
     categories |= dict(zip(published["model"], published["category"], strict=True))
     rows = [
         {"model": model, "category": categories[model], "source": source}
