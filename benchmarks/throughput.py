@@ -7,7 +7,7 @@
     python benchmarks/throughput.py [--images 128] [--rounds 5] [--arch resnet50] [--precisions fp32 ...]
 
 Same network, images and process; the three take turns in every round, and medians of the rounds are compared. The
-figures go to benchmarks/throughput.json with the machine's description.
+figures go to benchmarks/throughput-DEVICE.json with the machine's description.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main():
                     compile=compiled,
                 )
                 figures.append(compare(args, images, folder, plain, settings))
-    path = Path(__file__).with_suffix(".json")
+    path = Path(__file__).with_name(f"throughput-{device.type}.json")
     path.write_text(json.dumps({"machine": machine(device), "figures": figures}, indent=1) + "\n")
 
 
