@@ -278,7 +278,7 @@ class Runner:
     def __init__(self, network, view, settings, long):
         self.settings = settings
         network = network.to(settings.device, memory_format=torch.channels_last)
-        # a true batch: compiled code is made for its shape; 0.5 grey plus noise keeps logits in their usual range
+        # a whole batch: compiled code is made for its shape
         size = (settings.batch_size, 3, view.crop, view.crop)
         example = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(settings.device)
         example = example.to(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -219,7 +219,7 @@ def image_sets(base, variants, args):
         raise UserError(f"{base}: none of its {len(variants)} folders CORRUPTION/SEVERITY is there; unpack some")
     if missing:
         partial = {"variants": len(found), "of_variants": len(variants)}
-        found = [ImageSet(**{**_fields(images), "subset": (images.subset or {}) | partial}) for images in found]
+        found = [replace(images, subset=(images.subset or {}) | partial) for images in found]
     return found
 
 
@@ -281,11 +281,7 @@ def check_complete(images, expected_images, args, per_class=None, expected=None)
         # spread over the listing, so that a small limit still meets many classes
         chosen = chosen[np.linspace(0, found - 1, limit).round().astype(int)]
         subset = {"limit": limit, "images": limit, "of": expected_images}
-    return ImageSet(**{**_fields(images), "chosen": chosen, "subset": subset})
-
-
-def _fields(images):
-    return {name: getattr(images, name) for name in images.__dataclass_fields__}
+    return replace(images, chosen=chosen, subset=subset)
 
 
 def _some(names, most=3):
@@ -420,7 +416,7 @@ def _ordered(root, files, sizes, labels):
     order = sorted(range(len(files)), key=files.__getitem__)
     names = tuple(files[i] for i in order)
     # the 145 corrupted sets have the same names: one copy of them is enough
-    names = _shared_names.setdefault(hash(names), names) if _shared_names.get(hash(names), names) == names else names
+    names = _shared_names.setdefault(names, names)
     return Listing(root, names, np.asarray(sizes, np.int64)[order], np.asarray(labels, np.int64)[order])
 
 
