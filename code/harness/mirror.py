@@ -16,12 +16,15 @@ LIVE = 8  # runs that may be open at once: more benchmarks x networks are mirror
 
 
 class Mirror:
-    """One W&B run a network and benchmark, with a deterministic id; `mode` is auto, online, offline or disabled."""
+    """One W&B run a network and benchmark, with a deterministic id.
+
+    `mode`: online, offline, disabled, or auto: as WANDB_MODE says, else online where a key is configured.
+    """
 
     def __init__(self, mode, results):
-        self.results, self.runs, self.offline, self.synced = Path(results), {}, [], False
-        self.mode = mode if os.environ.get("WANDB_MODE") != "disabled" else "disabled"
-        if self.mode == "auto":
+        self.results, self.runs, self.offline = Path(results), {}, []
+        self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
+        if self.mode not in ("online", "offline", "disabled"):
             self.mode = "online" if self._guarded("no key", _has_key) else "offline"
 
     def _guarded(self, what, action, *arguments):
