@@ -222,6 +222,10 @@ def test_unreadable_image(drawn, tmp_path):
     one = record(tmp_path / "results", "imagenet")
     assert len(one["left_out"]) == 1 and bad.name in one["left_out"][0]
     assert one["subset"]["left_out"] == 1
+    # the stored answers left it out: a benchmark that reads them must say so, too
+    script("eval_imagenet_real.py", *words[1:])
+    again = record(tmp_path / "results", "imagenet_real")
+    assert again["left_out"] == one["left_out"] and again["subset"]["left_out"] == 1
 
 
 def test_eval_all_merges_passes_and_plans(drawn, tmp_path):

@@ -180,7 +180,6 @@ class Group:
 
     def __init__(self, images, view):
         self.images, self.view, self.cells = images, view, []
-        self.left_out = []  # messages about unreadable images
         self.pictures = {}  # {condition name: uint8 [n, H, W, 3]}, the first images as shown
         self.seconds, self.shown, self.nonfinite = 0.0, 0, {}
 
@@ -398,7 +397,8 @@ def _show(group, tasks, batches, runners, store, settings, bar, watch):
                     f"unreadable image {next(iter(unreadable.values()))}; replace it, or leave such images out with "
                     f"--skip-unreadable"
                 )
-            group.left_out += unreadable.values()
+            for message in unreadable.values():
+                tqdm.write(f"left out: {message}", file=sys.stderr)
             here = torch.from_numpy(positions).to(device)
             # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
             pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)

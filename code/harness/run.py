@@ -8,11 +8,12 @@ import time
 import warnings
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed
 
 from harness.errors import UserError, exit_on_user_error
-from harness.evaluate import Benchmark, Runner, grouped, measure, view_of
+from harness.evaluate import LEFT_OUT, UNSEEN, Benchmark, Runner, grouped, measure, view_of
 from harness.images import NotGiven
 from harness.mirror import LIVE, Mirror
 from harness.model_zoo import clean_accuracy_warning, load_model, resolve
@@ -90,9 +91,9 @@ def run_jobs(jobs, names, args, plan=True, missing=()):
             for job in jobs:
                 for network in networks:
                     pending = job.pending.get(network.name)
-                    if pending and all(id(cell) in complete for cell in pending) and not quiet:
-                        records.append(_finish(job, network, groups, settings, mirror, args))
                     if pending and all(id(cell) in complete for cell in pending):
+                        if not quiet:
+                            records.append(_finish(job, network, groups, settings, mirror, args))
                         del job.pending[network.name]
         mirror.close()
         return records
@@ -140,7 +141,14 @@ def _finish(job, network, groups, settings, mirror, args):
         notes.append(
             f"{broken} answers were not finite (NaN or infinite logits): the network or the precision is at fault"
         )
-    left_out = sorted({message for group in mine for message in group.left_out})
+    # from the answers, not from what this run met: stored answers left the same images out
+    left_out = sorted(
+        {
+            f"{cell.images.name}/{cell.images.files[position]}"
+            for cell in cells
+            for position in np.flatnonzero(cell.answers[:, 0] == LEFT_OUT)
+        }
+    )
     record = make_record(
         job.benchmark,
         network,
@@ -232,7 +240,7 @@ def print_plan(jobs, groups, networks, store, settings, missing=()):
         for cell in group.cells:
             answers = store.load(cell.identity, cell.network.name, len(group.images), cell.readout.width)
             key = id(cell.network), id(cell.condition)
-            todo[key] = max(todo.get(key, (0,))[0], int((answers[:, 0] == -2).sum())), cell
+            todo[key] = max(todo.get(key, (0,))[0], int((answers[:, 0] == UNSEEN).sum())), cell
         for count, cell in todo.values():
             if count:
                 pace = paces.setdefault((id(cell.network), group.view.crop), None)
