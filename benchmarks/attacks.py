@@ -2,7 +2,7 @@
 
 Run:  python benchmarks/attacks.py        (writes benchmarks/attacks-DEVICE.json; about 2 minutes)
 
-The published attack (harness.attacks.pgd) on ResNet-50 as the harness runs it, and foolbox's LinfPGD on the network as
+The published attack (imagenet_biases.attacks.pgd) on ResNet-50 as the harness runs it, and foolbox's LinfPGD on the network as
 timm gives it: once as it comes, which has foolbox compute the gradients of the weights as well, and once with its
 parameters frozen. Medians of several rounds in which the three take turns. Target: at least 1.3 times.
 """
@@ -18,11 +18,11 @@ import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
-from harness.attacks import pgd
-from harness.evaluate import Batch, Runner, Settings, float32_precision
-from harness.files import write_json
-from harness.images import STUDY
-from harness.records import device_name, versions
+from imagenet_biases.attacks import pgd
+from imagenet_biases.evaluate import Batch, Runner, Settings, float32_precision
+from imagenet_biases.files import write_json
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.results.records import device_name, versions
 
 ROUNDS, STEPS, EPS, STEP_SIZE = 3, 8, 4 / 255, 2 / 255
 

@@ -29,11 +29,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import eval_criticalband
 import eval_spectral
-from harness.evaluate import Batch, Pass, Runner, Runners, Settings, float32_precision, grouped, measure
-from harness.files import write_json
-from harness.images import STUDY, image_set, wordnet_ids
-from harness.options import make_parser
-from harness.records import Store, device_name, versions
+from imagenet_biases.cli import make_parser
+from imagenet_biases.evaluate import Batch, Pass, Runner, Runners, Settings, float32_precision, grouped, measure
+from imagenet_biases.files import write_json
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.results.records import Store, device_name, versions
+from imagenet_biases.study import wordnet_ids
 
 ROUNDS = 5
 IMAGES = 32  # of the comparison with the naive loop

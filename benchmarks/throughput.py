@@ -1,7 +1,7 @@
 """Throughput of the harness: images x conditions a second, against the fastest bare loop and against a naive one.
 
 (a) bare: the fastest forward loop found (channels-last, batch norm folded, compiled), on a tensor already in memory;
-(b) harness: the same network through harness.evaluate: image files, decoded once, ten conditions, answers stored;
+(b) harness: the same network through imagenet_biases.evaluate: image files, decoded once, ten conditions, answers stored;
 (c) naive: the data set scanned and decoded again for each condition, contiguous format, transforms on the CPU.
 
     python benchmarks/throughput.py [--images 128] [--rounds 5] [--arch resnet50] [--precisions fp32 ...]
@@ -29,10 +29,12 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
-from harness.evaluate import Condition, Pass, Runners, Settings, float32_precision, grouped, measure
-from harness.images import STUDY, image_set, wordnet_ids
-from harness.model_zoo import NORMALIZATIONS, Network
-from harness.records import Store, device_name, versions
+from imagenet_biases.evaluate import Condition, Pass, Runners, Settings, float32_precision, grouped, measure
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.networks.registry import NORMALIZATIONS, Network
+from imagenet_biases.results.records import Store, device_name, versions
+from imagenet_biases.study import wordnet_ids
 
 LEVELS = [round(0.1 * level, 1) for level in range(1, 11)]  # ten cheap stimuli: the forward passes are compared
 

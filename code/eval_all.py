@@ -10,11 +10,11 @@ already is not measured again.
 import importlib
 from pathlib import Path
 
-from harness.calibration import draw
-from harness.errors import UserError, exit_on_user_error
-from harness.model_zoo import resolve
-from harness.options import make_parser
-from harness.run import make_jobs, run_jobs, table
+from imagenet_biases.cli import make_parser
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.networks.registry import resolve
+from imagenet_biases.run import make_jobs, run_jobs, table
+from imagenet_biases.synthetic.calibration import draw
 
 HERE = Path(__file__).resolve().parent
 DEMO_ATTACKS = ["pgd", "fgsm"]  # the well-tuned attack would take most of the demo's time

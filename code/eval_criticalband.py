@@ -14,12 +14,12 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 
 import numpy as np
 
-from harness import channel
-from harness.evaluate import Benchmark, Pass
-from harness.images import image_set
-from harness.run import run
-from harness.scores import correct, seen, top
-from harness.stimuli import OCTAVES, grey, octave_noise
+from imagenet_biases import channel
+from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import correct, seen, top
+from imagenet_biases.stimuli import OCTAVES, grey, octave_noise
 
 CRITERIA = {"": lambda accuracy: 50.0, "_norm": channel.own_criterion}  # suffix: accuracy table -> per cent
 FINE = "_fine"  # suffix of what rests on interpolated thresholds

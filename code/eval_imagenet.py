@@ -6,10 +6,10 @@ Run:   python code/eval_imagenet.py --model tv_resnet50 --imagenet DIR
 Gives: top1_acc/imagenet and top5_acc/imagenet; torchvision's ResNet-50 (tv_resnet50) has a top-1 of 76.15.
 """
 
-from harness.evaluate import Benchmark, Pass
-from harness.images import image_set
-from harness.run import run
-from harness.scores import accuracies
+from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import accuracies
 
 
 def passes(args):

@@ -15,12 +15,12 @@ Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM, 
 import math
 import warnings
 
-from harness.attacks import auto_attack, fgsm, pgd, tuned_pgd
-from harness.errors import UserError
-from harness.evaluate import CLEAN, Benchmark, Pass
-from harness.images import image_set
-from harness.run import run
-from harness.scores import accuracies, correct, top
+from imagenet_biases.attacks import auto_attack, fgsm, pgd, tuned_pgd
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import CLEAN, Benchmark, Pass
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import accuracies, correct, top
 
 LEVELS = {"low": 0.5 / 255, "high": 4 / 255}
 STEPS, STEP_SIZE = 40, 2 / 255  # published

@@ -10,10 +10,10 @@ Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-c, the mean over
        the paper's ResNet-50).
 """
 
-from harness.evaluate import Benchmark, Pass
-from harness.images import image_sets
-from harness.run import run
-from harness.scores import ALEXNET_ERROR, accuracies, mean_accuracy, mean_corruption_error
+from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.images.sets import image_sets
+from imagenet_biases.run import run
+from imagenet_biases.scores import ALEXNET_ERROR, accuracies, mean_accuracy, mean_corruption_error
 
 USUAL = tuple(ALEXNET_ERROR)
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")

@@ -8,10 +8,10 @@ Run:   python code/eval_imagenet_cbar.py --model tv_resnet50 --imagenet-cbar DIR
 Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean (39.7 for tv_resnet50).
 """
 
-from harness.evaluate import Benchmark, Pass
-from harness.images import image_sets
-from harness.run import run
-from harness.scores import accuracies, mean_accuracy
+from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.images.sets import image_sets
+from imagenet_biases.run import run
+from imagenet_biases.scores import accuracies, mean_accuracy
 
 CORRUPTIONS = (
     "blue_noise_sample",

@@ -8,10 +8,10 @@ Gives:  top1_acc/NAME and top5_acc/NAME; -A and -R rank the logits of their 200 
         has about 63 on v2, 0 on A, 36 on R and 24 on Sketch.
 """
 
-from harness.evaluate import Benchmark, Pass, TopClasses
-from harness.images import image_set
-from harness.run import run
-from harness.scores import accuracies
+from imagenet_biases.evaluate import Benchmark, Pass, TopClasses
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import accuracies
 
 SETS = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 

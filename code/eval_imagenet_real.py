@@ -8,10 +8,11 @@ Gives: top1_acc/imagenet-real over the 46,837 images with a label. The answers o
        it, this takes no forward pass. The published study's column is the accuracy on its last batch only.
 """
 
-from harness.evaluate import Benchmark, Pass
-from harness.images import image_set, real_labels
-from harness.run import run
-from harness.scores import real
+from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.images.labels import real_labels
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import real
 
 
 def passes(args):

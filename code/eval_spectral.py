@@ -11,11 +11,11 @@ Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) tha
 
 import numpy as np
 
-from harness.evaluate import CLEAN, Benchmark, Pass
-from harness.images import image_set
-from harness.run import run
-from harness.scores import Z95, Estimate, accuracies, correct, seen
-from harness.stimuli import high_pass, low_pass
+from imagenet_biases.evaluate import CLEAN, Benchmark, Pass
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.run import run
+from imagenet_biases.scores import Z95, Estimate, accuracies, correct, seen
+from imagenet_biases.stimuli import high_pass, low_pass
 
 CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 MIDDLE = slice(1, 6)  # 0.1 to 0.5: the cut-offs of LPP and HPP

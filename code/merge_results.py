@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError, exit_on_user_error
-from harness.files import atomic
-from harness.scores import proportion
-from harness.table import DECIMALS, KEYS, TABLE, group_of, place, read_table, write_table
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.files import atomic
+from imagenet_biases.results.table import DECIMALS, KEYS, TABLE, group_of, place, read_table, write_table
+from imagenet_biases.scores import proportion
 
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
 TOLERANCE = 0.05  # relative difference that is remarked on where there is no interval

@@ -1,7 +1,7 @@
 """Make all figures of the study from raw-data/benchmark.csv, and the statistics behind them.
 
-Writes figures/NAME.pdf and figures/NAME.png (what each shows: harness/plotting.py) and figures/statistics.csv (columns
-and methods: harness/statistics.py), from the published rows; networks that were measured here are added to the figures.
+Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and figures/statistics.csv (columns
+and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks that were measured here are added to the figures.
 
   python code/plot_study.py
 """
@@ -9,10 +9,10 @@ and methods: harness/statistics.py), from the published rows; networks that were
 import argparse
 from pathlib import Path
 
-from harness.errors import UserError, exit_on_user_error
-from harness.plotting import FIGURES, figures, save
-from harness.statistics import FEWEST, statistics, write
-from harness.table import TABLE, read_table, study
+from imagenet_biases.analysis.plotting import FIGURES, figures, save
+from imagenet_biases.analysis.statistics import FEWEST, statistics, write
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.results.table import TABLE, read_table, study
 
 
 @exit_on_user_error

@@ -2,7 +2,7 @@
 
 A table of networks to sort and filter, a scatter plot of any bias against any score, the rank correlations, and one
 section a network: spectral curve, channel, corruptions, shape bias by category, provenance. Measured and published
-values stand side by side. The page is code/harness/report_page.html with plotly.js (MIT licence) and the data put in.
+values stand side by side. The page is code/imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the data put in.
 
   python code/report.py                     # raw-data/benchmark.csv and results/ -> figures/report.html
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from harness.errors import UserError, exit_on_user_error
-from harness.files import atomic
-from harness.plotting import FIGURES, STYLES
-from harness.statistics import FEWEST, statistics
-from harness.table import (
+from imagenet_biases.analysis.plotting import FIGURES, STYLES
+from imagenet_biases.analysis.statistics import FEWEST, statistics
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.files import atomic
+from imagenet_biases.results.table import (
     BIASES,
     CONTROL,
     CORRUPTIONS,
@@ -36,7 +36,7 @@ from harness.table import (
 )
 from merge_results import local_records, select, uncertainty_path
 
-PAGE = Path(__file__).parent / "harness" / "report_page.html"
+PAGE = Path(__file__).parent / "imagenet_biases" / "analysis" / "report_page.html"
 SAME = {  # the interval of a derived column is that of the metric it equals
     "Adversarial": "top1_acc/PGD-40/low",
     "LPP": "metric/bandpass/LPP",
@@ -48,7 +48,7 @@ SAME = {  # the interval of a derived column is that of the metric it equals
 def page_data(table, uncertainty, found, records):
     """Return what the page shows, JSON-able: columns, rows with values and intervals, statistics, records.
 
-    `uncertainty`: intervals of measured rows (columns as in merge_results), or None; `found`: as harness.statistics
+    `uncertainty`: intervals of measured rows (columns as in merge_results), or None; `found`: as imagenet_biases.analysis.statistics
     gives it; `records`: those behind the measured rows.
     """
     everything = derived(table)

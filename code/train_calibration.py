@@ -2,7 +2,7 @@
 
     python code/train_calibration.py [--network silhouette|texture|both] [--seed 0]
 
-Both networks see the same kind of pictures (harness/calibration.py), with a silhouette and a texture drawn
+Both networks see the same kind of pictures (imagenet_biases/synthetic/calibration.py), with a silhouette and a texture drawn
 independently; one learns to name the silhouette, the other the texture, each under noise at the frequencies of the cue
 that it is to ignore. The weights go to models/calibration/{silhouette,texture}.safetensors.
 
@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from harness.calibration import CATEGORIES, LUMA, VIEW, build, picture
-from harness.errors import exit_on_user_error
-from harness.files import atomic
+from imagenet_biases.errors import exit_on_user_error
+from imagenet_biases.files import atomic
+from imagenet_biases.synthetic.calibration import CATEGORIES, LUMA, VIEW, build, picture
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low

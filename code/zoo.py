@@ -15,9 +15,9 @@ import sys
 
 import requests
 
-from harness.checkpoints import reason, web_address
-from harness.errors import UserError, exit_on_user_error
-from harness.model_zoo import load_model, registry, resolve
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.networks.checkpoints import reason, web_address
+from imagenet_biases.networks.registry import load_model, registry, resolve
 
 
 def on_disk(entry, checkpoints):

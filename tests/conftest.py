@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory, worker_id):
     """The demo's drawn image sets, drawn once for all test processes."""
-    from harness.calibration import draw
+    from imagenet_biases.synthetic.calibration import draw
 
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "drawn"
@@ -24,6 +24,6 @@ def drawn(tmp_path_factory, worker_id):
 @pytest.fixture
 def args(tmp_path):
     """A parsed command line with nothing given."""
-    from harness.options import make_parser
+    from imagenet_biases.cli import make_parser
 
     return SimpleNamespace(**vars(make_parser("").parse_args([])) | {"results": str(tmp_path / "results")})

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import eval_imagenet_adv
-from harness import attacks
-from harness.errors import UserError
-from harness.evaluate import Batch
-from harness.stimuli import streams, uniform
+from imagenet_biases import attacks
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import Batch
+from imagenet_biases.stimuli import streams, uniform
 
 EPS = 4 / 255
 

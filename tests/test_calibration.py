@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 from common import CODE, ROOT
-from harness import calibration
-from harness.calibration import CATEGORIES, CORRUPTIONS, CORRUPTIONS_BAR, TEXTURE_OCTAVE, VIEW, draw
-from harness.errors import UserError
-from harness.images import STUDY, class_numbers, wordnet_ids
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.study import class_numbers, wordnet_ids
+from imagenet_biases.synthetic import calibration
+from imagenet_biases.synthetic.calibration import CATEGORIES, CORRUPTIONS, CORRUPTIONS_BAR, TEXTURE_OCTAVE, VIEW, draw
 
 NAMES = [category.name for category in CATEGORIES]
 WEIGHTS = ROOT / "models" / "calibration"
@@ -96,7 +97,7 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
 
 
 def test_a_killed_drawing_leaves_no_folder(tmp_path):
-    code = f"from harness.calibration import draw; draw({str(tmp_path / 'drawn')!r})"
+    code = f"from imagenet_biases.synthetic.calibration import draw; draw({str(tmp_path / 'drawn')!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=CODE)
     while not list(tmp_path.glob("*/new/imagenet/val/*/*")) and process.poll() is None:
         time.sleep(0.01)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import SHARED, needs_shared
-from harness import channel
+from imagenet_biases import channel
 
 # The 48 published networks share 20 distinct triples (bandwidth, centre, sensitivity) at half their own accuracy.
 # Their thresholds are not published: these were found by fitting all 5^7 vectors; each triple has just one.

@@ -21,8 +21,8 @@ import torch
 import zoo_hostile
 import zoo_layouts
 import zoo_server
-from harness import checkpoints
-from harness.errors import UserError
+from imagenet_biases.errors import UserError
+from imagenet_biases.networks import checkpoints
 
 GOOD = zoo_hostile.GOOD
 LIES, LIES_IN_SAFETENSORS = zoo_hostile.lies(), zoo_hostile.lies_in_safetensors()

@@ -15,11 +15,12 @@ from PIL import Image
 from torchvision import transforms
 
 from common import CODE, SHARED, needs_shared, script
-from harness.calibration import CATEGORIES
-from harness.errors import UserError
-from harness.evaluate import Categories, Condition, Pass, Settings, TopClasses, grouped, measure
-from harness.images import STUDY, image_set
-from harness.records import Store
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import Categories, Condition, Pass, Settings, TopClasses, grouped, measure
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.results.records import Store
+from imagenet_biases.synthetic.calibration import CATEGORIES
 
 
 class Plain(torch.nn.Module):

@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 
-from harness import fast
-from harness.evaluate import Pass, Settings, grouped, measure
-from harness.images import image_set
-from harness.model_zoo import load_model
-from harness.records import Store
+from imagenet_biases import fast
+from imagenet_biases.evaluate import Pass, Settings, grouped, measure
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.networks.registry import load_model
+from imagenet_biases.results.records import Store
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,12 @@ from timm.data import RealLabelsImagenet
 from torchvision import transforms
 
 from common import SHARED, needs_shared
-from harness import images
-from harness.errors import UserError
-from harness.images import STUDY, Reader, Unreadable, View, image_set, image_sets, real_labels, wordnet_ids
+from imagenet_biases.errors import UserError
+from imagenet_biases.images import sets as images
+from imagenet_biases.images.labels import real_labels
+from imagenet_biases.images.pixels import STUDY, Reader, Unreadable, View
+from imagenet_biases.images.sets import image_set, image_sets
+from imagenet_biases.study import wordnet_ids
 
 PHOTOS = 12
 
@@ -47,7 +50,7 @@ def found(args, folder, name="imagenet", partial=True, **more):
 def test_class_lists_are_timms_index_lists():
     assert len(wordnet_ids()) == 1000 and list(wordnet_ids()) == sorted(wordnet_ids())
     for name, file in (("imagenet-a", "imagenet_a_indices.txt"), ("imagenet-r", "imagenet_r_indices.txt")):
-        text = images.resources.files("timm.data").joinpath("_info", file).read_text()
+        text = resources.files("timm.data").joinpath("_info", file).read_text()
         assert images.class_numbers(name) == tuple(map(int, text.split())) and len(images.class_numbers(name)) == 200
 
 

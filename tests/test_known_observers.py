@@ -18,11 +18,13 @@ import eval_criticalband
 import eval_imagenet_adv
 import eval_spectral
 from common import SHARED, needs_shared
-from harness.evaluate import Settings, grouped, measure
-from harness.images import STUDY, image_set, wordnet_ids
-from harness.model_zoo import load_model
-from harness.records import Store
-from harness.run import run
+from imagenet_biases.evaluate import Settings, grouped, measure
+from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.networks.registry import load_model
+from imagenet_biases.results.records import Store
+from imagenet_biases.run import run
+from imagenet_biases.study import wordnet_ids
 
 WRONG = 999
 

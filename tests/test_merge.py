@@ -9,8 +9,8 @@ import pytest
 
 import merge_results
 from common import ROOT, script
-from harness.errors import UserError
-from harness.table import read_table
+from imagenet_biases.errors import UserError
+from imagenet_biases.results.table import read_table
 
 PUBLISHED = ROOT / "raw-data" / "benchmark.csv"
 
@@ -182,7 +182,7 @@ def test_other_json_is_passed_over_and_nothing_measured_is_said(place):
 
 
 def test_offline_runs_give_the_same_row_as_the_records(place, monkeypatch):
-    """Runs as harness/mirror.py writes them: provenance as config, metrics and media logged."""
+    """Runs as imagenet_biases/results/wandb_log.py writes them: provenance as config, metrics and media logged."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     records = [

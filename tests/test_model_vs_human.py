@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from common import SHARED, needs_shared, script
-from harness.errors import UserError
-from harness.evaluate import Categories
-from harness.images import Reader, Unreadable
-from harness.people import COLUMNS, from_files, read_trials
-from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import Categories
+from imagenet_biases.humans.people import COLUMNS, from_files, read_trials
+from imagenet_biases.humans.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
+from imagenet_biases.images.pixels import Reader, Unreadable
 
 pytestmark = pytest.mark.filterwarnings("ignore:no people's trials")
 NAMES = list(CATEGORIES)

@@ -10,9 +10,9 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from common import SHARED, needs_shared
-from harness import people
-from harness.errors import UserError
-from harness.people import (
+from imagenet_biases.errors import UserError
+from imagenet_biases.humans import people
+from imagenet_biases.humans.people import (
     COLUMNS,
     MEASURES,
     combined,
@@ -27,7 +27,14 @@ from harness.people import (
     trials,
     write_trials,
 )
-from harness.stimulus_sets import CATEGORIES, STIMULUS_SETS, canonical, set_of, stimulus, texture_category
+from imagenet_biases.humans.stimulus_sets import (
+    CATEGORIES,
+    STIMULUS_SETS,
+    canonical,
+    set_of,
+    stimulus,
+    texture_category,
+)
 
 NAMES = list(CATEGORIES)
 

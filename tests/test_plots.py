@@ -11,9 +11,9 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from common import CODE, ROOT, script
-from harness import plotting
-from harness.statistics import statistics
-from harness.table import BIASES, CUTOFFS, SCORES, derived, read_table, study, write_table
+from imagenet_biases.analysis import plotting
+from imagenet_biases.analysis.statistics import statistics
+from imagenet_biases.results.table import BIASES, CUTOFFS, SCORES, derived, read_table, study, write_table
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 import report
 from common import ROOT, script
-from harness.table import KEYS, read_table
+from imagenet_biases.results.table import KEYS, read_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import binomtest
 from timm.data import RealLabelsImagenet
 
-from harness import scores
-from harness.evaluate import CLEAN, Responses
-from harness.images import ImageSet, Listing
+from imagenet_biases import scores
+from imagenet_biases.evaluate import CLEAN, Responses
+from imagenet_biases.images.listing import Listing
+from imagenet_biases.images.sets import ImageSet
 
 
 def responses(answers, labels, name="imagenet", files=None):

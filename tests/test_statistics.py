@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from common import ROOT
-from harness.statistics import (
+from imagenet_biases.analysis.statistics import (
     COLUMNS,
     _correlations,
     _holm,
@@ -21,7 +21,7 @@ from harness.statistics import (
     statistics,
     write,
 )
-from harness.table import BIASES, SCORES, STUDY_CATEGORIES, read_table, study, unflagged
+from imagenet_biases.results.table import BIASES, SCORES, STUDY_CATEGORIES, read_table, study, unflagged
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from common import CODE, ROOT, SHARED, needs_shared
-from harness.errors import UserError
-from harness.table import (
+from imagenet_biases.errors import UserError
+from imagenet_biases.results.table import (
     CORRUPTIONS,
     CORRUPTIONS_BAR,
     CUTOFFS,

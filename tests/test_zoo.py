@@ -15,9 +15,10 @@ import zoo
 import zoo_layouts
 import zoo_server
 from common import CODE, SHARED, needs_shared
-from harness import checkpoints, model_zoo
-from harness.errors import UserError
-from harness.images import STUDY, View
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.pixels import STUDY, View
+from imagenet_biases.networks import checkpoints
+from imagenet_biases.networks import registry as model_zoo
 
 STUDY_NAMES = [row["name"] for row in tomllib.loads(model_zoo.ZOO.read_text())["network"] if row.get("in_study")]
 FULL_SIZE = [  # one of each family of layouts at true size
@@ -483,6 +484,11 @@ def test_check_links(server, use_zoo, capsys):
 
 def test_nothing_about_a_single_network_stands_in_python():
     names = [entry.name for entry in model_zoo.registry().values() if entry.in_study]
-    for path in ("harness/model_zoo.py", "harness/checkpoints.py", "harness/safe_pickle.py", "zoo.py"):
+    for path in (
+        "imagenet_biases/networks/registry.py",
+        "imagenet_biases/networks/checkpoints.py",
+        "imagenet_biases/networks/reading.py",
+        "zoo.py",
+    ):
         text = (CODE / path).read_text()
         assert not [name for name in names if name in text], path

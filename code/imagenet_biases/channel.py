@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from harness.scores import Estimate
+from imagenet_biases.scores import Estimate
 
 SDS = (0.0, 0.02, 0.04, 0.08, 0.16)
 BANDS = np.arange(7)

@@ -22,11 +22,11 @@ from pathlib import Path
 import timm
 import torch
 
-from harness import checkpoints as files
-from harness.errors import UserError
-from harness.images import STUDY, View
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.pixels import STUDY, View
+from imagenet_biases.networks import checkpoints as files
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ZOO = ROOT / "models" / "zoo.toml"
 PINS = ROOT / "models" / "zoo.lock.json"
 CHECKPOINTS = ROOT / "models" / "checkpoints"

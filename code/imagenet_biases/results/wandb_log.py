@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.images import wordnet_ids
-from harness.records import variant
-from harness.scores import per_class
+from imagenet_biases.study import wordnet_ids
+from imagenet_biases.results.records import variant
+from imagenet_biases.scores import per_class
 
 LIVE = 8  # runs that may be open at once: more benchmarks x networks are mirrored one by one, when each is done
 

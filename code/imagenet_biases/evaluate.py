@@ -19,9 +19,10 @@ import torch.distributed
 from torch.nn import Module
 from tqdm import tqdm
 
-from harness import fast
-from harness.errors import UserError
-from harness.images import STUDY, ImageSet, Reader, Unreadable
+from imagenet_biases import fast
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.pixels import STUDY, Reader, Unreadable
+from imagenet_biases.images.sets import ImageSet
 
 UNSEEN, LEFT_OUT = -2, -1  # answers of images not shown yet, and of unreadable ones
 

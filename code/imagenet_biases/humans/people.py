@@ -19,12 +19,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.errors import UserError
-from harness.evaluate import CLEAN, LEFT_OUT, Responses
-from harness.files import atomic
-from harness.images import ImageSet, Listing
-from harness.scores import Z95, Estimate, proportion
-from harness.stimulus_sets import (
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import CLEAN, LEFT_OUT, Responses
+from imagenet_biases.files import atomic
+from imagenet_biases.humans.stimulus_sets import (
     CATEGORIES,
     CUE_CONFLICT,
     PREFIX,
@@ -37,6 +35,9 @@ from harness.stimulus_sets import (
     stimulus,
     texture_category,
 )
+from imagenet_biases.images.listing import Listing
+from imagenet_biases.images.sets import ImageSet
+from imagenet_biases.scores import Z95, Estimate, proportion
 
 COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename"]
 ANSWERS = (*CATEGORIES, "na")
@@ -189,7 +190,7 @@ def read_people(paths):
 
 
 def out_of_distribution(frame):
-    """Return the trials on conditions that count as out of distribution (harness.stimulus_sets.StimulusSet)."""
+    """Return the trials on conditions that count as out of distribution (imagenet_biases.humans.stimulus_sets.StimulusSet)."""
     left_out = {(name, level) for name, declared in STIMULUS_SETS.items() for level in declared.left_out}
     return frame[np.array([pair not in left_out for pair in zip(frame.set, frame.level, strict=True)], bool)]
 

@@ -6,9 +6,9 @@ import sys
 
 import torch
 
-from harness.errors import UserError
-from harness.evaluate import Settings
-from harness.images import DECLARATIONS
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import Settings
+from imagenet_biases.study import DECLARATIONS
 
 
 class Parser(argparse.ArgumentParser):

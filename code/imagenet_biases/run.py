@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.distributed
 
-from harness.errors import UserError, exit_on_user_error
-from harness.evaluate import LEFT_OUT, UNSEEN, Benchmark, Runner, grouped, measure, view_of
-from harness.images import NotGiven
-from harness.mirror import LIVE, Mirror
-from harness.model_zoo import clean_accuracy_warning, load_model, resolve
-from harness.options import make_parser, make_settings
-from harness.records import Store, make_record, write_record
+from imagenet_biases.cli import make_parser, make_settings
+from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.evaluate import LEFT_OUT, UNSEEN, Benchmark, Runner, grouped, measure, view_of
+from imagenet_biases.images.sets import NotGiven
+from imagenet_biases.networks.registry import clean_accuracy_warning, load_model, resolve
+from imagenet_biases.results.records import Store, make_record, write_record
+from imagenet_biases.results.wandb_log import LIVE, Mirror
 
 CLEAN_METRIC = "top1_acc/imagenet"  # the figure by which the registry tells a network that is loaded wrongly
 

@@ -29,9 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from harness.errors import UserError
-from harness.files import atomic, write_json
-from harness.safe_pickle import read, tensors
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import atomic, write_json
+from imagenet_biases.networks.reading import read, tensors
 
 CHUNK = 1 << 17
 ATTEMPTS = 5

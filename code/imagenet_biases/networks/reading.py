@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from harness.errors import UserError
+from imagenet_biases.errors import UserError
 
 # What reading hostile bytes can raise, in torch, zipfile, pickle and numpy. RuntimeError covers RecursionError,
 # ValueError covers UnicodeDecodeError, OSError covers end-of-file in zipfile.

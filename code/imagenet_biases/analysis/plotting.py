@@ -15,9 +15,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from scipy.special import logit
 
-from harness.files import atomic
-from harness.statistics import ALL_BIASES, effective_robustness
-from harness.table import BIASES, CONTROL, CUTOFFS, FLAGGED, KEYS, SCORES, STUDY_CATEGORIES, TABLE, derived, study
+from imagenet_biases.analysis.statistics import ALL_BIASES, effective_robustness
+from imagenet_biases.files import atomic
+from imagenet_biases.results.table import (
+    BIASES,
+    CONTROL,
+    CUTOFFS,
+    FLAGGED,
+    KEYS,
+    SCORES,
+    STUDY_CATEGORIES,
+    TABLE,
+    derived,
+    study,
+)
 
 FIGURES = TABLE.parents[1] / "figures"
 
@@ -146,7 +157,7 @@ def _pick(statistics, method, excluded="none"):
 def biases_and_scores(rows, statistics):
     """The study's figure: each bias against each score, one point a network, with Spearman's ρ and its interval.
 
-    `rows`: networks with derived columns; `statistics`: as harness.statistics gives it.
+    `rows`: networks with derived columns; `statistics`: as imagenet_biases.analysis.statistics gives it.
     """
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
     axes = figure.subplots(len(SCORES), len(BIASES), sharex="col", sharey="row")
@@ -339,7 +350,7 @@ def bias_spread(rows):
 def measured_and_published(table):
     """Every metric that was both measured here and published, for the same network; None where there is none.
 
-    Published values with a known slip (harness.table.FLAGGED) are crosses.
+    Published values with a known slip (imagenet_biases.results.table.FLAGGED) are crosses.
     """
     metrics = [column for column in table.columns if column not in KEYS]
     long = table.melt(["model", "source"], metrics, "metric", "value").dropna()

@@ -18,13 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from harness.checkpoints import Pins, fetch, file_hash
-from harness.errors import UserError
-from harness.images import ImageSet, Listing, check_complete, folder_of, read_manifest
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.listing import Listing
+from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
+from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash
 
 CATEGORIES = {
     name: tuple(numbers)
-    for name, numbers in json.loads((Path(__file__).parent / "data" / "categories16.json").read_text("utf-8")).items()
+    for name, numbers in json.loads((Path(__file__).parent / "categories16.json").read_text("utf-8")).items()
 }
 """The 16 categories in alphabetical order, each with the ImageNet class numbers that belong to it."""
 

@@ -10,6 +10,12 @@ class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
 
 
+def some(names, most=3):
+    """Return the first few names, for a message."""
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def exit_on_user_error(main):
     """Decorate a script's main(): a UserError becomes one line on stderr and status 2, Ctrl-C becomes status 130.
 

@@ -1,6 +1,6 @@
 """Scores: pure functions on responses and labels. Counts are integers over images, divided once.
 
-Every function takes `Responses` (harness.evaluate): `answers` int16 [N, k] with -1 for an image left out, `images`
+Every function takes `Responses` (imagenet_biases.evaluate): `answers` int16 [N, k] with -1 for an image left out, `images`
 with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
 """
 

@@ -24,8 +24,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import nn
 
-from harness.errors import UserError
-from harness.files import write_json
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import write_json
 
 DRAWING = 4  # version of the drawings: a drawn folder of another version is drawn anew
 VIEW = 224  # pixels: side of the standard view, the 'image' of 'cycles per image'

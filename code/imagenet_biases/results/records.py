@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness.evaluate import UNSEEN
-from harness.files import atomic, write_json
-from harness.scores import Estimate
+from imagenet_biases.evaluate import UNSEEN
+from imagenet_biases.files import atomic, write_json
+from imagenet_biases.scores import Estimate
 
 
 class Store:

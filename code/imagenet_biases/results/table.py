@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.errors import UserError
-from harness.files import atomic
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import atomic
 
-TABLE = Path(__file__).resolve().parents[2] / "raw-data" / "benchmark.csv"
+TABLE = Path(__file__).resolve().parents[3] / "raw-data" / "benchmark.csv"
 KEYS = ("model", "category", "source")
 DECIMALS = 4
 
@@ -330,7 +330,7 @@ def place(column):
                 for part in re.findall(r"\d+(?:\.\d+)?|[^\d]+", column)
             )
             return g, len(group.columns), natural
-    raise UserError(f"no definition knows the metric {column!r}: add it to GROUPS in code/harness/table.py")
+    raise UserError(f"no definition knows the metric {column!r}: add it to GROUPS in code/imagenet_biases/results/table.py")
 
 
 def group_of(column):

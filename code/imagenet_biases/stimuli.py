@@ -10,7 +10,7 @@ from functools import cache, partial
 
 import torch
 
-from harness.evaluate import Condition
+from imagenet_biases.evaluate import Condition
 
 # Seeded numbers ------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness.errors import UserError
-from harness.evaluate import Condition
-from harness.stimuli import streams, uniform
+from imagenet_biases.errors import UserError
+from imagenet_biases.evaluate import Condition
+from imagenet_biases.stimuli import streams, uniform
 
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
 

@@ -1,0 +1,146 @@
+"""From image files to pixels: the view, decoding, the cache of decoded images."""
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import write_json
+
+
+@dataclass(frozen=True)
+class View:
+    """How a decoded photograph becomes a square of pixels: short side to `resize`, then the central `crop` square.
+
+    `resize` None: the files already have the size `crop` x `crop`; another size is an error.
+    """
+
+    resize: int | None
+    crop: int
+    interpolation: str = "bilinear"
+
+    def __call__(self, image):
+        """Turn a Pillow image into uint8 pixels [crop, crop, 3], RGB."""
+        image = image.convert("RGB")
+        if self.resize is None:
+            if image.size != (self.crop, self.crop):
+                raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
+        else:
+            image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
+            image = transforms.center_crop(image, self.crop)
+        return np.array(image)
+
+    def __str__(self):
+        return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
+
+
+STUDY = View(256, 224)
+AS_IS = View(None, 224)
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded: its path and why."""
+
+
+def decode(path, view):
+    """Decode an image file to uint8 pixels [crop, crop, 3] under a view; raises Unreadable."""
+    try:
+        with Image.open(path) as image:
+            return view(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Unreadable(f"{path}: {error}") from None
+
+
+class Reader:
+    """Reads images of one set under one view, through the decoded cache where a folder for it is given.
+
+    The cache is one file of pixels for the whole listing (uint8 [N, crop, crop, 3], memory-mapped) and one of stamps:
+    for each image the checksum of its pixels and the size and time of the file they came from; no stamp, no pixels.
+    Pixels are written before their stamp, so any number of processes may fill it at once and be killed at any moment:
+    pixels that do not fit their stamp are decoded again.
+    """
+
+    STAMP = np.dtype([("crc", "<u4"), ("size", "<i8"), ("time", "<i8")])
+
+    def __init__(self, images, view, folder=None):
+        self.images, self.view, self.pixels = images, images.view(view), None
+        if folder is not None:
+            self._open(Path(folder))
+
+    def _open(self, folder):
+        listing, crop = self.images.listing, self.view.crop
+        root = str(listing.root.resolve())
+        description = {"set": self.images.name, "view": str(self.view), "root": root}
+        stem = f"{self.images.name.replace('/', '-')}-{self.view}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
+        names = hashlib.sha256("\n".join(listing.files).encode()).hexdigest()
+        description |= {"images": len(listing.files), "names": names}
+        paths = {kind: folder / f"{stem}.{kind}" for kind in ("json", "u8", "stamps")}
+        sizes = {"u8": len(listing.files) * crop * crop * 3, "stamps": len(listing.files) * self.STAMP.itemsize}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self._sound(paths, sizes, description):
+                for path in paths.values():
+                    path.unlink(missing_ok=True)
+                for kind, size in sizes.items():
+                    with open(paths[kind], "ab") as file:
+                        file.truncate(size)  # sparse: nothing is stored until it is written
+                write_json(paths["json"], description)
+            self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
+        except OSError as error:
+            raise UserError(
+                f"--cache {folder}: {error}; give a folder that can be written, or leave --cache out"
+            ) from None
+        self.pixels = np.memmap(paths["u8"], np.uint8, "r", shape=(len(listing.files), crop, crop, 3))
+        self.stamps = np.memmap(paths["stamps"], self.STAMP, "r")
+
+    @staticmethod
+    def _sound(paths, sizes, description):
+        try:
+            return json.loads(paths["json"].read_text()) == description and all(
+                paths[kind].stat().st_size == size for kind, size in sizes.items()
+            )
+        except (OSError, ValueError):
+            return False
+
+    def read(self, position):
+        """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3]; raises Unreadable."""
+        path = self.images.path(position)
+        if self.pixels is None:
+            return decode(path, self.view)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise Unreadable(f"{path}: {error}") from None
+        stamp = self.stamps[position]
+        if stamp["crc"] and (stamp["size"], stamp["time"]) == (status.st_size, status.st_mtime_ns):
+            pixels = np.array(self.pixels[position])
+            if _checksum(pixels) == stamp["crc"]:
+                return pixels
+        pixels = decode(path, self.view)
+        stamp = np.array((_checksum(pixels), status.st_size, status.st_mtime_ns), self.STAMP)
+        try:
+            # pwrite reports a full disk as an error; writing through the memory map would kill the process
+            _write_at(self.files["u8"], pixels.tobytes(), position * pixels.nbytes)
+            _write_at(self.files["stamps"], stamp.tobytes(), position * self.STAMP.itemsize)
+        except OSError as error:
+            raise UserError(f"the decoded cache cannot be written ({error}); make room, or leave --cache out") from None
+        return pixels
+
+
+def _checksum(pixels):
+    return zlib.crc32(pixels) or 1  # 0 means: not there yet
+
+
+def _write_at(file, data, offset):
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written

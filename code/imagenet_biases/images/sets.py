@@ -1,0 +1,222 @@
+"""Image sets: where the images are, how many there must be, which classes, which of them are shown.
+
+Labels come from folder names (WordNet id or class number) or a label file, never from sort order.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from imagenet_biases.errors import UserError, some
+from imagenet_biases.images.listing import Listing, class_of, list_classes
+from imagenet_biases.images.pixels import AS_IS
+from imagenet_biases.study import DECLARATIONS, class_numbers, wordnet_ids
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images to be shown, with labels. `chosen` are positions in the whole listing (all of them unless --limit)."""
+
+    name: str
+    listing: Listing
+    chosen: np.ndarray
+    collection: str = "imagenet"  # 'drawn' for the demo's own set
+    as_is: bool = False
+    subset: dict | None = None  # what was left out, for a declared subset
+    classes: tuple[int, ...] | None = None  # logits are restricted to these class numbers; None: all
+    variables: dict = field(default_factory=dict)  # further facts about the images, for the benchmark's own use
+
+    def __len__(self):
+        return len(self.chosen)
+
+    @cached_property
+    def files(self):
+        """Relative paths of the chosen images."""
+        return tuple(self.listing.files[i] for i in self.chosen)
+
+    @cached_property
+    def labels(self):
+        """Class numbers of the chosen images, int64 [N]."""
+        return self.listing.labels[self.chosen]
+
+    @cached_property
+    def keys(self):
+        """A stable 63-bit number for each image, int64 [N], from its class and its file name without extension.
+
+        The same image has the same key in every layout, order and subset, so seeded noise does not depend on them.
+        """
+        return np.array([_key(label, file) for label, file in zip(self.labels, self.files, strict=True)], np.int64)
+
+    @cached_property
+    def fingerprint(self):
+        """Return the sha256 of the chosen images' keys, labels and sizes: what the responses depend on."""
+        digest = hashlib.sha256()
+        for array in (self.keys, self.labels, self.listing.sizes[self.chosen]):
+            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+        return digest.hexdigest()
+
+    def view(self, view):
+        """Return the view that applies: `view`, or none at all where the files are ready-made."""
+        return AS_IS if self.as_is else view
+
+    def path(self, position):
+        """Return the path of the image at a position of the listing."""
+        return self.listing.root / self.listing.files[position]
+
+
+def _key(label, file):
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return int.from_bytes(hashlib.blake2b(f"{label}/{stem}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+class NotGiven(UserError):
+    """The command line names no folder for an image set."""
+
+
+class Missing(UserError):
+    """One corruption and severity of a corrupted set is not there."""
+
+
+# Where the images are ------------------------------------------------------------------------------------------------
+
+
+def image_set(name, args):
+    """Find, list and check an image set, before anything is computed on it.
+
+    `name` is one of DECLARATIONS, with /CORRUPTION/SEVERITY for the corrupted sets. `args` is the parsed command line:
+    the folder comes from `--NAME` or `--data`. Raises UserError for a missing folder, a wrong count, an unknown class.
+    """
+    base, _, variant = name.partition("/")
+    declared = DECLARATIONS[base]
+    top = folder_of(base, args)
+    manifest = read_manifest(top)
+    listing = list_classes(name, _variant_folder(top, variant, declared), declared, args)
+    classes = class_numbers(declared.classes) if declared.classes else None
+    _check_classes(name, listing, classes)
+    expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
+    return check_complete(
+        ImageSet(
+            name,
+            listing,
+            np.arange(len(listing.files)),
+            collection=manifest.get("collection", "imagenet"),
+            as_is=declared.as_is,
+            classes=classes,
+        ),
+        manifest.get("images", declared.images),
+        args,
+        per_class=None if manifest else declared.per_class,
+        expected=expected if expected is not None else range(1000),
+    )
+
+
+def image_sets(base, variants, args):
+    """Return the image sets BASE/VARIANT of a corrupted set; with --allow-partial only those that are there."""
+    found, missing = [], []
+    for variant in tqdm(variants, f"looking through {base}", leave=False, delay=2):
+        try:
+            found.append(image_set(f"{base}/{variant}", args))
+        except Missing:
+            if not args.allow_partial:
+                raise
+            missing.append(variant)
+    if not found:
+        raise UserError(f"{base}: none of its {len(variants)} folders CORRUPTION/SEVERITY is there; unpack some")
+    if missing:
+        partial = {"variants": len(found), "of_variants": len(variants)}
+        found = [replace(images, subset=(images.subset or {}) | partial) for images in found]
+    return found
+
+
+def folder_of(base, args):
+    """Return the folder that the command line gives for an image set; NotGiven if it gives none or it is not there."""
+    option = base.replace("-", "_")
+    given = getattr(args, option, None)
+    folder = Path(given) if given else Path(args.data) / base if getattr(args, "data", None) else None
+    if folder is None:
+        raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
+    if not folder.is_dir():
+        if not given:
+            raise NotGiven(f"{base}: there is no folder {base} in {args.data}; put it there, or give --{base} DIR")
+        raise UserError(f"{base}: there is no folder {folder}; give the right one with --{base} DIR")
+    return folder
+
+
+def read_manifest(folder):
+    """Return what `image-set.json` in a folder declares of the set (the drawn set has one), or an empty dict."""
+    path = folder / "image-set.json"
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it or draw the set again") from None
+
+
+def check_complete(images, expected_images, args, per_class=None, expected=None):
+    """Check the number of images (and classes), then apply --limit; what is less than whole is declared a subset.
+
+    Raises UserError that names what is missing or too much, unless --allow-partial was given.
+    """
+    found = len(images)
+    counts = np.bincount(images.labels, minlength=1000) if found else np.zeros(1000, int)
+    problems = []
+    if found != expected_images:
+        problems.append(f"{found:,} images instead of {expected_images:,}")
+    absent = [number for number in expected or () if not counts[number]]
+    if absent:
+        problems.append(f"{len(absent)} classes without images ({some(wordnet_ids()[n] for n in absent)})")
+    if per_class:
+        odd = [n for n in np.flatnonzero(counts) if counts[n] != per_class]
+        if odd:
+            shown = some(f"{wordnet_ids()[n]} has {counts[n]}" for n in odd)
+            problems.append(f"{len(odd)} classes without exactly {per_class} images ({shown})")
+    if not found:
+        raise UserError(f"{images.name}: no images under {images.listing.root}; give the folder of the class folders")
+    allow, limit = getattr(args, "allow_partial", False), getattr(args, "limit", None)
+    if problems and not allow and limit is None:
+        raise UserError(
+            f"{images.name} under {images.listing.root} is not complete: {'; '.join(problems)}. Complete it, or "
+            f"measure what is there with --allow-partial"
+        )
+    subset, chosen = None, images.chosen
+    if problems:
+        subset = {"images": found, "of": expected_images}
+    if limit is not None and limit < found:
+        # spread over the listing, so that a small limit still meets many classes
+        chosen = chosen[np.linspace(0, found - 1, limit).round().astype(int)]
+        subset = {"limit": limit, "images": limit, "of": expected_images}
+    return replace(images, chosen=chosen, subset=subset)
+
+
+def _variant_folder(top, variant, declared):
+    if not declared.variants:
+        return top
+    corruption, severity = variant.split("/")
+    # the released archives hold groups of corruptions (noise, blur, ...): both depths are met in the wild
+    found = [
+        folder
+        for folder in (top / corruption / severity, *sorted(top.glob(f"*/{corruption}/{severity}")))
+        if folder.is_dir()
+    ]
+    if not found:
+        raise Missing(f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there")
+    return found[0]
+
+
+def _check_classes(name, listing, classes):
+    if classes is None:
+        return
+    strangers = sorted(set(listing.labels.tolist()) - set(classes))
+    if strangers:
+        shown = some(wordnet_ids()[n] for n in strangers)
+        raise UserError(
+            f"{name} under {listing.root} has classes that are not among its {len(classes)}: {shown}; is it another "
+            f"set?"
+        )
