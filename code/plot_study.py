@@ -1,7 +1,8 @@
-"""Make all figures of the study from raw-data/benchmark.csv, and the statistics behind them.
+"""Make all figures of the study from raw-data/, and the statistics behind them.
 
-Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and figures/statistics.csv (columns
-and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks that were measured here are added to the figures.
+Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and
+figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks
+that were measured here are added to the figures.
 
   python code/plot_study.py
 """
@@ -12,22 +13,23 @@ from pathlib import Path
 from imagenet_biases.analysis.plotting import FIGURES, figures, save
 from imagenet_biases.analysis.statistics import FEWEST, statistics, write
 from imagenet_biases.errors import UserError, exit_on_user_error
-from imagenet_biases.results.table import TABLE, read_table, study
+from imagenet_biases.results.table import read_table, study, tables
 
 
 @exit_on_user_error
 def main(arguments=None):
     """Parse the command line; write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, default=TABLE, help="default: raw-data/benchmark.csv")
+    parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
     parser.add_argument("--out", type=Path, default=FIGURES, help="default: figures/")
     parser.add_argument("--source", choices=["published", "measured"], default="published", help="of the statistics")
     args = parser.parse_args(arguments)
 
-    table = read_table(args.table)
+    files = args.table or tables()
+    table = read_table(files)
     networks = study(table, args.source)
     if len(networks) < FEWEST:
-        raise UserError(f"{args.table} has {len(networks)} {args.source} networks of the study, too few for statistics")
+        raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     found = statistics(networks)
     write(found, args.out / "statistics.csv")
     for name, figure in figures(table, found):

@@ -1,130 +1,142 @@
-"""Write the report: one HTML page that shows the merged table, needs no network and can be sent to anybody.
+"""Write the report: one HTML page that shows the tables, needs no network and can be sent to anybody.
 
 A table of networks to sort and filter, a scatter plot of any bias against any score, the rank correlations, and one
 section a network: spectral curve, channel, corruptions, shape bias by category, provenance. Measured and published
-values stand side by side. The page is code/imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the data put in.
+values stand side by side. The page is imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the
+data put in.
 
-  python code/report.py                     # raw-data/benchmark.csv and results/ -> figures/report.html
+  python code/report.py                # raw-data/benchmark.csv, measured.csv and results/ -> figures/report.html
 """
 
 import argparse
 import json
+import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from imagenet_biases.analysis.plotting import FIGURES, STYLES
 from imagenet_biases.analysis.statistics import FEWEST, statistics
+from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.errors import UserError, exit_on_user_error
 from imagenet_biases.files import atomic
-from imagenet_biases.results.table import (
+from imagenet_biases.results.merge import local_records, select
+from imagenet_biases.results.table import KEYS, derived, read_beside, read_table, study, tables
+from imagenet_biases.study import (
     BIASES,
     CONTROL,
     CORRUPTIONS,
     CORRUPTIONS_BAR,
     CUTOFFS,
-    GROUPS,
-    KEYS,
+    DEFINITIONS,
+    DERIVED,
     SCORES,
-    TABLE,
-    derived,
-    group_of,
-    read_table,
-    study,
+    SEVERITIES,
+    about,
+    definition_of,
     unflagged,
 )
-from merge_results import local_records, select, uncertainty_path
 
 PAGE = Path(__file__).parent / "imagenet_biases" / "analysis" / "report_page.html"
-SAME = {  # the interval of a derived column is that of the metric it equals
-    "Adversarial": "top1_acc/PGD-40/low",
-    "LPP": "metric/bandpass/LPP",
-    "HPP": "metric/bandpass/HPP",
-    "spectral bias": "metric/bandpass/spectral-bias",
-}
+OCTAVES = np.linspace(0, len(FREQUENCIES) - 1, 121)  # where a channel's curve is drawn
 
 
 def page_data(table, uncertainty, found, records):
     """Return what the page shows, JSON-able: columns, rows with values and intervals, statistics, records.
 
-    `uncertainty`: intervals of measured rows (columns as in merge_results), or None; `found`: as imagenet_biases.analysis.statistics
-    gives it; `records`: those behind the measured rows.
+    `uncertainty`: intervals of measured rows (columns table.UNCERTAINTY); `found`: as analysis.statistics gives it;
+    `records`: those behind the measured rows.
     """
     everything = derived(table)
     main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
-    sets = [
-        {
-            "title": "Scores and biases",
-            "columns": [place[column] for column in main if everything[column].notna().any()],
-        }
-    ]
-    for group in GROUPS:
-        members = [place[c] for c in columns if c in table and group_of(c) is group]
-        sets += [{"title": group.title.replace("`", ""), "columns": members}] if members else []
+    shown = [place[column] for column in main if everything[column].notna().any()]
+    sets = [{"title": "Scores and biases", "columns": shown}]
+    for definition in DEFINITIONS:
+        members = [place[c] for c in columns if c in table and definition_of(c) is definition]
+        sets += [{"title": definition.title.replace("`", ""), "columns": members}] if members else []
     bounds = {}
-    if uncertainty is not None:
-        for one in uncertainty.dropna(subset=["low", "high"]).itertuples():
-            bounds.setdefault((one.model, one.source), {})[one.metric] = [one.low, one.high]
+    for one in uncertainty.dropna(subset=["low", "high"]).itertuples():
+        bounds.setdefault((one.model, one.source), {})[one.metric] = [one.low, one.high]
     rows = []
-    for values in everything[[*KEYS, *columns]].round(4).itertuples(index=False):
-        own = bounds.get((values[0], values[2]), {})
-        own |= {name: own[metric] for name, metric in SAME.items() if metric in own}
+    for _, row in everything.iterrows():
+        own = bounds.get((row["model"], row["source"]), {})
+        own |= {name: own[one.reported] for name, one in DERIVED.items() if one.reported in own}
         rows.append(
-            dict(zip(KEYS, values[: len(KEYS)], strict=True))
-            | {"values": [None if pd.isna(value) else value for value in values[len(KEYS) :]]}
+            {key: row[key] for key in KEYS}
+            | {"values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns]}
             | {"bounds": {place[column]: pair for column, pair in own.items() if column in place}}
+            | {"channel": _channel(*(row[name] for name in ("bw_norm", "cf_norm", "pns_norm")))}
         )
     return {
         "columns": [_column(column) for column in columns],
         "sets": sets,
         "categories": {category: vars(look) for category, look in STYLES.items()},
         "rows": rows,
-        "scores": list(SCORES),
-        "biases": list(BIASES),
+        "scores": SCORES,
+        "biases": BIASES,
         "statistics": json.loads(found.to_json(orient="records")),
         "records": [
             {key: r[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
             for r in records
         ],
         "corruptions": [*CORRUPTIONS, *CORRUPTIONS_BAR],
+        "severities": SEVERITIES,
         "cutoffs": CUTOFFS,
+        "bands": FREQUENCIES.tolist(),
+        "frequencies": (FREQUENCIES[0] * 2**OCTAVES).tolist(),
     }
 
 
+def _channel(bandwidth, centre, sensitivity):
+    """Return the thresholds of a channel at OCTAVES from its three numbers; None where one is missing."""
+    if np.isnan([bandwidth, centre, sensitivity]).any():
+        return None
+    channel = Channel(4 + math.log2(sensitivity), math.log2(centre / FREQUENCIES[0]), bandwidth / FWHM)
+    return channel(OCTAVES).round(4).tolist()
+
+
 def _column(column):
-    """Return name, label with unit and, where the published values are a known slip, what is wrong with them."""
-    if column in SCORES or column in BIASES:
-        slip = "" if unflagged(column) == column else f"rests on a known slip; {unflagged(column)} does without"
-        return {"name": column, "label": (SCORES | BIASES)[column], "slip": slip}
-    if column.endswith("(unflagged)"):
-        return {"name": column, "label": f"{column}: without the columns that are known slips", "slip": ""}
-    group = group_of(column)
-    return {"name": column, "label": f"{group.meaning} [{group.unit}]", "slip": group.slip}
+    """Return name, axis label, meaning with unit, decimals, and what is wrong with the published values."""
+    one = about(column)
+    meaning = f"{one.meaning.replace('`', '')} [{one.unit}]"
+    return {"name": column, "label": one.label, "meaning": meaning, "digits": one.digits, "slip": one.slip}
+
+
+def page(data):
+    """Return the page's HTML with plotly.js and `data` put in.
+
+    The data is JSON in an element of its own, with everything that could end or comment out a script escaped, and both
+    marks are replaced in one pass, so that nothing in the data is ever taken for one of them.
+    """
+    text = json.dumps(data)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    filling = {"PLOTLY": get_plotlyjs(), "DATA": text}
+    return re.sub(r"/\*(PLOTLY|DATA)\*/", lambda mark: filling[mark[1]], PAGE.read_text("utf-8"))
 
 
 @exit_on_user_error
 def main(arguments=None):
     """Parse the command line; write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, default=TABLE, help="default: raw-data/benchmark.csv")
+    parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
     parser.add_argument("--results", type=Path, default=Path("results"), help="records behind measured rows")
     parser.add_argument("--out", type=Path, default=FIGURES / "report.html", help="default: figures/report.html")
     args = parser.parse_args(arguments)
 
-    table = read_table(args.table)
+    files = args.table or tables()
+    table = read_table(files)
     networks = study(table)
     if len(networks) < FEWEST:
-        raise UserError(f"{args.table} has {len(networks)} published networks of the study, too few for statistics")
-    beside = uncertainty_path(args.table)
+        raise UserError(f"{files[0]} has {len(networks)} published networks of the study, too few for statistics")
     records = select(local_records(args.results))[0] if args.results.is_dir() else []
-    data = page_data(table, pd.read_csv(beside) if beside.exists() else None, statistics(networks), records)
-    text = PAGE.read_text("utf-8")
-    # '</' would end the script element; a JSON string may hold '<\/' as well
-    for mark, filling in (("/*DATA*/null", json.dumps(data).replace("</", "<\\/")), ("/*PLOTLY*/", get_plotlyjs())):
-        text = text.replace(mark, filling)
+    data = page_data(table, read_beside(files, "uncertainty"), statistics(networks), records)
+    text = page(data)
     with atomic(args.out, "w") as file:
         file.write(text)
     print(f"{args.out}: {len(data['rows'])} rows, {len(text) / 1e6:.1f} MB; open it in any browser")

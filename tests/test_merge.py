@@ -2,7 +2,9 @@
 
 import json
 import re
+import subprocess
 import types
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,20 +12,20 @@ import pytest
 import merge_results
 from common import ROOT, script
 from imagenet_biases.errors import UserError
-from imagenet_biases.results.table import read_table
-
-PUBLISHED = ROOT / "raw-data" / "benchmark.csv"
+from imagenet_biases.results.merge import online_records
+from imagenet_biases.results.table import PUBLISHED, read_table
 
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with a copy of the table, an empty results folder, and ways to add records and to merge."""
-    (tmp_path / "table.csv").write_text(PUBLISHED.read_text())
+    """An empty results folder and ways to add records of either edition and to merge them into measured.csv."""
     (tmp_path / "results").mkdir()
 
-    def add(model, benchmark, metrics, file=None, intervals=None, subset=False, warnings=(), **provenance):
+    def add(model, benchmark, metrics, file=None, intervals=None, warnings=(), subset=False, first=False, **more):
+        own = {key: more.pop(key) for key in ("partial", "layers") if key in more}
         known = {"network": "a1", "category": "", "collection": "imagenet", "view": "study", "precision": "fp32"}
         record = {
+            **({} if first else {"format": 2}),
             "model": model,
             "benchmark": benchmark,
             "metrics": metrics,
@@ -32,27 +34,31 @@ def place(tmp_path):
             "subset": subset,
             "warnings": [*warnings],
             "details": {},
-            "provenance": known | {"seed": 0, "time": "2026-01-01T00:00:00+00:00"} | provenance,
-        }
+            "provenance": known | {"seed": 0, "time": "2026-01-01T00:00:00+00:00"} | more,
+        } | own
         path = tmp_path / "results" / model / f"{file or benchmark}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record))
         return record
 
+    where = ("--results", f"{tmp_path / 'results'}", "--out", f"{tmp_path}")
+
     def merge(*options):
-        merge_results.main(["--results", f"{tmp_path / 'results'}", "--table", f"{tmp_path / 'table.csv'}", *options])
-        return read_table(tmp_path / "table.csv").set_index(["model", "source"])
+        merge_results.main([*where, *options])
+        return read_table(tmp_path / "measured.csv").set_index(["model", "source"])
 
     def run():
-        return script(
-            "merge_results.py", "--results", tmp_path / "results", "--table", tmp_path / "table.csv", check=False
-        )
+        return script("merge_results.py", *where, check=False)
 
     return types.SimpleNamespace(path=tmp_path, add=add, merge=merge, run=run)
 
 
-def uncertainty(place):
-    return pd.read_csv(place.path / "table_uncertainty.csv").set_index(["model", "metric"])
+def read(place, what):
+    return pd.read_csv(place.path / f"measured_{what}.csv").set_index(["model", "metric"])
+
+
+def left_out(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
 
 
 def test_merge_is_idempotent_and_total(place, capsys):
@@ -60,13 +66,16 @@ def test_merge_is_idempotent_and_total(place, capsys):
     place.add("tv_resnet50", "spectral", {"metric/bandpass/LFC/0.1": 0.18, "metric/bandpass/LPP": 0.6})
     place.add("my.net", "imagenet", {"top1_acc/imagenet": 12.0, "top5_acc/imagenet": None}, category="augmentation")
     table = place.merge()
-    assert len(table) == 72
+    assert len(table) == 2
     measured = table.loc[("tv_resnet50", "measured")]
     assert measured["top1_acc/imagenet"] == 76.13 and measured["metric/bandpass/LPP"] == 0.6
     assert measured["category"] == "baseline"  # the published one, whatever the record says
-    assert pd.isna(measured["top1_acc/imagenet-a"])  # not measured: an empty cell
+    assert pd.isna(table.loc[("my.net", "measured"), "metric/bandpass/LPP"])  # not measured: an empty cell
     assert table.loc[("my.net", "measured"), "category"] == "augmentation"
-    assert uncertainty(place).loc[("tv_resnet50", "top1_acc/imagenet"), ["low", "high"]].tolist() == [75.7, 76.5]
+    assert read(place, "uncertainty").loc[("tv_resnet50", "top1_acc/imagenet"), ["low", "high"]].tolist() == [
+        75.7,
+        76.5,
+    ]
     before = {path.name: path.read_bytes() for path in place.path.glob("*.csv")}
     capsys.readouterr()
     place.merge()
@@ -74,38 +83,105 @@ def test_merge_is_idempotent_and_total(place, capsys):
     assert "left out" not in capsys.readouterr().out
 
 
-def test_published_rows_never_change(place):
+def test_rows_stay_until_a_rebuild_and_published_ones_never_change(place):
+    published = PUBLISHED.read_bytes()
     place.add("tv_resnet50", "imagenet", {"top1_acc/imagenet": 1.0})
     place.merge()
     (place.path / "results" / "tv_resnet50" / "imagenet.json").unlink()
-    place.add("other", "imagenet", {"top1_acc/imagenet": 2.0})
+    place.add("other", "imagenet", {"top1_acc/imagenet": 2.0}, intervals={"top1_acc/imagenet": [1.0, 3.0]})
+    assert [*place.merge().index] == [("tv_resnet50", "measured"), ("other", "measured")]  # in the published order
+    assert [*place.merge("--rebuild").index] == [("other", "measured")]
+    place.add("other", "imagenet", {"top1_acc/imagenet": 2.0}, partial={"top1_acc/imagenet": {"images": 5, "of": 9}})
+    assert place.merge("--rebuild").empty and read(place, "uncertainty").empty
+    assert PUBLISHED.read_bytes() == published
+
+
+def test_the_checkout_stays_clean():
+    ignored = subprocess.run(
+        ["git", "-C", ROOT, "check-ignore", "raw-data/measured.csv", "raw-data/measured_layers.csv", "figures/x.png"],
+        capture_output=True,
+        text=True,
+    )
+    if ignored.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert len(ignored.stdout.splitlines()) == 3
+
+
+def test_completeness_is_judged_by_metric(place, capsys):
+    """One record may hold whole metrics and partial ones; another file of the same benchmark may hold the rest."""
+    part = {"images": 100, "of": 50_000}
+    names = [f"top1_acc/fog_{severity}" for severity in (1, 2, 3, 4, 5)]
+    place.add(
+        *("net", "imagenet_c"),
+        {"top1_acc/imagenet-c-15": 40.0} | dict.fromkeys(names, 30.0) | {"top1_acc/imagenet-c": 35.0},
+        partial=dict.fromkeys([*names, "top1_acc/imagenet-c"], part),
+    )
+    place.add("net", "imagenet_c", {"top1_acc/fog_1": 31.0}, "imagenet_c.older", time="2025-01-01T00:00:00+00:00")
+    row = place.merge().loc[("net", "measured")]
+    assert row[["top1_acc/imagenet-c-15", "top1_acc/fog_1"]].tolist() == [40.0, 31.0]
+    assert set(row.dropna().index) == {"category", "top1_acc/imagenet-c-15", "top1_acc/fog_1"}
+    (line,) = left_out(capsys)
+    assert "net imagenet_c: a subset (100 of 50000 images): top1_acc/imagenet-c, top1_acc/fog_1" in line
+
+
+def test_values_by_layer_go_into_a_table_of_their_own(place):
+    layers = {"metric/criticality": {"fc": [0.9, 0.8, 1.0], "conv1": [0.7, None, None]}}
+    mean = {"metric/criticality/mean": 0.8}
+    place.add("net", "criticality", mean, layers=layers)
+    place.add("net", "criticality", {"metric/criticality/mean": 0.6}, "seed1", seed=1, layers={
+        "metric/criticality": {"fc": [0.7, 0.6, 0.8], "conv1": [0.5, None, None]}})  # fmt: skip
+    place.add("part", "criticality", mean, layers=layers, partial={"metric/criticality/mean": {"images": 9, "of": 10}})
     table = place.merge()
-    assert ("tv_resnet50", "measured") in table.index  # a row of before stays
-    table = place.merge("--rebuild")
-    assert ("tv_resnet50", "measured") not in table.index and ("other", "measured") in table.index
-    (place.path / "results" / "other" / "imagenet.json").unlink()
-    place.add("other", "imagenet", {"top1_acc/imagenet": 2.0}, subset=True)
-    place.merge("--rebuild")
-    assert (place.path / "table.csv").read_text() == PUBLISHED.read_text()
+    assert table.loc[("net", "measured"), "metric/criticality/mean"] == pytest.approx(0.7)
+    assert not [column for column in table.columns if "fc" in column]
+    found = read(place, "layers")
+    assert found["layer"].tolist() == ["fc", "conv1"] and found["value"].tolist() == [0.8, 0.6]  # the network's order
+    assert found[["low", "high"]].iloc[0].tolist() == [0.7, 0.9] and found["low"].isna().tolist() == [False, True]
+
+
+def test_records_of_the_first_edition_are_read(place, capsys):
+    place.add("net", "imagenet", {"top1_acc/imagenet": 50.0}, first=True)
+    place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, first=True, subset={"images": 100, "of": 7500})
+    row = place.merge().loc[("net", "measured")]
+    assert row["top1_acc/imagenet"] == 50.0 and "top1_acc/imagenet-a" not in row
+    assert "a subset (100 of 7500 images): top1_acc/imagenet-a" in left_out(capsys)[0]
+
+
+def test_of_two_networks_under_one_name_the_newest_counts_and_the_other_is_named(place, capsys):
+    older = {"network": "b2" * 32, "source": "exp1/model_best.pth.tar", "time": "2025-01-01T00:00:00+00:00"}
+    place.add("net", "imagenet", {"top1_acc/imagenet": 60.0}, "imagenet.older", **older)
+    place.add("net", "spectral", {"metric/bandpass/LPP": 0.6}, **older)
+    place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
+    row = place.merge().loc[("net", "measured")]
+    assert row["top1_acc/imagenet"] == 50.0 and "metric/bandpass/LPP" not in row
+    (line,) = left_out(capsys)
+    for word in ("net: imagenet, spectral of other weights", "b2b2b2b2", "exp1/model_best.pth.tar", "2025-01-01"):
+        assert word in line
+
+
+def test_a_trial_run_of_new_weights_does_not_displace_the_whole_result(place):
+    place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
+    part = {"top1_acc/imagenet": {"images": 10, "of": 50_000}}
+    newer = {"network": "c3", "time": "2027-01-01T00:00:00+00:00"}
+    place.add("net", "imagenet", {"top1_acc/imagenet": 70.0}, "imagenet.trial", partial=part, **newer)
+    assert place.merge().loc[("net", "measured"), "top1_acc/imagenet"] == 50.0
 
 
 @pytest.mark.parametrize(
     ("difference", "reason"),
     [
-        ({"subset": {"images": 100, "of": 7500}}, "subset (100 of 7500 images)"),
         ({"view": "native"}, "view native"),
         ({"precision": "bf16"}, "precision bf16"),
         ({"collection": "drawn"}, "drawn images"),
         ({"category": "calibration"}, "measured on imagenet images, its row is for drawn ones"),
-        ({"network": "b2", "time": "2025-01-01"}, "other weights"),
+        ({"frontend": "low-pass:0.3"}, "frontend low-pass:0.3, not none (--frontend low-pass:0.3 gives it a row"),
     ],
 )
 def test_what_may_not_share_a_row_stays_out_with_a_reason(place, capsys, difference, reason):
     place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
     place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, **difference)
-    table = place.merge()
-    assert pd.isna(table.loc[("net", "measured"), "top1_acc/imagenet-a"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert "top1_acc/imagenet-a" not in place.merge()
+    (line,) = left_out(capsys)
     assert "net imagenet_ood" in line and reason in line
 
 
@@ -131,7 +207,7 @@ def test_seeds_become_mean_and_spread_and_a_repetition_replaces(place):
         place.add("net", "criticalband", {name: value}, f"cb{seed}", {name: [low, low + 2]}, seed=seed)
     place.add("net", "criticalband", {name: 9.0}, "older", seed=2, time="2025-01-01T00:00:00+00:00")
     assert place.merge().loc[("net", "measured"), name] == 5.0
-    row = uncertainty(place).loc[("net", name)]
+    row = read(place, "uncertainty").loc[("net", name)]
     assert row[["low", "high", "seeds", "spread"]].tolist() == [4.0, 6.0, 3, 1.0]
 
 
@@ -139,7 +215,7 @@ def test_two_benchmarks_that_disagree_are_noted_and_the_newer_counts(place, caps
     place.add("net", "imagenet", {"top1_acc/imagenet": 50.0}, time="2026-02-01T00:00:00+00:00")
     place.add("net", "imagenet_ood", {"top1_acc/imagenet": 49.0, "top1_acc/imagenet-a": 1.0})
     assert place.merge().loc[("net", "measured"), "top1_acc/imagenet"] == 50.0
-    assert "49.0000 before, 50.0000 in imagenet" in capsys.readouterr().out
+    assert "note: net top1_acc/imagenet: 49 in imagenet_ood, 50 in imagenet" in capsys.readouterr().out
 
 
 def test_warnings_of_a_record_are_shown(place, capsys):
@@ -152,90 +228,108 @@ def test_warnings_of_a_record_are_shown(place, capsys):
     ("text", "problem"),
     [
         ("{", "cannot be read"),
+        ('{"benchmark": "imagenet", "metrics": {"shape-bias": NaN}}', "NaN is not JSON"),
         ('{"benchmark": "imagenet", "metrics": {}}', "lacks model"),
+        ('{"format": 3, "model": "net", "benchmark": "imagenet", "metrics": {}}', "format 3"),
         ('{"model": "net", "benchmark": "imagenet", "metrics": {"top1": 3}}', "'top1'"),
         ('{"model": "net", "benchmark": "imagenet", "metrics": {"shape-bias": "big"}}', "not a number"),
+        ('{"model": "net", "benchmark": "imagenet", "metrics": ["shape-bias"]}', "damaged"),
+        (
+            '{"format": 2, "model": "n", "benchmark": "b", "metrics": {}, "layers": {"metric/x": {"fc": [1, 0, 2]}}}',
+            "'metric/x'",
+        ),
     ],
 )
 def test_a_broken_record_stops_with_one_line_and_changes_nothing(place, text, problem):
     place.add("good", "imagenet", {"top1_acc/imagenet": 50.0})
-    (place.path / "results" / "good" / "bad.json").write_text(text)
-    result = script(
-        "merge_results.py", "--results", place.path / "results", "--table", place.path / "table.csv", check=False
-    )
+    bad = place.path / "results" / "good" / "bad.json"
+    bad.write_text(text)
+    result = place.run()
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert problem in line and "bad.json" in line
-    assert (place.path / "table.csv").read_text() == PUBLISHED.read_text()
+    assert bad.read_text() == text and not list(place.path.glob("*.csv"))
 
 
-def test_other_json_is_passed_over_and_nothing_measured_is_said(place):
+def test_other_json_is_left_alone_and_nothing_measured_is_said(place):
     (place.path / "results" / "drawn").mkdir()
     (place.path / "results" / "drawn" / "drawn.json").write_text('{"seed": 0}')
-    result = script(
-        "merge_results.py", "--results", place.path / "results", "--table", place.path / "table.csv", check=False
-    )
+    result = place.run()
     assert result.returncode == 2 and "measure first" in result.stderr
+    assert "drawn.json is not a record" in result.stdout
 
 
 # Weights & Biases -----------------------------------------------------------------------------------------------------
 
 
-def test_offline_runs_give_the_same_row_as_the_records(place, monkeypatch):
-    """Runs as imagenet_biases/results/wandb_log.py writes them: provenance as config, metrics and media logged."""
+def test_offline_runs_give_the_same_tables_as_the_records(place, monkeypatch):
+    """A run carries its record as the file record.json."""
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    bounds = {"top1_acc/imagenet": [49.0, 51.0]}
+    part = {"top1_acc/imagenet-a": {"images": 100, "of": 7500}}
     records = [
-        place.add("net", "imagenet", {"top1_acc/imagenet": 50.123456, "shape-bias": 0.5}, category="augmentation"),
+        place.add("net", "imagenet", {"top1_acc/imagenet": 50.123456, "shape-bias": 0.5}, intervals=bounds),
         place.add("net", "spectral", {"metric/bandpass/LFC/0.1": 0.2, "metric/bandpass/LPP": None}),
-        place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, subset={"images": 100, "of": 7500}),
+        place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, partial=part),
     ]
     for record in records:
-        run = wandb.init(project=record["benchmark"], dir=place.path, mode="offline", reinit="create_new")
-        run.config.update(
-            record["provenance"] | {key: record[key] for key in ("model", "benchmark", "subset", "warnings")}
-        )
-        metrics = {name: value for name, value in record["metrics"].items() if value is not None}
-        run.log({"progress/shown": 3, "metrics": wandb.Table(["metric", "value"], [["a", 1.0]])} | metrics)
-        run.summary.update(metrics)
-        run.finish()
-    other = wandb.init(project="something else", dir=place.path, mode="offline", reinit="create_new")
-    other.log({"loss": 1.0})
-    other.finish()
-    from_disk = place.merge()
-    (place.path / "table.csv").write_text(PUBLISHED.read_text())
-    from_wandb = place.merge("--results", f"{place.path / 'none'}", "--wandb-runs", f"{place.path / 'wandb'}")
-    pd.testing.assert_frame_equal(from_disk, from_wandb)
-    both = place.merge("--wandb-runs", f"{place.path / 'wandb'}")
-    pd.testing.assert_frame_equal(from_disk, both)
+        with wandb.init(project=record["benchmark"], dir=place.path, mode="offline", reinit="create_new") as run:
+            Path(run.dir, "record.json").write_text(json.dumps(record))
+    with wandb.init(project="something else", dir=place.path, mode="offline", reinit="create_new") as other:
+        other.log({"loss": 1.0})
+    place.merge()
+    from_disk = {path.name: path.read_bytes() for path in place.path.glob("*.csv")}
+    assert len(from_disk) == 2
+    for results in (place.path / "none", place.path / "results"):
+        for path in place.path.glob("*.csv"):
+            path.unlink()
+        place.merge("--results", f"{results}", "--wandb-offline", f"{place.path / 'wandb'}")
+        assert {path.name: path.read_bytes() for path in place.path.glob("*.csv")} == from_disk
+
+
+def test_a_folder_without_runs_is_one_line(place):
+    with pytest.raises(SystemExit, match="2"):
+        merge_results.main(["--wandb-offline", f"{place.path}"])
 
 
 def test_online_projects_are_read_through_the_public_api(place, monkeypatch, capsys):
     wandb = pytest.importorskip("wandb")
+    record = place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
 
-    class Api:  # as much of wandb.Api as is used; the service itself cannot be had in a test
+    class File:  # as much of wandb's public API as is used; the service itself cannot be had in a test
+        name = "record.json"
+
+        def __init__(self, size):
+            self.size = size
+
+        def download(self, root):
+            path = f"{root}/{self.name}"
+            with open(path, "w") as file:
+                json.dump(record, file)
+            return open(path)
+
+    class Api:
         def projects(self, entity):
             assert entity == "lab"
             return [types.SimpleNamespace(name="imagenet"), types.SimpleNamespace(name="other")]
 
         def runs(self, path):
-            config = {"model": "net", "benchmark": "imagenet", "view": "study", "subset": False}
-            summary = {"top1_acc/imagenet": 50.0, "_runtime": 3, "progress/shown": 9, "metrics": {"ncols": 4}}
-            made = {
-                "lab/imagenet": [("finished", config, summary), ("crashed", config, {"top1_acc/imagenet": 7.0})],
-                "lab/other": [("finished", {"lr": 0.1}, {"loss": 1.0})],
-            }
+            made = {"lab/imagenet": [("finished", 90), ("crashed", 90)], "lab/other": [("finished", 0)]}
             return [
-                types.SimpleNamespace(state=state, config=config, summary=summary, path=[*path.split("/"), "id"])
-                for state, config, summary in made[path]
+                types.SimpleNamespace(
+                    state=state, path=[*path.split("/"), "id"], files=lambda names, size=size: [File(size)]
+                )
+                for state, size in made[path]
             ]
 
     monkeypatch.setattr(wandb, "Api", Api)
     for project in ("lab", "lab/imagenet"):
-        (place.path / "table.csv").write_text(PUBLISHED.read_text())
-        table = place.merge("--wandb-project", project)
+        table = place.merge("--results", "none", "--wandb-project", project, "--rebuild")
         assert table.loc[("net", "measured"), "top1_acc/imagenet"] == 50.0
-        assert "lab/imagenet/id is crashed" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "lab/imagenet/id is crashed" in out
+        assert ("lab/other/id carries no record" in out) == (project == "lab")
 
 
 def test_a_project_that_cannot_be_read_is_one_line(place, monkeypatch):
@@ -246,7 +340,7 @@ def test_a_project_that_cannot_be_read_is_one_line(place, monkeypatch):
 
     monkeypatch.setattr(wandb, "Api", refuse)
     with pytest.raises(UserError, match=re.escape("lab/none cannot be read (no such project)")):
-        merge_results.online_records("lab/none")
+        online_records("lab/none")
 
 
 # Measured against published ------------------------------------------------------------------------------------------
@@ -258,21 +352,20 @@ def test_compare_says_what_is_off_and_writes_nothing(place, capsys):
     place.add("tv_resnet50", "imagenet_adv", {"top1_acc/PGD-40/low": 18.3, "top1_acc/PGD-40/high": 0.002})
     place.add("tv_resnet50", "spectral", {"metric/bandpass/LFC/0.1": 0.3, "metric/bandpass/LFC/0.2": 0.5302})
     place.add("new_net", "imagenet", {"top1_acc/imagenet": 50.0})
-    place.merge("--compare")
-    assert not (place.path / "table_uncertainty.csv").exists()
-    assert (place.path / "table.csv").read_text() == PUBLISHED.read_text()
+    merge_results.main(["--results", f"{place.path / 'results'}", "--out", f"{place.path}", "--compare"])
+    assert not list(place.path.glob("*.csv"))
     lines = capsys.readouterr().out.splitlines()
 
     def line(metric):
         return next(line.split() for line in lines if line.split()[:1] == [metric])
 
-    assert line("top1_acc/imagenet")[-2:] == ["76.1460", "-0.0160"]  # no mark
+    assert line("top1_acc/imagenet")[-2:] == ["76.146", "-0.0160"]  # no mark
     assert line("top1_acc/imagenet-real")[-2:] == ["SLIP,", "OFF"]
     assert line("top1_acc/PGD-40/low")[-1] == "SLIP"  # 18.390 raw, 18.312 corrected
     assert line("metric/bandpass/LFC/0.1")[-1] == "OFF"
     assert line("metric/bandpass/LFC/0.2")[-1] not in ("OFF", "SLIP")
     remark = next(line for line in lines if line.startswith("  SLIP, OFF: top1_acc/imagenet-real"))
-    assert "last batch only" in remark and "[82.4, 89.8]" in remark and "12.3000 does not fit" in remark
+    assert "last batch only" in remark and "[82.4, 89.8]" in remark and "12.3 does not fit" in remark
     assert any("new_net: the study has no such network" in line for line in lines)
 
 
@@ -284,6 +377,6 @@ def test_compare_accepts_a_sound_real_value(place, capsys):
         {"top1_acc/imagenet-real": 82.8},
         intervals={"top1_acc/imagenet-real": [82.5, 83.2]},
     )
-    place.merge("--compare")
+    merge_results.main(["--results", f"{place.path / 'results'}", "--compare"])
     out = capsys.readouterr().out
     assert "SLIP: top1_acc/imagenet-real" in out and "OFF" not in out

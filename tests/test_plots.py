@@ -13,12 +13,13 @@ from matplotlib.collections import PathCollection
 from common import CODE, ROOT, script
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
-from imagenet_biases.results.table import BIASES, CUTOFFS, SCORES, derived, read_table, study, write_table
+from imagenet_biases.results.table import PUBLISHED, derived, read_table, study, write_table
+from imagenet_biases.study import BIASES, CUTOFFS, SCORES
 
 
 @pytest.fixture(scope="module")
 def table():
-    return read_table()
+    return read_table(PUBLISHED)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_the_heat_map_prints_what_the_statistics_say(quick):
 
 
 def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
-    script("plot_study.py", "--out", tmp_path)
+    script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path)
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
     assert len(names) == 7
@@ -116,7 +117,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
 
 
 def test_too_few_measured_networks_is_one_clear_line(tmp_path):
-    result = script("plot_study.py", "--out", tmp_path, "--source", "measured", check=False)
+    result = script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--source", "measured", check=False)
     assert result.returncode == 2 and "too few" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
@@ -146,7 +147,8 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     pytest.importorskip("ipykernel")
     shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "raw-data").mkdir()
-    write_table(with_measured, tmp_path / "raw-data" / "benchmark.csv")
+    shutil.copy(PUBLISHED, tmp_path / "raw-data")
+    write_table(with_measured[with_measured["source"] == "measured"], tmp_path / "raw-data" / "measured.csv")
     notebook = nbformat.read(tmp_path / "code" / "plots.ipynb", 4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "code")}})
     client.execute()

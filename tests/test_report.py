@@ -3,14 +3,17 @@
 import json
 import shutil
 import time
+from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
 import report
-from common import ROOT, script
-from imagenet_biases.results.table import KEYS, read_table
+from common import script
+from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table
+from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -21,8 +24,17 @@ FLAGS = (
 )
 
 
+HOSTILE = (  # names of networks that a page must show as they are
+    "<!--<script>",
+    "</script><img src=x onerror=alert(1)>",
+    "/*PLOTLY*/ /*DATA*/null",
+    "<b>bold</b> & <a href='javascript:alert(1)'>link</a> \u2028 \\u003c",
+)
+
+
 def record(model, benchmark, metrics, details=None, **more):
     return {
+        **({"file": more.pop("file")} if "file" in more else {}),
         "model": model,
         "benchmark": benchmark,
         "metrics": metrics,
@@ -41,14 +53,13 @@ def record(model, benchmark, metrics, details=None, **more):
 def pages(tmp_path_factory):
     """The page from the committed table alone, and one with measured networks (one in both, two of calibration)."""
     folder = tmp_path_factory.mktemp("report")
-    script("report.py", "--results", folder / "none", "--out", folder / "published.html")
+    script("report.py", "--table", PUBLISHED, "--results", folder / "none", "--out", folder / "published.html")
     drawn = {"category": "calibration", "collection": "drawn"}
-    bandpass = {
-        f"metric/bandpass/{kind}/{c}": 0.5 for kind in ("LFC", "HFC") for c in ("0.1", "0.2", "0.3", "0.4", "0.5")
-    }
+    bandpass = {f"metric/bandpass/{kind}/{c}": 0.5 for kind in ("LFC", "HFC") for c in MIDDLE_CUTOFFS}
     categories = {"cat": {"value": 0.75, "low": 0.5, "high": 0.9, "shape": 3, "texture": 1, "other": 0}}
     records = [
         record("tv_resnet50", "imagenet", {"top1_acc/imagenet": 76.1}),
+        *(record(name, "imagenet", {"top1_acc/imagenet": 50.0}, file=f"{i}") for i, name in enumerate(HOSTILE)),
         record("tv_resnet50", "spectral", bandpass),
         record("calibration_texture", "imagenet", {"top1_acc/imagenet": 99.0}, **drawn),
         record("calibration_silhouette", "imagenet", {"top1_acc/imagenet": 98.0}, **drawn),
@@ -71,13 +82,12 @@ def pages(tmp_path_factory):
         ),
     ]
     for one in records:
-        path = folder / "results" / one["model"] / f"{one['benchmark']}.json"
+        path = folder / "results" / one.pop("file", one["model"]) / f"{one['benchmark']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one))
-    shutil.copy(ROOT / "raw-data" / "benchmark.csv", folder / "table.csv")
-    where = ("--results", folder / "results", "--table", folder / "table.csv")
-    script("merge_results.py", *where)
-    script("report.py", *where, "--out", folder / "measured.html")
+    script("merge_results.py", "--results", folder / "results", "--out", folder)
+    tables = ("--table", PUBLISHED, folder / "measured.csv")
+    script("report.py", *tables, "--results", folder / "results", "--out", folder / "measured.html")
     return folder
 
 
@@ -138,24 +148,64 @@ def wait_for(page, expression, seconds=20):
         time.sleep(0.05)
 
 
-def test_one_file_that_asks_for_nothing(pages):
-    text = (pages / "measured.html").read_text("utf-8")
-    assert get_plotlyjs() in text
+class Scripts(HTMLParser):
+    """The script elements of a page as a browser splits it: [(attributes, text)], and all other tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.scripts, self.tags = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "script":
+            self.scripts.append([dict(attributes), ""])
+
+    def handle_data(self, text):
+        if self.scripts and self.cdata_elem == "script":
+            self.scripts[-1][1] += text
+
+
+@pytest.mark.parametrize("kind", ["published", "measured"])
+def test_one_file_that_asks_for_nothing(pages, kind):
+    text = (pages / f"{kind}.html").read_text("utf-8")
+    assert text.count(get_plotlyjs()) == 1
     own = text.replace(get_plotlyjs(), "")
-    assert "http" not in own and "src=" not in own and "<link" not in own.replace('<link rel="icon" href="data:,">', "")
-    assert own.count("</script>") == 2  # a warning that holds one does not end the script
-    assert "/*DATA*/" not in text and "/*PLOTLY*/" not in text
+    assert "http" not in own and "src=" not in own.replace("img src=x", "")
+    assert "<link" not in own.replace('<link rel="icon" href="data:,">', "")
+
+
+def test_names_and_warnings_are_data(pages):
+    """They end no script, open no comment, are no markup, and are not taken for the page's own marks."""
+    text = (pages / "measured.html").read_text("utf-8").replace(get_plotlyjs(), "")
+    found = Scripts(text)
+    assert [one[0] for one in found.scripts] == [{}, {"type": "application/json", "id": "data"}, {}]
+    assert "img" not in found.tags and "b" not in found.tags
+    assert not {*"<>&"} & {*found.scripts[1][1]}
+    data = json.loads(found.scripts[1][1])
+    names = [row["model"] for row in data["rows"]]
+    assert all(names.count(name) == 1 for name in HOSTILE)
+    assert ["26 points off </script><b>"] in [one["warnings"] for one in data["records"]]
+    same = Scripts((pages / "published.html").read_text("utf-8").replace(get_plotlyjs(), ""))
+    assert found.scripts[2] == same.scripts[2]  # the program does not depend on the data
+
+
+def test_inserted_text_is_not_scanned_again():
+    data = {"name": "/*PLOTLY*/ /*DATA*/null \\1 \\g<0>"}
+    found = Scripts(report.page(data).replace(get_plotlyjs(), ""))
+    assert json.loads(found.scripts[1][1]) == data
 
 
 def test_it_shows_every_row_of_the_table(page, pages):
-    rows = 70 if page.kind == "published" else 73
+    rows = 70 if page.kind == "published" else 73 + len(HOSTILE)
     assert len(column(page, 0)) == rows
     assert ask(page, "document.getElementById('count').textContent") == f"{rows} of {rows} rows"
     assert ask(page, "document.querySelectorAll('tr.measured').length") == rows - 70
-    table = read_table(ROOT / "raw-data" / "benchmark.csv" if page.kind == "published" else pages / "table.csv")
+    table = read_table([PUBLISHED, *([pages / "measured.csv"] if page.kind == "measured" else [])])
     assert column(page, 0) == [*table["model"]] and column(page, 2) == [*table["source"]]
     shown = [float(text) if text else None for text in column(page, heads(page).index("top1_acc/imagenet"))]
     assert shown == pytest.approx([*table["top1_acc/imagenet"].round(1)], abs=0.051)
+    assert page.kind == "published" or {*HOSTILE} < {*column(page, 0)}
 
 
 def test_sorting_by_numbers_and_by_names(page):
@@ -173,7 +223,7 @@ def test_sorting_by_numbers_and_by_names(page):
         assert state == order
     assert column(page, 0)[0] == ("resnet50.a3_in1k")  # the least shape bias of the table
     click(page, "#table thead th:nth-child(1) button")
-    names = [name.lower() for name in column(page, 0)]
+    names = [name.lower() for name in column(page, 0) if name not in HOSTILE]
     assert names[0].startswith(("calibration_silhouette", "lambda_resnet50ts")) and names[-1].startswith("vonenet")
 
 
@@ -184,7 +234,7 @@ def test_filters_by_words_source_and_category(page):
     assert column(page, 0) == []
     choose(page, "search", "")
     choose(page, "source", "measured")
-    assert len(column(page, 0)) == (0 if page.kind == "published" else 3)
+    assert len(column(page, 0)) == (0 if page.kind == "published" else 3 + len(HOSTILE))
     choose(page, "source", "")
     before = len(column(page, 0))
     click(page, "input[data-category=adversarial_training]")
@@ -282,11 +332,22 @@ def test_screenshot_is_not_blank(page, tmp_path):
 
 
 def test_the_pages_data_equals_the_table():
-    table = read_table()
-    found = report.page_data(table, None, pd.DataFrame(), [])
+    table = read_table(PUBLISHED)
+    found = report.page_data(table, pd.DataFrame(columns=UNCERTAINTY), pd.DataFrame(), [])
     place = {one["name"]: number for number, one in enumerate(found["columns"])}
     assert [row["model"] for row in found["rows"]] == [*table["model"]]
     metrics = [name for name in table.columns if name not in KEYS]
     for row, (_, values) in zip(found["rows"], table.iterrows(), strict=True):
         shown = [row["values"][place[name]] for name in metrics]
         assert shown == [None if value != value else value for value in values[metrics]]
+    named = {one["name"]: one for one in found["columns"]}
+    assert named["HPP"]["label"] == "high-pass performance [ratio]" and named["cf_norm"]["digits"] == 1
+    assert "512 images" in named["metric/weight_reset/fc"]["slip"] and found["cutoffs"] == CUTOFFS
+
+
+def test_a_channels_curve_has_the_published_numbers():
+    """Its peak lies at the centre frequency with the threshold of the peak sensitivity, half of it half a width off."""
+    curve, frequencies = np.array(report._channel(2.0, 14.0, 0.5)), 1.75 * 2**report.OCTAVES
+    peak = curve.argmax()
+    assert frequencies[peak] == pytest.approx(14) and 2 ** (curve[peak] - 4) == pytest.approx(0.5)
+    assert np.interp(4.0, report.OCTAVES, curve) == pytest.approx(curve[peak] / 2, abs=1e-3)

@@ -21,12 +21,13 @@ from imagenet_biases.analysis.statistics import (
     statistics,
     write,
 )
-from imagenet_biases.results.table import BIASES, SCORES, STUDY_CATEGORIES, read_table, study, unflagged
+from imagenet_biases.results.table import PUBLISHED, read_table, study
+from imagenet_biases.study import BIASES, SCORES, STUDY_CATEGORIES, unflagged
 
 
 @pytest.fixture(scope="module")
 def networks():
-    return study(read_table())
+    return study(read_table(PUBLISHED))
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,10 @@ from scipy.special import logit
 
 from imagenet_biases.analysis.statistics import ALL_BIASES, effective_robustness
 from imagenet_biases.files import atomic
-from imagenet_biases.results.table import (
-    BIASES,
-    CONTROL,
-    CUTOFFS,
-    FLAGGED,
-    KEYS,
-    SCORES,
-    STUDY_CATEGORIES,
-    TABLE,
-    derived,
-    study,
-)
+from imagenet_biases.results.table import KEYS, RAW_DATA, derived, study
+from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, SCORES, STUDY_CATEGORIES, about
 
-FIGURES = TABLE.parents[1] / "figures"
+FIGURES = RAW_DATA.parent / "figures"
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,6 @@ STYLES = {
     "calibration": Style("calibration (drawn)", "#56B4E9", "h", "hexagon"),
     "": Style("no category", "#B0B0B0", "P", "cross"),
 }
-LOGARITHMIC = ("HPP", "spectral bias")  # from 0.003 to 0.16, most of them at the low end
 RC = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -133,7 +122,7 @@ def _legend(figure, rows, **settings):
 
 
 def _bias_axis(axis, bias):
-    if bias in LOGARITHMIC:
+    if about(bias).logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -162,8 +151,8 @@ def biases_and_scores(rows, statistics):
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
     axes = figure.subplots(len(SCORES), len(BIASES), sharex="col", sharey="row")
     found = _pick(statistics, "spearman")
-    for line, (score, score_label) in zip(axes, SCORES.items(), strict=True):
-        line[0].set_ylabel(score_label)
+    for line, score in zip(axes, SCORES, strict=True):
+        line[0].set_ylabel(about(score).label)
         for ax, bias in zip(line, BIASES, strict=True):
             _draw(ax, rows, bias, score)
             _bias_axis(ax, bias)
@@ -171,8 +160,8 @@ def biases_and_scores(rows, statistics):
                 one = found.loc[bias, score]
                 weight = "bold" if one.p_holm < 0.05 else "normal"
                 ax.set_title(f"ρ = {_interval(one, ' ')}", fontweight=weight, fontsize=7.5, pad=3)
-    for ax, label in zip(axes[-1], BIASES.values(), strict=True):
-        ax.set_xlabel(label.replace(" [", "\n["))
+    for ax, bias in zip(axes[-1], BIASES, strict=True):
+        ax.set_xlabel(about(bias).label.replace(" [", "\n["))
     _legend(figure, rows, title="ρ: Spearman's, 95 % bootstrap interval; bold: p < 0.05 after Holm's correction")
     return figure
 
@@ -183,7 +172,6 @@ def bandpass_curves(rows):
     categories = [category for category in STYLES if (rows["category"] == category).any()]
     figure = Figure(figsize=(1.0 + 1.45 * len(categories), 4.0), layout="constrained")
     axes = figure.subplots(2, len(categories), sharex=True, sharey="row", squeeze=False)
-    cutoffs = np.array(CUTOFFS, float)
     for line, kind, label in zip(axes, ("LFC", "HFC"), ("low-pass", "high-pass"), strict=True):
         columns = [f"metric/bandpass/{kind}/{cutoff}" for cutoff in CUTOFFS]
         baseline = rows.loc[rows["category"] == "baseline", columns].median()
@@ -191,10 +179,10 @@ def bandpass_curves(rows):
             some = rows.loc[rows["category"] == category, columns]
             look = STYLES[category]
             many = len(some) > 2
-            ax.plot(cutoffs, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
-            ax.plot(cutoffs, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1)
+            ax.plot(CUTOFFS, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
+            ax.plot(CUTOFFS, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1)
             if many:
-                ax.plot(cutoffs, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
+                ax.plot(CUTOFFS, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             ax.set_ylim(-0.04, 1.06)
         line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
@@ -315,7 +303,7 @@ def accuracy_on_the_line(rows):
         for axis, values in ((ax.xaxis, (50, 55, 60, 65, 70, 75, 80)), (ax.yaxis, (10, 20, 30, 40, 50, 60, 70))):
             axis.set_major_locator(FixedLocator([logit(value / 100) for value in values]))
             axis.set_major_formatter(percent)
-        ax.set_ylabel(SCORES[score])
+        ax.set_ylabel(about(score).label)
         ax.set_xlabel("ImageNet top-1 [%]")
     _legend(figure, rows)
     return figure
@@ -328,17 +316,17 @@ def bias_spread(rows):
     figure = Figure(figsize=(10.4, 4.6), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True).ravel()
     random = np.random.default_rng(0)
-    for ax, (bias, label) in zip(axes[: len(BIASES)], BIASES.items(), strict=True):
+    for ax, bias in zip(axes[: len(BIASES)], BIASES, strict=True):
         for number, category in enumerate(categories):
             some = rows.loc[rows["category"] == category, [*KEYS, bias]]
             some = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
             _draw(ax, some, "place", bias)
             if len(some) > 2:
                 ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
-        if bias in LOGARITHMIC:
+        if about(bias).logarithmic:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_ylabel(label)
+        ax.set_ylabel(about(bias).label)
         ax.set_xticks([])
         ax.set_xlim(-0.6, len(categories) - 0.4)
     axes[-1].set_visible(False)
@@ -350,7 +338,7 @@ def bias_spread(rows):
 def measured_and_published(table):
     """Every metric that was both measured here and published, for the same network; None where there is none.
 
-    Published values with a known slip (imagenet_biases.results.table.FLAGGED) are crosses.
+    Published values with a known slip (study.FLAGGED) are crosses.
     """
     metrics = [column for column in table.columns if column not in KEYS]
     long = table.melt(["model", "source"], metrics, "metric", "value").dropna()
@@ -358,7 +346,7 @@ def measured_and_published(table):
     if not {"measured", "published"} <= set(wide.columns) or wide[["measured", "published"]].dropna().empty:
         return None
     wide = wide[["measured", "published"]].dropna().reset_index()
-    percent = wide["metric"].str.match("top[15]_acc/|mCE/")
+    percent = wide["metric"].map(lambda name: about(name).unit.startswith("%"))
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, some, label in zip(

@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from imagenet_biases.files import atomic
-from imagenet_biases.results.table import BIASES, CONTROL, SCORES, STUDY_CATEGORIES, unflagged
+from imagenet_biases.study import BIASES, CONTROL, SCORES, STUDY_CATEGORIES, unflagged
 
 COLUMNS = ("bias", "score", "method", "excluded", "estimate", "low", "high", "p", "p_holm", "networks")
 FEWEST = 6  # networks; with fewer there is no row, an interval would say nothing
@@ -86,11 +86,11 @@ def r_squared(target, predicted, mean, weights=1):
 
 
 def statistics(rows, resamples=2000, permutations=4999, seed=0):
-    """Every association between BIASES and SCORES over `rows` (imagenet_biases.results.table.study), as a table with COLUMNS.
+    """Every association between BIASES and SCORES over `rows` (results.table.study), as a table with COLUMNS.
 
-    `bias`, `score`: names as in imagenet_biases.results.table.BIASES and SCORES; ALL_BIASES and CONTROL (ImageNet accuracy) also stand
-    as predictors. `excluded`: 'none', the category left out, or 'flagged columns' (scores without the columns that
-    imagenet_biases.results.table.FLAGGED names). `method`:
+    `bias`, `score`: names as in study.BIASES and SCORES; ALL_BIASES and CONTROL (ImageNet accuracy) also stand as
+    predictors. `excluded`: 'none', the category left out, or 'flagged columns' (scores without the columns that
+    study.FLAGGED names). `method`:
 
     - `spearman`, `kendall`: rank correlations.
     - `spearman given accuracy`: partial rank correlation given ImageNet accuracy.
