@@ -17,7 +17,8 @@ import requests
 
 from imagenet_biases.errors import UserError, exit_on_user_error
 from imagenet_biases.networks.checkpoints import reason, web_address
-from imagenet_biases.networks.registry import load_model, registry, resolve
+from imagenet_biases.networks.load import load_model
+from imagenet_biases.networks.registry import registry, resolve
 
 
 def on_disk(entry, checkpoints):

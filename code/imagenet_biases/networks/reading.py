@@ -6,6 +6,11 @@ is not installed, os.system) becomes an inert stub that accepts whatever is done
 claims, too: every length, index, storage and view that the file declares is held against the size that the file really
 has before memory is asked for.
 
+torch's own reader (weights_only=True) is not enough, even with a stand-in registered for every unknown global: of the
+files in tests/zoo_hostile.py it asks for 4 TB of memory for three (a storage of false length in the old format,
+bytearray(2**40), torch.Tensor(2**20, 2**20)), takes a record with a wrong checksum and big-endian weights as they are,
+and it lists the unknown globals of zip files only, so that no file of the old format with a stranger in it can be read.
+
 A file of nothing but tensors in containers then goes to torch's own reader (weights_only=True, memory-mapped); of any
 other, and of what that reader refuses, the described tensors are filled here.
 """
