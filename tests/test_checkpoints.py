@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import struct
 import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 import zoo_hostile
 import zoo_layouts
 import zoo_server
-from imagenet_biases.errors import UserError
+from imagenet_biases.errors import UserError, clean
 from imagenet_biases.networks import checkpoints, filling
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.reading import read
@@ -109,6 +111,48 @@ def test_no_lie_in_safetensors_is_believed(name, tmp_path):
     (tmp_path / "file.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=pattern):
         filled(tmp_path / "file.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_regular_file(suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    with pytest.raises(UserError, match="does not exist"):
+        read(path)
+    os.mkfifo(path)  # nobody writes to it: to open it would wait for ever
+    with pytest.raises(UserError, match="is not a file"):
+        read(path)
+    path.unlink()
+    path.symlink_to("/proc/self/environ" if os.path.exists("/proc/self/environ") else os.devnull)
+    with pytest.raises(UserError, match=r"the file is empty|is not a file"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="is not a file"):
+        read(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read(f"{'x' * 5000}{suffix}")
+
+
+def test_many_values_on_the_stack_take_no_longer_than_their_number(tmp_path):
+    """A check that copied the stack at every mark would take hours."""
+    (tmp_path / "x.pth").write_bytes(zoo_hostile.zipped(zoo_hostile.opcodes(200_000 * b"N" + 200_000 * b"(t")))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no named tensors"):
+        read(tmp_path / "x.pth")
+    assert time.monotonic() - started < 60
+
+
+def test_names_in_a_file_cannot_act_on_the_terminal_or_fill_it(tmp_path):
+    """Shown as a script shows it."""
+    names = ["\x1b]0;owned\x07\x1b[2J\nerror: all is well", "m" * 1_000_000, "\u202egnp.exe"]
+    for name in names:
+        torch.save({**GOOD, name: torch.ones(1)}, tmp_path / "x.pth")
+        with pytest.raises(UserError) as caught:
+            filled(tmp_path / "x.pth")
+        shown = clean(caught.value)
+        assert shown.isprintable() and len(shown) < 1300 and "1 left over" in shown
+    assert clean("net\udcff.pth \n\t failed") == "net\\udcff.pth failed"
+    assert clean("Größe 3 × 4, ‘so’ …") == "Größe 3 × 4, ‘so’ …"
 
 
 def test_at_least_30_hostile_files(capsys):
