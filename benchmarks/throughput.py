@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from imagenet_biases.evaluate import Condition, Pass, Runners, Settings, float32_precision, grouped, measure
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.networks.registry import NORMALIZATIONS, Network
+from imagenet_biases.networks.load import Network
+from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.results.records import Store, device_name, versions
 from imagenet_biases.study import wordnet_ids
 

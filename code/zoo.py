@@ -15,9 +15,10 @@ import sys
 
 import requests
 
-from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.errors import UserError, clean, exit_on_user_error
 from imagenet_biases.networks.checkpoints import reason, web_address
-from imagenet_biases.networks.registry import load_model, registry, resolve
+from imagenet_biases.networks.load import load_model
+from imagenet_biases.networks.registry import registry, resolve
 
 
 def on_disk(entry, checkpoints):
@@ -74,9 +75,9 @@ def each(names, action):
         except UserError as error:
             failures[name] = error
             report = "FAILED"
-        print(f"[{number}/{len(names)}] {name}: {report}", flush=True)
+        print(clean(f"[{number}/{len(names)}] {name}: {report}"), flush=True)
     for name, error in failures.items():
-        print(f"{name}: {error}", file=sys.stderr)
+        print(clean(f"{name}: {error}"), file=sys.stderr)
     print(f"{len(names) - len(failures)} of {len(names)} are in order")
     return 1 if failures else 0
 

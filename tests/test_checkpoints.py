@@ -6,10 +6,12 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import struct
 import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,12 +19,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import zoo_hostile
 import zoo_layouts
 import zoo_server
-from imagenet_biases.errors import UserError
-from imagenet_biases.networks import checkpoints
+from imagenet_biases.errors import UserError, clean
+from imagenet_biases.networks import checkpoints, filling
+from imagenet_biases.networks.load import load_model
+from imagenet_biases.networks.reading import read
+from imagenet_biases.networks.registry import Layout
 
 GOOD = zoo_hostile.GOOD
 LIES, LIES_IN_SAFETENSORS = zoo_hostile.lies(), zoo_hostile.lies_in_safetensors()
@@ -45,8 +51,7 @@ sys.addaudithook(_watch)  # Python has no way to take one off
 def filled(path):
     """The state dict of the Linear(4, 3) that a file has filled."""
     network = torch.nn.Linear(4, 3)
-    checkpoint = checkpoints.load(path)
-    checkpoints.fill(network, checkpoints.find(checkpoint.contents, network, path), path)
+    filling.fill(network, filling.find(read(path), network, path), path)
     return network.state_dict()
 
 
@@ -97,8 +102,7 @@ def test_no_lie_is_believed(name, tmp_path):
         filled(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert "Memory" not in str(caught.value)  # refused before it was asked for
-    left = {other.name for other in tmp_path.iterdir()}
-    assert left <= {"file.pth", "file.pth.safetensors"} and not any(".tmp" in other for other in left)
+    assert [other.name for other in tmp_path.iterdir()] == ["file.pth"]
 
 
 @pytest.mark.parametrize("name", LIES_IN_SAFETENSORS)
@@ -107,6 +111,48 @@ def test_no_lie_in_safetensors_is_believed(name, tmp_path):
     (tmp_path / "file.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=pattern):
         filled(tmp_path / "file.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_regular_file(suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    with pytest.raises(UserError, match="does not exist"):
+        read(path)
+    os.mkfifo(path)  # nobody writes to it: to open it would wait for ever
+    with pytest.raises(UserError, match="is not a file"):
+        read(path)
+    path.unlink()
+    path.symlink_to("/proc/self/environ" if os.path.exists("/proc/self/environ") else os.devnull)
+    with pytest.raises(UserError, match=r"the file is empty|is not a file"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="is not a file"):
+        read(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read(f"{'x' * 5000}{suffix}")
+
+
+def test_many_values_on_the_stack_take_no_longer_than_their_number(tmp_path):
+    """A check that copied the stack at every mark would take hours."""
+    (tmp_path / "x.pth").write_bytes(zoo_hostile.zipped(zoo_hostile.opcodes(200_000 * b"N" + 200_000 * b"(t")))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no named tensors"):
+        read(tmp_path / "x.pth")
+    assert time.monotonic() - started < 60
+
+
+def test_names_in_a_file_cannot_act_on_the_terminal_or_fill_it(tmp_path):
+    """Shown as a script shows it."""
+    names = ["\x1b]0;owned\x07\x1b[2J\nerror: all is well", "m" * 1_000_000, "\u202egnp.exe"]
+    for name in names:
+        torch.save({**GOOD, name: torch.ones(1)}, tmp_path / "x.pth")
+        with pytest.raises(UserError) as caught:
+            filled(tmp_path / "x.pth")
+        shown = clean(caught.value)
+        assert shown.isprintable() and len(shown) < 1300 and "1 left over" in shown
+    assert clean("net\udcff.pth \n\t failed") == "net\\udcff.pth failed"
+    assert clean("Größe 3 × 4, ‘so’ …") == "Größe 3 × 4, ‘so’ …"
 
 
 def test_at_least_30_hostile_files(capsys):
@@ -163,53 +209,32 @@ def files_of_every_kind():
 
 @pytest.mark.parametrize("options", [{}, zoo_layouts.OLD], ids=["zip", "old format"])
 @pytest.mark.parametrize("name", files_of_every_kind())
-def test_files_of_every_kind_are_read_and_converted_once(name, options, tmp_path):
+def test_files_of_every_kind_are_read(name, options, tmp_path):
     path = tmp_path / "file.pth.tar"
     torch.save(files_of_every_kind()[name], path, **options)
     zoo_layouts.forget_strangers()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first = filled(path)
-    converted = tmp_path / "file.pth.tar.safetensors"
-    time = converted.stat().st_mtime_ns
-    assert same(first) and same(filled(path))
-    assert converted.stat().st_mtime_ns == time
-    torch.save({"weight": GOOD["weight"] + 1, "bias": GOOD["bias"]}, path)  # a changed original is converted anew
-    assert torch.equal(filled(path)["weight"], GOOD["weight"] + 1)
-    assert converted.stat().st_mtime_ns != time
+        assert same(filled(path))
+    assert [other.name for other in tmp_path.iterdir()] == [path.name]  # nothing is kept beside it
 
 
-def test_a_converted_file_is_trusted_by_hash_and_mended(tmp_path):
-    path = tmp_path / "file.pth"
-    torch.save(GOOD, path)
-    digest = checkpoints.load(path).sha256
-    assert digest == checkpoints.file_hash(path)
-    converted = tmp_path / "file.pth.safetensors"
-    content, time = converted.read_bytes(), converted.stat().st_mtime_ns
-    path.touch()  # another time, the same bytes
-    assert checkpoints.load(path).sha256 == digest and converted.stat().st_mtime_ns == time
-    converted.write_bytes(content[:-4])
-    assert same(filled(path)) and converted.read_bytes()[-4:] == content[-4:]
-
-
-def test_tensors_in_two_places_are_stored_once_and_optimizers_not_at_all(tmp_path):
-    big = torch.rand(500, 500)
-    torch.save({"model": {"a": big, "b": big}, "optimizer": {"state": {0: torch.rand(500, 500)}}}, tmp_path / "x.pth")
-    checkpoints.load(tmp_path / "x.pth")
-    assert (tmp_path / "x.pth.safetensors").stat().st_size < 1_010_000
-    again = checkpoints.load(tmp_path / "x.pth").contents
-    assert torch.equal(again["model"]["a"], big) and torch.equal(again["model"]["b"], big)
-
-
-def test_a_folder_that_cannot_be_written_to_is_read_from_all_the_same(tmp_path, monkeypatch):
-    torch.save(GOOD, tmp_path / "x.pth")
-
-    def read_only(*_):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(checkpoints, "atomic", read_only)
-    assert same(filled(tmp_path / "x.pth"))
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+def test_a_strangers_copy_beside_a_checkpoint_is_not_read(tmp_path):
+    """Not even one that claims to be made from it."""
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n"
+        "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))\n"
+    )
+    path = tmp_path / "x.pth"
+    torch.save({"2.weight": torch.ones(1000, 3), "2.bias": torch.zeros(1000)}, path)
+    status = path.stat()
+    facts = {"sha256": checkpoints.file_hash(path), "size": status.st_size, "time": status.st_mtime_ns}
+    facts["places"] = {name: [[name]] for name in ("2.weight", "2.bias")}
+    wrong = {"2.weight": -torch.ones(1000, 3), "2.bias": torch.zeros(1000)}
+    save_file(wrong, tmp_path / "x.pth.safetensors", {"original": json.dumps(facts)})
+    network = load_model(str(path), arch=f"{tmp_path}/net.py:build", normalization="none")
+    assert network(torch.ones(1, 3, 8, 8)).min() == 3
+    assert network.identity["checkpoint_sha256"] == checkpoints.file_hash(path)
 
 
 def test_a_file_by_python_2(tmp_path):
@@ -241,16 +266,16 @@ def test_only_the_counters_of_batch_norm_may_be_missing():
     network = torch.nn.BatchNorm2d(3)
     state = {name: value + 2 for name, value in network.state_dict().items()}
     del state["num_batches_tracked"]
-    checkpoints.fill(network, state, "x")
+    filling.fill(network, state, "x")
     assert network.running_var.tolist() == [3, 3, 3] and network.num_batches_tracked == 0
     del state["running_var"]
     with pytest.raises(UserError, match=r"x does not fit the network \(5 tensors\); 1 missing: running_var"):
-        checkpoints.fill(network, state, "x")
+        filling.fill(network, state, "x")
 
 
 def test_layout_rules():
     tensor = torch.ones(1)
-    layout = checkpoints.Layout(("b", "a"), ("aux",), ("module.", "net."), ((r"^head\.(\d)", r"fc\1"),))
+    layout = Layout(("b", "a"), ("aux",), ("module.", "net."), ((r"^head\.(\d)", r"fc\1"),))
     contents = {"a": {"module.net.x": tensor, "net.module.y": tensor, "head.2": tensor, "x_aux.z": tensor}, "b": tensor}
     assert set(layout.apply(contents, "f")) == {"x", "module.y", "fc2"}
     with pytest.raises(UserError, match="f has no 'b' or 'a' in it, but c, d"):

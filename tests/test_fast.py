@@ -10,7 +10,7 @@ import torch
 from imagenet_biases import fast
 from imagenet_biases.evaluate import Pass, Settings, grouped, measure
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.networks.registry import load_model
+from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import Store
 
 

@@ -21,7 +21,7 @@ from common import SHARED, needs_shared
 from imagenet_biases.evaluate import Settings, grouped, measure
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.networks.registry import load_model
+from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import Store
 from imagenet_biases.run import run
 from imagenet_biases.study import wordnet_ids

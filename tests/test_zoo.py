@@ -17,8 +17,9 @@ import zoo_server
 from common import CODE, SHARED, needs_shared
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY, View
-from imagenet_biases.networks import checkpoints
+from imagenet_biases.networks import checkpoints, load, packages
 from imagenet_biases.networks import registry as model_zoo
+from imagenet_biases.networks.load import load_model
 
 STUDY_NAMES = [row["name"] for row in tomllib.loads(model_zoo.ZOO.read_text())["network"] if row.get("in_study")]
 FULL_SIZE = [  # one of each family of layouts at true size
@@ -93,7 +94,7 @@ def reference(build, state, normalization, pixels):
 def test_every_network_of_the_study_loads_from_its_authors_layout(name, narrow_state, server, use_zoo, tmp_path):
     written = zoo_layouts.write(name, narrow_state, tmp_path)
     serve(server, name, written, use_zoo, the_zoo())
-    network = model_zoo.load_model(name)
+    network = load_model(name)
     assert {address for _, address, _ in server.log} == {file.address for file in model_zoo.registry()[name].files}
     normalization = "none" if name in ("resnet50_simclrv2", "resnet50_diffusionnoise_fixed_nonoise") else "imagenet"
     pixels = torch.rand(2, 3, 64, 64)
@@ -104,9 +105,9 @@ def test_every_network_of_the_study_loads_from_its_authors_layout(name, narrow_s
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in written]
     assert network.identity["checkpoint_sha256"] == "+".join(hashes)
 
-    del server.log[:]  # from now on without the network, from the converted files
+    del server.log[:]  # from now on without the network
     server.replies.clear()
-    assert model_zoo.load_model(name).identity == network.identity
+    assert load_model(name).identity == network.identity
     assert not server.log
 
 
@@ -117,7 +118,7 @@ def test_a_true_resnet50_of_each_family_of_layouts(name, server, use_zoo, tmp_pa
     pixels = torch.rand(1, 3, 64, 64)
     normalization = "none" if name == "resnet50_simclrv2" else "imagenet"
     want = reference(lambda: timm.create_model("resnet50"), state, normalization, pixels)
-    assert torch.equal(model_zoo.load_model(name)(pixels), want)
+    assert torch.equal(load_model(name)(pixels), want)
     for path in [*tmp_path.glob("*.pth"), *tmp_path.glob("checkpoints/*")]:
         path.unlink()  # half a gigabyte otherwise
 
@@ -140,7 +141,7 @@ def test_wrappers_that_may_be_there(name, wrapper, narrow_state, server, use_zoo
     serve(server, name, [tmp_path / "file.pth"], use_zoo, the_zoo())
     pixels = torch.rand(1, 3, 64, 64)
     want = reference(zoo_layouts.narrow, narrow_state, "imagenet", pixels)
-    assert torch.equal(model_zoo.load_model(name)(pixels), want)
+    assert torch.equal(load_model(name)(pixels), want)
 
 
 def test_only_files_that_fit_are_pinned_and_a_change_is_an_error(narrow_state, server, use_zoo, tmp_path):
@@ -149,18 +150,18 @@ def test_only_files_that_fit_are_pinned_and_a_change_is_an_error(narrow_state, s
     serve(server, name, zoo_layouts.write(name, wrong, tmp_path), use_zoo, the_zoo())
     message = r"15 missing: layer4\.2\.conv1\.weight, .*18 left over: layer4\.3\.conv1\.weight"
     with pytest.raises(UserError, match=rf"resnet50_moco_v3_100ep \(.*\) does not fit .*{message}"):
-        model_zoo.load_model(name)
+        load_model(name)
     assert not model_zoo.PINS.exists()
     hashes = []
     for state in (narrow_state, {key: value + 1 for key, value in narrow_state.items()}):
         zoo_layouts.write(name, state, tmp_path)
         hashes.append(checkpoints.file_hash(tmp_path / f"{name}.pth"))
     zoo_layouts.write(name, narrow_state, tmp_path)
-    model_zoo.load_model(name, checkpoints=tmp_path / "first")
+    load_model(name, checkpoints=tmp_path / "first")
     assert list(json.loads(model_zoo.PINS.read_text()).values()) == hashes[:1]
     zoo_layouts.write(name, state, tmp_path)
     with pytest.raises(UserError, match=f"has sha256 {hashes[1]}, but https://dl.*had {hashes[0]} when"):
-        model_zoo.load_model(name, checkpoints=tmp_path / "second")
+        load_model(name, checkpoints=tmp_path / "second")
 
 
 def test_a_file_put_there_by_hand_must_have_the_hash_in_its_name(narrow_state, use_zoo, tmp_path):
@@ -169,20 +170,20 @@ def test_a_file_put_there_by_hand_must_have_the_hash_in_its_name(narrow_state, u
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": narrow_state}, entry.files[0].path())
     with pytest.raises(UserError, match=r"train_60_epochs.* one that begins with c8e5653e was expected"):
-        model_zoo.load_model("resnet50_trained_on_SIN")
+        load_model("resnet50_trained_on_SIN")
 
 
 def test_a_network_by_hand_and_a_missing_one(narrow_state, use_zoo, tmp_path):
     use_zoo(the_zoo().replace('name = "resnet50_supcon"', 'name = "resnet50_supcon"\narch = "zoo_layouts:narrow"'))
     with pytest.raises(UserError, match=r"resnet50_supcon\.pth is missing.*put the file there"):
-        model_zoo.load_model("resnet50_supcon")
+        load_model("resnet50_supcon")
     state = {name.replace("fc.", "head.2."): value for name, value in narrow_state.items()}
     encoder = {(name if name.startswith("head") else f"encoder.{name}"): value for name, value in state.items()}
     (tmp_path / "checkpoints").mkdir()
     torch.save({"model": zoo_layouts.prefixed("module.", encoder)}, tmp_path / "checkpoints" / "resnet50_supcon.pth")
     pixels = torch.rand(1, 3, 64, 64)
     want = reference(zoo_layouts.narrow, narrow_state, "imagenet", pixels)
-    assert torch.equal(model_zoo.load_model("resnet50_supcon")(pixels), want)
+    assert torch.equal(load_model("resnet50_supcon")(pixels), want)
 
 
 def test_any_timm_name(server, use_zoo, tmp_path):
@@ -190,21 +191,21 @@ def test_any_timm_name(server, use_zoo, tmp_path):
     state = zoo_layouts.random_state(lambda: timm.create_model("resnet10t"))
     zoo_layouts.save_file(state, tmp_path / "timm.safetensors")
     server.replies["hf://timm/resnet10t.c3_in1k/model.safetensors"] = zoo_server.Reply(tmp_path / "timm.safetensors")
-    network = model_zoo.load_model("resnet10t.c3_in1k")
+    network = load_model("resnet10t.c3_in1k")
     pixels = torch.rand(1, 3, 64, 64)
     assert torch.equal(network(pixels), reference(lambda: timm.create_model("resnet10t"), state, "imagenet", pixels))
     assert network.native_view.interpolation == "bicubic"
     del state["fc.weight"]
     zoo_layouts.save_file(state, tmp_path / "timm.safetensors")
     with pytest.raises(UserError, match=r"has sha256 [0-9a-f]{64}, but hf://timm/resnet10t.*had [0-9a-f]{64} when"):
-        model_zoo.load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
+        load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
     model_zoo.PINS.unlink()
     with pytest.raises(UserError, match=r"does not fill timm's resnet10t\.c3_in1k.*Missing.*fc\.weight"):
-        model_zoo.load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
+        load_model("resnet10t.c3_in1k", checkpoints=tmp_path / "elsewhere")
     with pytest.raises(UserError, match="21843 outputs"):
-        model_zoo.load_model("vit_tiny_patch16_224.augreg_in21k")
+        load_model("vit_tiny_patch16_224.augreg_in21k")
     with pytest.raises(UserError, match="no pretrained weights"):
-        model_zoo.load_model("nf_resnet26")
+        load_model("nf_resnet26")
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------
@@ -314,16 +315,16 @@ def test_a_users_function_takes_pixels_and_may_import_its_neighbours(tmp_path):
             "    def forward(self, x):\n        return x.mean((1, 2, 3))[:, None].expand(-1, 1000) + BIAS\n"
             "def build():\n    return Net()\n"
         )
-    one, two = (model_zoo.load_model(f"{tmp_path}/{folder}/net.py:build") for folder in ("one", "two"))
+    one, two = (load_model(f"{tmp_path}/{folder}/net.py:build") for folder in ("one", "two"))
     pixels = torch.rand(3, 3, 8, 8)
     assert torch.equal(one(pixels)[:, 0], pixels.mean((1, 2, 3)) + 1.0)
     assert torch.equal(two(pixels)[:, 7], pixels.mean((1, 2, 3)) + 2.0)
     assert one.name == "net.build" and one.native_view == STUDY and one.category == "" and one.expected_top1 is None
     assert one.identity["network"] != two.identity["network"]  # only the neighbour's text differs
     before = one.identity
-    assert model_zoo.load_model(f"{tmp_path}/one/net.py:build").identity == before
+    assert load_model(f"{tmp_path}/one/net.py:build").identity == before
     (tmp_path / "one" / "parts.py").write_text("BIAS = 1.0  # of the mean\n")
-    assert model_zoo.load_model(f"{tmp_path}/one/net.py:build").identity != before
+    assert load_model(f"{tmp_path}/one/net.py:build").identity != before
 
 
 @pytest.mark.parametrize(
@@ -348,13 +349,13 @@ def test_a_users_function_takes_pixels_and_may_import_its_neighbours(tmp_path):
 def test_mistakes_in_a_users_file_are_one_line(text, message, tmp_path):
     (tmp_path / "net.py").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        model_zoo.load_model(f"{tmp_path}/net.py:build")
+        load_model(f"{tmp_path}/net.py:build")
     assert "\n" not in str(caught.value)
 
 
 @needs_shared
 def test_a_real_network_of_a_users_own():
-    network = model_zoo.load_model(f"{SHARED}/nets/mobilenet.py:load")
+    network = load_model(f"{SHARED}/nets/mobilenet.py:load")
     assert network.name == "mobilenet.load"
     assert network(torch.rand(2, 3, 224, 224)).shape == (2, 1000)
 
@@ -362,7 +363,7 @@ def test_a_real_network_of_a_users_own():
 def test_memory_format_is_kept():
     first = torch.nn.Conv2d(3, 8, 7, stride=7)
     body = torch.nn.Sequential(first, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 1000))
-    network = model_zoo.Network(body, name="x", mean=(0.5,) * 3, std=(0.2,) * 3, facts={})
+    network = load.Network(body, name="x", mean=(0.5,) * 3, std=(0.2,) * 3, facts={})
     seen = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(torch.rand(2, 3, 224, 224).contiguous(memory_format=torch.channels_last))
@@ -371,7 +372,7 @@ def test_memory_format_is_kept():
 
 def test_an_architecture_of_a_package_that_is_not_installed():
     with pytest.raises(UserError, match=r"vonenet:get_model needs the package 'vonenet': install it first"):
-        model_zoo.load_model("vonenet_resnet50")
+        load_model("vonenet_resnet50")
 
 
 def test_a_users_checkpoint(tmp_path):
@@ -379,10 +380,10 @@ def test_a_users_checkpoint(tmp_path):
     state = zoo_layouts.random_state(zoo_layouts.narrow)
     pixels = torch.rand(2, 3, 64, 64)
     torch.save({"state_dict": zoo_layouts.prefixed("_orig_mod.module.", state), "step": 7}, tmp_path / "run.1.pth.tar")
-    network = model_zoo.load_model(f"{tmp_path}/run.1.pth.tar", arch=build)
+    network = load_model(f"{tmp_path}/run.1.pth.tar", arch=build)
     assert network.name == "run.1" and network.native_view == STUDY
     assert torch.equal(network(pixels), reference(zoo_layouts.narrow, state, "imagenet", pixels))
-    plain = model_zoo.load_model(f"{tmp_path}/run.1.pth.tar", arch=build, normalization="none")
+    plain = load_model(f"{tmp_path}/run.1.pth.tar", arch=build, normalization="none")
     assert torch.equal(plain(pixels), reference(zoo_layouts.narrow, state, "none", pixels))
     assert plain.identity["network"] != network.identity["network"]
     for options, message in [
@@ -394,7 +395,7 @@ def test_a_users_checkpoint(tmp_path):
         ({"arch": build, "normalization": "imagnet"}, "normalization 'imagnet' is unknown"),
     ]:
         with pytest.raises(UserError, match=message):
-            model_zoo.load_model(f"{tmp_path}/run.1.pth.tar", **options)
+            load_model(f"{tmp_path}/run.1.pth.tar", **options)
 
 
 # --- views and the gate ----------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_a_users_checkpoint(tmp_path):
 
 def test_native_views_follow_timm():
     def view(name):
-        return model_zoo._timm_view(model_zoo._timm_config(name))
+        return packages.timm_view(packages.timm_config(name))
 
     assert view("resnet50.tv_in1k") == STUDY
     assert view("resnet50.tv2_in1k") == View(232, 224)  # torchvision's V2 weights: resize 232
@@ -420,7 +421,7 @@ def test_native_views_follow_timm():
 def test_a_view_that_cannot_be_followed_is_refused_only_when_asked_for():
     facts = {"view": "crop mode squash, 448 x 448"}
     body = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))
-    network = model_zoo.Network(body, name="x", mean=(0, 0, 0), std=(1, 1, 1), facts={}, **facts)
+    network = load.Network(body, name="x", mean=(0, 0, 0), std=(1, 1, 1), facts={}, **facts)
     with pytest.raises(UserError, match=r"x: --view native cannot follow.*squash"):
         _ = network.native_view
 
@@ -442,7 +443,7 @@ def test_a_view_that_cannot_be_followed_is_refused_only_when_asked_for():
     ],
 )
 def test_clean_accuracy_gate(expected, measured, images, said):
-    warning = model_zoo.clean_accuracy_warning("net", expected, measured, images)
+    warning = load.clean_accuracy_warning("net", expected, measured, images)
     assert warning is None if said is None else (said in warning and warning.startswith("net: top-1 is"))
 
 
@@ -484,11 +485,6 @@ def test_check_links(server, use_zoo, capsys):
 
 def test_nothing_about_a_single_network_stands_in_python():
     names = [entry.name for entry in model_zoo.registry().values() if entry.in_study]
-    for path in (
-        "imagenet_biases/networks/registry.py",
-        "imagenet_biases/networks/checkpoints.py",
-        "imagenet_biases/networks/reading.py",
-        "zoo.py",
-    ):
-        text = (CODE / path).read_text()
+    for path in (*(CODE / "imagenet_biases" / "networks").glob("*.py"), CODE / "zoo.py"):
+        text = path.read_text()
         assert not [name for name in names if name in text], path

@@ -156,6 +156,9 @@ def lies():
     views = {f"t{i}": tensor(100_000, (90_000,), (1,), offset=i) for i in range(3000)}
     array = np.array([[], {}, 3], dtype=object)
 
+    # the value in memo 0 becomes a tuple of itself: Size(list), with a list that is filled after it was remembered
+    in_a_list = b"]q\x010h\x01h\x00a0" + reference("torch", "Size") + b"h\x01\x85Rq\x000"
+
     def old(count, announced=12):
         return legacy(weights(announced), ["0", "1"], struct.pack("<q", count) + FLOATS[:48])
 
@@ -197,6 +200,11 @@ def lies():
         ),
         "2**60 paths": (zipped(deep(60), RECORDS), "nested without end"),
         "a dict within itself": (holding(b"}q\x00(" + text("a") + b"h\x00u"), "nested without end"),
+        "a key of a million tuples": (holding(b"})" + 1_000_000 * b"\x85" + b"K\x01s"), "tuples nested without end"),
+        "a key of tuples, by way of lists": (
+            holding(b")q\x000" + 5000 * in_a_list + b"}h\x00K\x01s"),
+            "tuples nested without end",
+        ),
         "zip bomb": (zipped(weights(1 << 22), (("0", bytes(1 << 24)),), zipfile.ZIP_DEFLATED), "compressed records"),
         "a record larger than the file": (bytes(swollen), "claim more bytes than the file has"),
         "zip cut in half": (good_zip[: len(good_zip) // 2], "cannot be read"),

@@ -16,7 +16,8 @@ from imagenet_biases.cli import make_parser, make_settings
 from imagenet_biases.errors import UserError, exit_on_user_error
 from imagenet_biases.evaluate import LEFT_OUT, UNSEEN, Benchmark, Runner, grouped, measure, view_of
 from imagenet_biases.images.sets import NotGiven
-from imagenet_biases.networks.registry import clean_accuracy_warning, load_model, resolve
+from imagenet_biases.networks.load import clean_accuracy_warning, load_model
+from imagenet_biases.networks.registry import resolve
 from imagenet_biases.results.records import Store, make_record, write_record
 from imagenet_biases.results.wandb_log import LIVE, Mirror
 

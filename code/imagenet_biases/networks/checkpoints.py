@@ -1,14 +1,9 @@
-"""Checkpoints: fetch, know by hash, read safely, find the state dict, fill a network strictly.
+"""Checkpoint files: fetch them from wherever they are published, know them by their hash, pin it.
 
 fetch(address, folder, *, sha256=None, name=None) -> Path      any file: https://…, hf://owner/repo/file, gdrive://id
-load(path) -> Checkpoint                                       contents (nested dicts of tensors) and sha256
-Layout(...).apply(contents, where) -> state dict               how a known file is laid out
-find(contents, network, where) -> state dict                   the part of an unknown file that fits the network
-fill(network, state, where)                                    every tensor, nothing left over
+Pins(path)                                                     the hashes of first verified downloads
 """
 
-import collections
-import contextlib
 import hashlib
 import json
 import os
@@ -17,21 +12,10 @@ import shutil
 import time
 import urllib.parse
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
-import gdown
-import requests
-import torch
-from filelock import FileLock
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from tqdm import tqdm
-
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic, write_json
-from imagenet_biases.networks.reading import read, tensors
+from imagenet_biases.files import write_json
 
 CHUNK = 1 << 17
 ATTEMPTS = 5
@@ -60,6 +44,8 @@ def fetch(address, folder, *, sha256=None, name=None):
         if page := _web_page(path):
             raise UserError(f"{path} is a web page ({page}), not a checkpoint: delete it; {by_hand(address, path)}")
         return path
+    from filelock import FileLock
+
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():  # another process was faster
             return path
@@ -102,6 +88,8 @@ def by_hand(address, path):
 
 def reason(error):
     """Why a request failed, in one line."""
+    import requests
+
     if isinstance(error, requests.ConnectionError) and error.request is not None:
         return f"no connection to {urllib.parse.urlsplit(error.request.url).hostname}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -127,29 +115,32 @@ class _Interrupted(Exception):
     """A download that trying again may help: the connection ended, the server is busy."""
 
 
-INTERRUPTIONS = (
-    _Interrupted,
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
-
-
 def _download(address, part):
     """Bring the file at `address` to `part`, going on from there after an interruption."""
+    import requests
+
+    interruptions = (
+        _Interrupted,
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+    )
     source = {"hf": _from_hub, "gdrive": _from_drive}.get(address.partition("://")[0], _from_web)
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2 ** (attempt - 1))
         try:
             return source(address, part)
-        except INTERRUPTIONS as error:
+        except interruptions as error:
             last = error
     raise _Failed(f"{reason(last)} ({ATTEMPTS} attempts)")
 
 
 def _from_web(address, part):
     """http(s), from where `part` ends if the server still has the same file (its tag is kept beside `part`)."""
+    import requests
+    from tqdm import tqdm
+
     tag = part.with_name(f"{part.name}.tag")
     headers = {"Accept-Encoding": "identity"}
     if part.exists() and tag.exists():
@@ -187,6 +178,8 @@ def _hub():
 
 def _from_hub(address, part):
     """Hugging Face hub; its client resumes, with a progress bar, within the folder it works in."""
+    from huggingface_hub import hf_hub_download
+
     owner, repository, file = address.removeprefix("hf://").split("/", 2)
     folder = part.with_name(f"{part.name}.hub")
     try:
@@ -199,6 +192,8 @@ def _from_hub(address, part):
 
 def _from_drive(address, part):
     """Google Drive, through the page that asks for confirmation of large files; gdown resumes, with a progress bar."""
+    import gdown
+
     try:
         gdown.download(id=address.removeprefix("gdrive://"), output=str(part), resume=True, use_cookies=False)
     except gdown.exceptions.FileURLRetrievalError as error:
@@ -237,6 +232,8 @@ class Pins:
         """Pin a verified download. A folder that cannot be written to leaves it unpinned, with a warning."""
         if address in self._read():
             return
+        from filelock import FileLock
+
         try:
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
                 write_json(self.path, dict(sorted({**self._read(), address: sha256}.items())))
@@ -250,175 +247,3 @@ class Pins:
             raise UserError(
                 f"{self.path} is not JSON ({error}): mend it, or take it from the repository again"
             ) from error
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    contents: dict  # nested dicts {str: dict or Tensor}
-    sha256: str  # of the original file
-
-
-def load(path):
-    """Read a checkpoint file safely. A torch file is converted once to safetensors beside it and read from that then.
-
-    The converted file knows the size, time and sha256 of its original: a changed original is converted anew.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return Checkpoint(read(path), file_hash(path))
-    converted = path.with_name(f"{path.name}.safetensors")
-    status = path.stat()
-    try:
-        with safe_open(converted, "pt") as file:
-            facts = json.loads(file.metadata()["original"])
-            same = (facts["size"], facts["time"]) == (status.st_size, status.st_mtime_ns)
-            if same or facts["sha256"] == file_hash(path):
-                contents = {}
-                for name, places in facts["places"].items():
-                    tensor = file.get_tensor(name)
-                    for *parents, last in places:
-                        part = contents
-                        for key in parents:
-                            part = part.setdefault(key, {})
-                        part[last] = tensor
-                return Checkpoint(contents, facts["sha256"])
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
-        pass  # not converted yet, or damaged
-    contents, sha256 = read(path), file_hash(path)
-    _convert(contents, converted, {"sha256": sha256, "size": status.st_size, "time": status.st_mtime_ns})
-    return Checkpoint(contents, sha256)
-
-
-def _convert(contents, path, facts):
-    """Write `contents` as safetensors, a tensor that lies in several places once, optimizer states not at all."""
-    names, kept, places = {}, {}, {}
-    for place, tensor in tensors(contents):
-        if len(place) > 1 and place[0].startswith("optim"):
-            continue
-        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        name = names.setdefault(same, f"{len(names)}/{'/'.join(place)}")
-        places.setdefault(name, []).append(place)
-        kept.setdefault(name, tensor)
-    metadata = {"original": json.dumps({**facts, "places": places})}
-    with contextlib.suppress(OSError), atomic(path) as file:  # a folder that is read-only or full: read the original
-        file.write(
-            save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in kept.items()}, metadata)
-        )
-
-
-# --- finding and filling ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the state dict lies in a file, in the order in which the rules are applied.
-
-    wrapper: keys under which it may lie, the first one present counts; "" is the file's top level.
-    ignore: regular expressions; what they match anywhere in a name is left out.
-    strip: prefixes to take off the names that begin with them, one after the other.
-    rename: (regular expression, replacement) pairs, all applied to every name.
-    """
-
-    wrapper: tuple = ("",)
-    ignore: tuple = ()
-    strip: tuple = ()
-    rename: tuple = ()
-
-    def apply(self, contents, where):
-        """Return the state dict {name: Tensor} in `contents`; `where` names the file in errors (UserError)."""
-        for key in self.wrapper:
-            part = contents if key == "" else contents.get(key)
-            if isinstance(part, dict):
-                break
-        else:
-            raise UserError(f"{where} has no {' or '.join(map(repr, self.wrapper))} in it, but {_some(contents)}")
-        state = {}
-        for name, tensor in part.items():
-            if not isinstance(tensor, torch.Tensor) or any(re.search(rule, name) for rule in self.ignore):
-                continue
-            for prefix in self.strip:
-                name = name.removeprefix(prefix)
-            for pattern, replacement in self.rename:
-                name = re.sub(pattern, replacement, name)
-            if name in state:
-                raise UserError(f"{where} has two tensors that become {name!r} by its rules {self}")
-            state[name] = tensor
-        return state
-
-
-def find(contents, network, where):
-    """Return the part of `contents` that fits `network` once a prefix common to its names is taken off.
-
-    Keys of nested dicts count as parts of the names, so wrappers are prefixes, too. Where several different parts fit
-    (weights and their moving average), the first is taken, with a warning. Raises UserError with what came closest.
-    """
-    expected = network.state_dict()
-    flat = {".".join(place): tensor for place, tensor in tensors(contents)}
-    prefixes = collections.Counter(name[:i] for name in flat for i in _starts(name) if name[i:] in expected)
-    candidates = {}
-    for prefix, _ in prefixes.most_common(8):
-        candidates[prefix] = {name.removeprefix(prefix): flat[name] for name in flat if name.startswith(prefix)}
-    fitting = [prefix for prefix in candidates if not _differences(expected, candidates[prefix])]
-    if not fitting:
-        prefix, state = next(iter(candidates.items()), ("", flat))
-        closest = f"the part under {prefix!r}" if prefix else "its names as they stand"
-        raise UserError(_misfit(expected, state, f"{where}, of which {closest} came closest,"))
-    first = next(prefix for prefix in dict.fromkeys(prefixes) if prefix in fitting)
-    state = candidates[first]
-
-    def differs(other):
-        return any(not torch.equal(other[name], state[name]) for name in other.keys() & state.keys())
-
-    others = [prefix for prefix in fitting if prefix != first and differs(candidates[prefix])]
-    if others:
-        warnings.warn(f"{where} holds several networks: {first!r} is taken, not {_some(others)}", stacklevel=2)
-    return state
-
-
-def fill(network, state, where):
-    """Copy `state` into `network`, in place: every parameter and buffer, equal shapes, nothing left over.
-
-    Only batch norm's counter of training steps may be missing, as in files from before it existed: nothing reads it in
-    evaluation mode. Raises UserError with the first names of both sides; warns of weights that are not finite.
-    """
-    expected = network.state_dict()
-    if _differences(expected, state):
-        raise UserError(_misfit(expected, state, where))
-    network.load_state_dict({**{name: expected[name] for name in expected if name not in state}, **state})
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        warnings.warn(f"{where} has weights that are not finite numbers: {_some(broken)}", stacklevel=2)
-
-
-def _starts(name):
-    return [0, *(match.end() for match in re.finditer(r"\.", name))]
-
-
-def _differences(expected, state):
-    """What keeps `state` from filling a network with the state dict `expected`: texts, none if it fits."""
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    extra = [name for name in state if name not in expected]
-    other = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    kinds = [
-        f"{name} {state[name].dtype} instead of {tensor.dtype}"
-        for name, tensor in expected.items()
-        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
-    ]
-    labelled = {"missing": missing, "left over": extra, "of another shape": other, "of another type": kinds}
-    return [f"{len(names)} {label}: {_some(names)}" for label, names in labelled.items() if names]
-
-
-def _misfit(expected, state, where):
-    return f"{where} does not fit the network ({len(expected)} tensors); " + "; ".join(_differences(expected, state))
-
-
-def _some(names, most=3):
-    names = list(names)
-    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
