@@ -7,7 +7,7 @@ python code/zoo.py --check-links all              ask every address whether its 
 
 What fails is reported at the end with what to do by hand, and the exit status is 1; the rest is done all the same.
 Files lie in models/checkpoints, or --checkpoints DIR, or the folder in the environment variable ZOO_CHECKPOINTS.
-A new network is one entry in models/zoo.toml.
+A network of your own is one entry in models/zoo.user.toml, or in zoo.user.toml in the folder that ZOO_FOLDER names.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """A user's mistake: one clear line, exit status 2, no traceback."""
 
+import difflib
 import functools
 import os
 import sys
@@ -28,6 +29,12 @@ def some(names, most=3):
     """Return the first few names, for a message."""
     names = list(names)
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def nearest(name, known):
+    """Return a hint at those of `known` that are spelled like `name`, or ''."""
+    close = difflib.get_close_matches(name[:100], known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def exit_on_user_error(main):

@@ -6,6 +6,31 @@ import os
 import tempfile
 from pathlib import Path
 
+from imagenet_biases.errors import UserError
+
+
+def safe_name(text):
+    """Return `text` if it can be the name of a folder or the stem of a file of ours; every such name passes here.
+
+    One component of a path, at most 150 bytes, printable, without a dot at its beginning, and not `wandb`, which is the
+    W&B client's folder. Raises UserError for anything else.
+    """
+    printable = isinstance(text, str) and text.isprintable()  # no control characters, no halves of characters
+    if (
+        not printable
+        or text.strip() != text
+        or text in ("", "wandb")
+        or text.startswith(".")
+        or "/" in text
+        or "\\" in text
+        or len(text.encode()) > 150
+    ):
+        raise UserError(
+            f"{str(text)[:200]!r} cannot be the name of a file or folder: give one of at most 150 printable characters "
+            f"without / and \\ that does not begin with a dot and is not 'wandb'"
+        )
+    return text
+
 
 @contextlib.contextmanager
 def atomic(path, mode="wb"):

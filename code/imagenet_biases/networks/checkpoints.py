@@ -68,7 +68,7 @@ def fetch(address, folder, *, sha256=None, name=None):
 def local_path(address, folder, name=None):
     """Where `fetch` keeps the file of `address`."""
     own = Path(urllib.parse.urlsplit(address).path).name or urllib.parse.urlsplit(address).netloc
-    return Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name or own}"
+    return Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{(name or own)[-150:]}"
 
 
 def web_address(address):
@@ -214,36 +214,41 @@ def _web_page(path):
 
 
 class Pins:
-    """The lock file: {address: sha256 of its first verified download}, to be committed."""
+    """Lock files: {address: sha256 of its first verified download}. `shipped`, if given, is read and never written."""
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, shipped=None):
+        self.path, self.shipped = Path(path), shipped and Path(shipped)
 
     def check(self, address, sha256, path):
         """Raise UserError if the file at `path`, from `address`, is not the one that was first verified."""
-        known = self._read().get(address, sha256)
-        if known != sha256:
-            raise UserError(
-                f"{path} has sha256 {sha256}, but {address} had {known} when it was first verified: delete the file "
-                f"and fetch it again, or, if its authors are known to have changed it, remove its line from {self.path}"
-            )
+        for lock in filter(None, (self.shipped, self.path)):
+            known = _pinned(lock).get(address, sha256)
+            if known != sha256:
+                raise UserError(
+                    f"{path} has sha256 {sha256}, but {address} had {known} when it was first verified: delete the "
+                    f"file and fetch it again, or, if its authors are known to have changed it, remove its line from "
+                    f"{lock}"
+                )
 
     def add(self, address, sha256):
         """Pin a verified download. A folder that cannot be written to leaves it unpinned, with a warning."""
-        if address in self._read():
+        if address in _pinned(self.path) or (self.shipped and address in _pinned(self.shipped)):
             return
         from filelock import FileLock
 
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-                write_json(self.path, dict(sorted({**self._read(), address: sha256}.items())))
+                write_json(self.path, dict(sorted({**_pinned(self.path), address: sha256}.items())))
         except OSError as error:
             warnings.warn(f"the hash of {address} could not be pinned in {self.path}: {error}", stacklevel=2)
 
-    def _read(self):
-        try:
-            return json.loads(self.path.read_text()) if self.path.exists() else {}
-        except ValueError as error:
-            raise UserError(
-                f"{self.path} is not JSON ({error}): mend it, or take it from the repository again"
-            ) from error
+
+def _pinned(path):
+    try:
+        pins = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): mend it, or take it from the repository again") from error
+    if not isinstance(pins, dict) or not all(isinstance(value, str) for value in pins.values()):
+        raise UserError(f"{path} is no lock file, which has a sha256 for each address: mend it, or delete it")
+    return pins

@@ -1,46 +1,82 @@
-"""load_model(name) -> Network: a network of the registry, of timm, of a file or of one's own, on pixels in [0, 1]."""
+"""load_model(name) -> Network: a network of the registry, of timm, of a file or of one's own, on pixels in [0, 1].
 
+from_module(module, label) makes one of a torch module; borrowed(module) is how it is given back as it was.
+"""
+
+import contextlib
 import hashlib
 import math
 import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from imagenet_biases.errors import UserError
+from imagenet_biases.files import safe_name
 from imagenet_biases.images.pixels import STUDY, View
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash, hash_in_name
 from imagenet_biases.networks.filling import fill, find
-from imagenet_biases.networks.own_code import Blaming, build
+from imagenet_biases.networks.own_code import blaming, build, class_sources
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.reading import read
 from imagenet_biases.networks.registry import NORMALIZATIONS
 
 FULL = 50_000  # ImageNet validation images
+SAME = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
 
 
 class Network(torch.nn.Module):
-    """A network on RGB pixels in [0, 1], float [B, 3, H, W], that returns 1,000 logits [B, 1000] (sorted WordNet ids).
+    """A network on RGB pixels in [0, 1], float32 [B, 3, H, W], that gives 1,000 logits [B, 1000] (sorted WordNet ids).
 
-    name: its results folder; category: '' if none; expected_top1: per cent, or None; identity: a JSON-able dict of what
-    it is (`network` is a sha256 of weights and architecture); native_view: the View its authors evaluate with.
-    In evaluation mode, parameters without gradients.
+    name: its label, and the folder of its results; category: '' if none; expected_top1: per cent, or None; identity: a
+    JSON-able dict of what it is (`network` is a sha256 of weights, architecture and own code, whatever its label);
+    native_view: the View its authors evaluate with.
+    answers: 'logits', or 'words' where the body says so: it returns a list of str, one an image. wants_batch: whether
+    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. channels_last:
+    whether it takes weights and pixels in that order.
+    In evaluation mode, float32, parameters without gradients.
     """
 
-    def __init__(self, body, *, name, mean, std, facts, code="", category="", expected_top1=None, view=STUDY):
+    def __init__(
+        self,
+        body,
+        *,
+        name,
+        mean,
+        std,
+        facts,
+        code="",
+        category="",
+        expected_top1=None,
+        view=STUDY,
+        allow_unstable=False,
+    ):
         super().__init__()
         self.body = body
-        self.name, self.category, self.expected_top1, self._view = name, category, expected_top1, view
+        self.name, self.category, self.expected_top1, self._view = safe_name(name), category, expected_top1, view
+        self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
+        if self.answers not in ("logits", "words"):
+            raise UserError(f"{name}: its attribute `answers` is {self.answers!r}, not 'logits' or 'words'")
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.eval().requires_grad_(False)
-        self._check_output()
+        self.channels_last, self.overwrites = True, False
+        self.eval().requires_grad_(False).float()
+        with blaming(f"{name}, shown two images,"), torch.no_grad():
+            self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels):
-        return self.body((pixels - self.mean) / self.std if self.normalized else pixels)
+    def forward(self, pixels, batch=None):
+        if self.normalized:
+            pixels = (pixels - self.mean) / self.std
+        elif self.overwrites:
+            pixels = pixels.clone()
+        if not self.channels_last:
+            pixels = pixels.contiguous()
+        return self.body(pixels, batch=batch) if self.wants_batch else self.body(pixels)
 
     @property
     def native_view(self):
@@ -48,37 +84,172 @@ class Network(torch.nn.Module):
             raise UserError(f"{self.name}: --view native cannot follow its own preprocessing ({self._view}); use study")
         return self._view
 
-    def _check_output(self):
-        """One grey image: anything but a [1, 1000] float tensor would be noticed only at the end of a long run."""
+    def _check(self, allow_unstable):
+        """Show two images together, again, each alone, and in channels-last order: what the measurement relies on.
+
+        Sets `overwrites` and `channels_last`. Raises UserError for answers of another shape, and, unless
+        `allow_unstable`, for answers that are no function of the image.
+        """
         size = self._view.crop if isinstance(self._view, View) else STUDY.crop
-        with torch.no_grad():
-            logits = self(torch.full((1, 3, size, size), 0.5))
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if shape != (1, CLASSES) or not logits.is_floating_point():
-            raise UserError(f"{self.name} answers one image with {shape}, not with {CLASSES} logits (1, {CLASSES})")
+        pixels = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+
+        def ask(*chosen, order=torch.contiguous_format):
+            shown = pixels[list(chosen)].clone(memory_format=order)
+            version = shown._version  # counts what is written into it, even where that changes no value
+            answers = self(shown, SimpleNamespace(keys=torch.tensor(chosen), seed=0, draw=0))
+            self._check_shape(answers, len(chosen))
+            if shown._version != version:
+                self.overwrites = True
+            return answers
+
+        together, again, alone = ask(0, 1), ask(0, 1), [ask(0), ask(1)]
+        alone = torch.cat(alone) if self.answers == "logits" else alone[0] + alone[1]
+        doubt = None
+        if seen := _difference(together, again):
+            doubt = (
+                f"answers the same two images differently when asked again ({seen}): dropout or other random numbers "
+                f"in evaluation mode, or memory of what it has seen"
+            )
+        elif seen := _difference(together, alone):
+            doubt = f"answers an image differently beside another one than alone ({seen}): batch statistics?"
+        if doubt and not allow_unstable:
+            raise UserError(
+                f"{self.name} {doubt}; mend it, or measure it as it is, which is recorded, with --allow-unstable "
+                f"(load_model(..., allow_unstable=True))"
+            )
+        if doubt:
+            warnings.warn(f"{self.name} {doubt}; its figures depend on more than the images", stacklevel=2)
+        if self.overwrites and not self.normalized:
+            warnings.warn(f"{self.name} writes into its pixels: it is given a copy each time", stacklevel=2)
+        try:
+            self.to(memory_format=torch.channels_last)
+            seen = _difference(together, ask(0, 1, order=torch.channels_last)) and not doubt and "its answers differ"
+        except RuntimeError as error:
+            seen = " ".join(str(error).split())[:160]
+        finally:
+            self.to(memory_format=torch.contiguous_format)
+        if seen:
+            self.channels_last = False
+            warnings.warn(f"{self.name} runs without the channels-last order, slower ({seen})", stacklevel=2)
+
+    def _check_shape(self, answers, images):
+        """Anything but [images, 1000] floats (or as many texts) would be noticed only at the end of a long run."""
+        if self.answers == "words":
+            if not (isinstance(answers, list) and len(answers) == images and all(isinstance(a, str) for a in answers)):
+                raise UserError(f"{self.name} answers {images} images with {_kind(answers)}, not with a list of str")
+        elif _kind(answers) != (images, CLASSES) or not answers.is_floating_point():
+            raise UserError(
+                f"{self.name} answers {images} images with {_kind(answers)}, not with {CLASSES} logits each "
+                f"({images}, {CLASSES})"
+            )
 
 
-def load_model(name, *, arch="resnet50", normalization="imagenet", checkpoints=None):
+def _kind(answers):
+    return tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+
+
+def _difference(answers, others):
+    """Say how two answers to the same images differ, '' if they agree up to rounding."""
+    if isinstance(answers, list):
+        return "" if answers == others else f"{answers[0]!r}, then {others[0]!r}"[:200]
+    same = (answers == others) | (answers.isnan() & others.isnan())
+    gap = torch.where(same, 0, (answers - others).abs()).nan_to_num(torch.inf).max().item()
+    largest = torch.where(answers.isfinite(), answers, 0).abs().max().item()
+    return f"logits differ by {gap:.3g}, the largest is {largest:.3g}" if gap > SAME * largest else ""
+
+
+@contextlib.contextmanager
+def borrowed(module):
+    """Within the block `module` is in evaluation mode, float32, without gradients, and may be moved to any device.
+
+    Afterwards it is as it was: each part's training flag, each parameter's data (with its device, type and memory
+    format), gradient and requires_grad, each buffer with its values. What the block writes into the numbers of a
+    parameter themselves is its own to undo.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    parameters = [
+        (part, name, p, p.data, p.requires_grad, p.grad, None if p.grad is None else p.grad.data)
+        for part in module.modules()
+        for name, p in part._parameters.items()
+        if p is not None
+    ]
+    buffers = [
+        (part, name, buffer, buffer._version, buffer.detach().clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield module.eval().requires_grad_(False).float()
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for part, name, parameter, data, trained, gradient, numbers in parameters:
+            part._parameters[name] = parameter
+            parameter.grad = None  # it must fit its parameter at any moment
+            parameter.data = data
+            parameter.requires_grad_(trained)
+            if gradient is not None:
+                gradient.data = numbers
+                parameter.grad = gradient
+        for part, name, buffer, version, values in buffers:
+            part._buffers[name] = buffer
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(values)
+
+
+def from_module(module, label, *, expected_top1=None, category="", allow_unstable=False):
+    """Return the Network of a torch module on RGB pixels in [0, 1] (normalization inside) that gives 1,000 logits.
+
+    label: the name of its results. expected_top1: per cent on the ImageNet validation images, if known.
+    The module itself is left as it is; hold `borrowed(network)` open while the Network is used. Its identity is its
+    state dict, its architecture as text and the source code of its classes, as far as that is to be had.
+    Raises UserError for what is no such module.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise UserError(f"{label}: {type(module).__name__} is not a torch.nn.Module")
+    facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
+    mean, std = NORMALIZATIONS["none"]
+    with borrowed(module):
+        return Network(
+            module.cpu(),
+            name=label,
+            mean=mean,
+            std=std,
+            category=category,
+            expected_top1=expected_top1,
+            allow_unstable=allow_unstable,
+            facts={**facts, "normalization": "its own"},
+        )
+
+
+def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", checkpoints=None, allow_unstable=False):
     """Return the Network called `name`.
 
     name: registry entry, timm name, checkpoint file, or `file.py:function`.
+    label: what its results are called (default: `registry.network_name(name)`).
     arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
     normalization: for a checkpoint file: imagenet, inception or none.
     checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
+    allow_unstable: take a network whose answers are no function of the image, with a warning.
     Raises UserError for anything that keeps the network from being complete and as expected.
     """
-    result = registry.network_name(name)
     kind = registry.kind_of(name)
+    label = safe_name(label) if label is not None else registry.network_name(name)
     if kind == "registry":
-        return _from_registry(registry.registry()[name], checkpoints)
-    if kind == "function":
-        return _from_function(name, result)
-    if kind == "timm":
-        return _from_timm(name, checkpoints)
-    return _from_file(Path(name), result, arch, normalization)
+        made = _from_registry(registry.registry()[name], checkpoints)
+    elif kind == "function":
+        made = _from_function(name)
+    elif kind == "timm":
+        made = _from_timm(name, checkpoints)
+    else:
+        made = _from_file(Path(name), arch, normalization)
+    return Network(**made, name=label, allow_unstable=allow_unstable)
 
 
 def _from_registry(entry, checkpoints):
+    """What the Network of an entry is made of; so do the functions below for other names."""
     body, code = build(entry.arch)
     state, hashes = {}, {}
     for file in entry.files:
@@ -91,62 +262,53 @@ def _from_registry(entry, checkpoints):
     if entry.files:
         fill(body, state, f"{entry.name} ({path})")
     _pin(hashes)
-    config = packages.timm_config(entry.files[0].location) if entry.source == "timm" else None
-    mean, std = (
-        (config["mean"], config["std"]) if entry.normalization == "timm" else NORMALIZATIONS[entry.normalization]
-    )
-    return Network(
-        body,
-        name=entry.name,
-        mean=mean,
-        std=std,
-        category=entry.category,
-        expected_top1=entry.expected_top1,
-        view=View(**entry.view) if entry.view else (packages.timm_view(config) if config else STUDY),
-        code=code,
-        facts={
-            "checkpoint_sha256": "+".join(hashes.values()) or None,
-            "source": " + ".join(hashes) or entry.arch,
-            "arch": entry.arch,
-            "normalization": entry.normalization,
-        },
-    )
+    location, config = entry.location, None
+    view = View(**entry.view) if entry.view else STUDY
+    if entry.source == "timm":
+        config = packages.timm_config(location)
+        view = view if entry.view else packages.timm_view(config)
+    elif entry.source == "torchvision":
+        packages.as_torchvision_evaluates(body)
+        view = view if entry.view else packages.torchvision_view(location)
+    timms = entry.normalization == "timm"
+    mean, std = (config["mean"], config["std"]) if timms else NORMALIZATIONS[entry.normalization]
+    facts = {
+        "checkpoint_sha256": "+".join(hashes.values()) or None,
+        "source": " + ".join(hashes) or entry.arch,
+        "arch": entry.arch,
+        "normalization": entry.normalization,
+    }
+    known = {"category": entry.category, "expected_top1": entry.expected_top1}
+    return {"body": body, "code": code, "mean": mean, "std": std, "view": view, "facts": facts, **known}
 
 
-def _from_file(path, result, arch, normalization):
+def _from_file(path, arch, normalization):
     if not path.is_file():
         raise UserError(f"the file {path} does not exist")
     if normalization not in NORMALIZATIONS:
         raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
     body, code = build(arch)
     fill(body, find(read(path), body, path), path)
-    facts = {
-        "checkpoint_sha256": file_hash(path),
-        "source": path.name,
-        "arch": arch,
-        "normalization": normalization,
-    }
+    facts = {"checkpoint_sha256": file_hash(path), "source": path.name, "arch": arch, "normalization": normalization}
     mean, std = NORMALIZATIONS[normalization]
-    return Network(body, name=result, mean=mean, std=std, code=code, facts=facts)
+    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
 
 
-def _from_function(name, result):
+def _from_function(name):
     path, function = registry.split_function(name)
     body, code = build(name)
     source = f"{path.name}:{function}"
     facts = {"checkpoint_sha256": None, "source": source, "arch": source, "normalization": "its own"}
     mean, std = NORMALIZATIONS["none"]  # the module takes pixels
-    with Blaming(path, function):
-        return Network(body, name=result, mean=mean, std=std, code=code, facts=facts)
+    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
 
 
 def _from_timm(name, checkpoints):
-    address = packages.timm_address(name)
-    contents, sha256 = _read_verified(
-        address, fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
-    )
     import timm
 
+    address = packages.timm_address(name)
+    path = fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
+    contents, sha256 = _read_verified(address, path)
     try:  # timm's own strict loading: it also translates the names in files that others published
         body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
@@ -155,9 +317,8 @@ def _from_timm(name, checkpoints):
     _pin({address: sha256})
     config = packages.timm_config(name)
     facts = {"checkpoint_sha256": sha256, "source": address, "arch": name, "normalization": "timm"}
-    return Network(
-        body, name=name, mean=config["mean"], std=config["std"], view=packages.timm_view(config), code="", facts=facts
-    )
+    view = packages.timm_view(config)
+    return {"body": body, "mean": config["mean"], "std": config["std"], "view": view, "facts": facts}
 
 
 def _read_verified(address, path, expected=None):
@@ -169,24 +330,31 @@ def _read_verified(address, path, expected=None):
     expected = expected or hash_in_name(address) or ""
     if not sha256.startswith(expected):
         raise UserError(f"{path} has sha256 {sha256}, one that begins with {expected} was expected: delete it")
-    Pins(registry.PINS).check(address, sha256, path)
+    _pins().check(address, sha256, path)
     return contents, sha256
+
+
+def _pins():
+    return Pins(registry.own_folder() / "zoo.user.lock.json", shipped=registry.PINS)
 
 
 def _pin(hashes):
     """Pin {address: sha256} of downloads that have filled their network; the repository's own files have no address."""
     for address, sha256 in hashes.items():
         if "://" in address:
-            Pins(registry.PINS).add(address, sha256)
+            _pins().add(address, sha256)
 
 
 def _fingerprint(network, code):
-    """sha256 of a module's state dict (names, types, shapes, bytes), its architecture as text, and `code`."""
+    """sha256 of state dict (names, types, shapes, bytes), architecture as text, `code`, source code of own classes."""
     text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's place in memory differs from run to run
-    digest = hashlib.sha256(f"{text}\n{code}\n".encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest = hashlib.sha256(f"{text}\n{code}\n{class_sources(network.body)}".encode())
+    for name, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):  # what a module adds by get_extra_state
+            digest.update(f"{name} {value!r}\n".encode())
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ A package is imported only when one of its networks is asked for.
 
 import math
 
-from imagenet_biases.errors import UserError
+from imagenet_biases.errors import UserError, nearest
 
 CLASSES = 1000
 
@@ -28,9 +28,10 @@ def timm_address(name):
     """Return the address of a timm name's pretrained weights. Raises UserError if it has none for 1,000 classes."""
     import timm
 
-    config = timm.models.get_pretrained_cfg(name)
+    config = timm.models.get_pretrained_cfg(name) if in_timm(name) else None
     if config is None or not (config.hf_hub_id or config.url):
-        raise UserError(f"timm has no pretrained weights for {name!r}: `timm.list_pretrained()` lists what it has")
+        hint = nearest(name, timm_names()) or "`timm.list_pretrained()` lists what it has"
+        raise UserError(f"timm has no pretrained weights for {name!r}: {hint}")
     if config.num_classes != CLASSES:
         raise UserError(f"timm's {name} has {config.num_classes} outputs; a network needs {CLASSES} (ImageNet-1k)")
     return (
@@ -55,3 +56,30 @@ def timm_view(config):
     if config["crop_mode"] != "center" or height != width:
         return f"crop mode {config['crop_mode']}, {height} x {width}"
     return View(math.floor(height / config["crop_pct"]), height, config["interpolation"])
+
+
+def torchvision_weights(location):
+    """Return torchvision's weights "builder:WEIGHTS" (with url and transforms). Raises UserError for no such."""
+    from torchvision import models
+
+    builder, _, name = location.partition(":")
+    if builder not in models.list_models(models):
+        raise UserError(f"torchvision has no network {builder!r}: {nearest(builder, models.list_models(models))}")
+    known = models.get_model_weights(builder)
+    if name not in known.__members__:
+        raise UserError(f"torchvision's {builder} has no weights {name!r}, it has {', '.join(known.__members__)}")
+    return known[name]
+
+
+def torchvision_view(location):
+    """The View that torchvision evaluates weights with."""
+    from imagenet_biases.images.pixels import View
+
+    preset = torchvision_weights(location).transforms()
+    return View(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)
+
+
+def as_torchvision_evaluates(body):
+    """Have GoogLeNet and Inception v3 rescale their input, as torchvision does when it fills them itself."""
+    if hasattr(body, "transform_input"):
+        body.transform_input = True

@@ -5,8 +5,8 @@ or `file.py:function`, a function of one's own that returns a module on [0, 1] p
 to look an entry up.
 """
 
-import collections
-import difflib
+import ast
+import codecs
 import os
 import re
 import tomllib
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from imagenet_biases.errors import UserError, some
+from imagenet_biases.errors import UserError, nearest, some
+from imagenet_biases.files import safe_name
 from imagenet_biases.networks import checkpoints as files
 from imagenet_biases.networks import packages
 
@@ -23,6 +24,15 @@ ZOO = ROOT / "models" / "zoo.toml"
 PINS = ROOT / "models" / "zoo.lock.json"
 CHECKPOINTS = ROOT / "models" / "checkpoints"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+SOURCES = (
+    "url",
+    "huggingface",
+    "gdrive",
+    "timm",
+    "torchvision",
+    "file",  # in this repository, or beside the user's zoo.user.toml
+    "hand",  # no public address
+)
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -71,17 +81,20 @@ class Layout:
 class File:
     """One file of an entry: where it comes from, its hash, and how it is laid out."""
 
-    source: str  # url, huggingface, gdrive, timm, file (in this repository), hand (no public address)
+    source: str  # one of SOURCES
     location: str
     name: str | None  # readable part of its local name, where the location gives none
     sha256: str | None
     layout: Layout
+    root: Path  # of the locations of source `file`
 
     @property
     def address(self):
         """What `checkpoints.fetch` takes; of files in this repository or put there by hand, the bare location."""
         if self.source == "timm":
             return packages.timm_address(self.location)
+        if self.source == "torchvision":
+            return packages.torchvision_weights(self.location).url
         if self.source == "huggingface":
             return "hf://" + self.location.replace(":", "/", 1)
         return {"gdrive": "gdrive://"}.get(self.source, "") + self.location
@@ -89,7 +102,7 @@ class File:
     def path(self, checkpoints=None):
         """Where the file lies, or will lie."""
         if self.source == "file":
-            return ROOT / self.location
+            return self.root / self.location
         folder = checkpoint_folder(checkpoints)
         return folder / self.location if self.source == "hand" else files.local_path(self.address, folder, self.name)
 
@@ -128,71 +141,139 @@ class Entry:
         return " + ".join(file.location for file in self.files) or self.arch
 
 
-@cache
+def own_folder():
+    """Where a user's own entries and pins lie: environment variable ZOO_FOLDER, else models/ (git ignores them)."""
+    return Path(os.environ.get("ZOO_FOLDER") or ROOT / "models")
+
+
 def registry():
-    """Return {name: Entry} of models/zoo.toml, in its order (the study's). Raises UserError for a faulty entry."""
+    """Return {name: Entry}: the shipped models/zoo.toml in its order (the study's), then the user's zoo.user.toml.
+
+    Raises UserError for a faulty entry, and for a user's entry that has the name of a shipped one or of a group.
+    """
+    own = own_folder() / "zoo.user.toml"
+    entries = dict(_entries(ZOO, ZOO.stat().st_mtime_ns))
+    if os.path.isfile(own):
+        for name, entry in _entries(own, own.stat().st_mtime_ns).items():
+            if name in entries or name in groups():
+                raise UserError(f"{own}: entry {name}: the zoo has this name already; give yours another one")
+            if entry.in_study:
+                raise UserError(f"{own}: entry {name}: in_study is for the networks that the study has published")
+            entries[name] = entry
+    return entries
+
+
+@cache
+def _entries(path, _):
+    """Read one file of entries; the second argument is its time, so that a changed file is read again."""
     try:
-        rows = tomllib.loads(ZOO.read_text(encoding="utf-8"))["network"]
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{ZOO}: {error}") from error
+        rows = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("network", [])
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: every entry begins with [[network]]")
     entries = {}
     for row in rows:
         name = row.get("name", "(no name)")
         try:
-            entry = _entry(**row)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{ZOO}: entry {name}: {str(error).removeprefix('_entry() ')}") from error
+            entry = _entry(ROOT if path == ZOO else path.parent, **_typed(row))
+        except (TypeError, ValueError, re.error, UserError) as error:
+            raise UserError(f"{path}: entry {name}: {str(error).removeprefix('_entry() ')}") from error
         if name in entries:
-            raise UserError(f"{ZOO}: entry {name} is there twice")
+            raise UserError(f"{path}: entry {name} is there twice")
         entries[name] = entry
     return entries
 
 
+TYPES = (
+    dict.fromkeys(("wrapper", "ignore", "strip", "rename", "files"), list)
+    | {"in_study": bool, "expected_top1": (int, float), "view": dict}
+    | dict.fromkeys(
+        [
+            "name",
+            "category",
+            "source",
+            "location",
+            "sha256",
+            "arch",
+            "normalization",
+            "paper",
+            "link",
+            "licence",
+            "interpolation",
+        ],
+        str,
+    )
+    | dict.fromkeys(("resize", "crop"), int)
+)
+
+
+def _typed(row):
+    for key, value in row.items():
+        if key in TYPES and (not isinstance(value, TYPES[key]) or (value is True and key != "in_study")):
+            raise ValueError(f"{key} = {value!r} is of a wrong kind")
+    return row
+
+
 def _entry(
+    root,
     *,
     name,
-    paper,
-    link,
-    normalization,
+    normalization=None,
+    paper="",
+    link="",
     category="",
     in_study=False,
-    arch="resnet50",
+    arch=None,
     expected_top1=None,
     licence="",
     view=None,
     files=None,
     **file,
 ):
+    source = file.get("source")
+    if normalization is None and source == "torchvision":
+        normalization = "imagenet"
     if normalization not in (*NORMALIZATIONS, "timm"):
-        raise ValueError(f"unknown normalization {normalization!r}")
-    if normalization == "timm" and file.get("source") != "timm":
+        raise ValueError(f"normalization is {normalization!r}, not one of {', '.join((*NORMALIZATIONS, 'timm'))}")
+    if normalization == "timm" and source != "timm":
         raise ValueError("normalization 'timm' is for source 'timm' only")
-    rows = ([file] if file else []) if files is None else [{**file, **part} for part in files]
+    if expected_top1 is not None and not 0 <= expected_top1 <= 100:
+        raise ValueError(f"expected_top1 = {expected_top1} is not in per cent")
+    rows = ([file] if file else []) if files is None else [{**file, **_typed(part)} for part in files]
+    if arch is None:
+        arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
     return Entry(
-        name=name,
+        name=safe_name(name),
         category=category,
         in_study=in_study,
-        files=tuple(_file(name, **row) for row in rows),
+        files=tuple(_file(root, name, **row) for row in rows),
         arch=arch,
         normalization=normalization,
         expected_top1=expected_top1,
         paper=paper,
         link=link,
         licence=licence,
-        view=view and _view(**view),
+        view=view and _view(**_typed(view)),
     )
 
 
 def _view(*, resize, crop, interpolation="bilinear"):
+    if not 1 <= crop <= resize <= 10_000:
+        raise ValueError(f"the view's resize = {resize} and crop = {crop} are no sizes in pixels")
+    if interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
+        raise ValueError(f"the view's interpolation {interpolation!r} is unknown")
     return {"resize": resize, "crop": crop, "interpolation": interpolation}
 
 
-def _file(entry, *, source, location, sha256=None, wrapper=("",), ignore=(), strip=(), rename=()):
-    if source not in ("url", "huggingface", "gdrive", "timm", "file", "hand"):
-        raise ValueError(f"unknown source {source!r}")
-    rules = Layout(tuple(wrapper), tuple(ignore), tuple(strip), tuple(map(tuple, rename)))
+def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(), strip=(), rename=()):
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}: it is one of {', '.join(SOURCES)}")
+    for rule in (*ignore, *(pair[0] for pair in rename)):
+        re.compile(rule)
+    rules = Layout(tuple(wrapper), tuple(ignore), tuple(strip), tuple((old, new) for old, new in rename))
     name = {"gdrive": f"{entry}.pth", "timm": f"{location}.safetensors"}.get(source)
-    return File(source, location, name, sha256, rules)
+    return File(source, location, name, sha256, rules, root)
 
 
 def groups():
@@ -201,7 +282,7 @@ def groups():
     A category's group has its networks in the study; `calibration`, which has none there, all of them.
     """
     found = {"all": []}
-    for entry in registry().values():
+    for entry in _entries(ZOO, ZOO.stat().st_mtime_ns).values():
         if entry.in_study:
             found["all"].append(entry.name)
         if entry.in_study or entry.category == "calibration":
@@ -210,76 +291,95 @@ def groups():
 
 
 def resolve(spec):
-    """Return the names that `spec` stands for, in order, each once.
+    """Return the names that `spec` stands for, in order, each spelling once.
 
     spec: comma-separated names, groups, files, `file.py:function`, and text files that list them (`@list.txt` or
-    `list.txt`: one a line, # begins a comment). Raises UserError for what is none of these, and where two would share
-    a results folder.
+    `list.txt`: one a line, # begins a comment). Raises UserError for what is none of these. Two names may give the same
+    label (two files net.py in two folders): their weights tell their results apart.
     """
     items = []
     for item in filter(None, (part.strip() for part in spec.split(","))):
-        if item.startswith("@") or item.endswith(".txt"):
-            path = Path(item.removeprefix("@"))
-            if not path.is_file():
-                raise UserError(f"the list of networks {path} does not exist")
-            lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-            items += filter(None, lines)
-        else:
-            items.append(item)
-    names = [name for item in items for name in groups().get(item) or [item]]
-    names = list(dict.fromkeys(names))
+        items += _listed(item.removeprefix("@")) if item.startswith("@") or item.endswith(".txt") else [item]
+    names = list(dict.fromkeys(name for item in items for name in groups().get(item) or [item]))
     if not names:
         raise UserError(f"no network is named in {spec!r}")
-    sharing = collections.defaultdict(list)
     for name in names:
-        sharing[network_name(name)].append(name)
-    for result, several in sharing.items():
-        if len(several) > 1:
-            raise UserError(f"{' and '.join(several)} would both write the results of {result!r}: rename one of them")
-    for name in names:
+        network_name(name)
         kind = kind_of(name)
         path = split_function(name)[0] if kind == "function" else Path(name)
-        if kind in ("function", "file") and not path.is_file():
+        if kind in ("function", "file") and not os.path.isfile(path):
             raise UserError(f"the file {path} does not exist")
     return names
 
 
+def _listed(path):
+    """The lines of a list of networks, without comments."""
+    if not os.path.isfile(path):
+        raise UserError(f"the list of networks {path} does not exist")
+    try:
+        data = Path(path).read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"the list of networks {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"the list of networks {path} is not text in UTF-8: save it as that")
+    return filter(None, (line.partition("#")[0].strip() for line in text.splitlines()))
+
+
 def network_name(name):
-    """Return the results folder's name of the network that `load_model` takes as `name`, without loading it.
+    """Return the label of the network that `load_model` takes as `name`, without loading it: its results folder.
 
     Registry and timm names stay as they are; `path/file.py:function` gives file.function, a checkpoint file its stem.
-    Raises UserError for a name that is none of these.
+    Raises UserError for a name that is none of these, or that gives no name of a folder.
     """
     kind = kind_of(name)
     if kind == "function":
         path, function = split_function(name)
-        result = f"{path.stem}.{function}"
-    elif kind == "file":
-        result = Path(name).name
-        while result.endswith(SUFFIXES):
-            result = result.rpartition(".")[0]
-    else:
-        result = name
-    if not result or result.startswith(".") or "/" in result or "\\" in result:
-        raise UserError(f"{name!r} gives no name for a results folder: rename the file")
-    return result
+        return safe_name(f"{path.stem}.{function}")
+    if kind != "file":
+        return safe_name(name)
+    result = Path(name).name
+    while result.endswith(SUFFIXES):
+        result = result.rpartition(".")[0]
+    return safe_name(result)
 
 
 def kind_of(name):
+    """Return what `name` is: registry, function, timm or file. Raises UserError with the nearest names for no such."""
     if name in registry():
         return "registry"
     if ".py:" in name:
         return "function"
+    if name.endswith(".py"):
+        raise UserError(f"{name} is a file of Python code: {which_function(name)}")
+    if name.endswith(SUFFIXES) or ("/" in name and os.path.isfile(name)):
+        return "file"
     if packages.in_timm(name):
         return "timm"
-    if name.endswith(SUFFIXES) or Path(name).is_file():
+    if os.path.isfile(name):
         return "file"
-    if packages.in_timm(name, pretrained=False):
+    if "." not in name and packages.in_timm(name, pretrained=False):
         return "timm"
-    known = [*registry(), *groups(), *packages.timm_names()]
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`python code/zoo.py --list` shows the known ones"
+    close = nearest(name, [*registry(), *groups(), *packages.timm_names()])
+    hint = close or "`python code/zoo.py --list` shows the known ones"
     raise UserError(f"there is no network {name!r} in the zoo or in timm, and no such file: {hint}")
+
+
+def which_function(path):
+    """Return a hint at the functions of a Python file, which is not run for it."""
+    try:
+        body = ast.parse(Path(path).read_bytes()).body
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"it cannot be parsed ({error})"
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    if not functions:
+        return "it has no function; write one that returns the network, and give file.py:function"
+    return f"say which of its functions returns the network, e.g. {path}:{functions[0]} (it has {some(functions, 9)})"
 
 
 def split_function(name):
