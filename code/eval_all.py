@@ -3,68 +3,65 @@
 Run:   python code/eval_all.py --model all --data ROOT        everything whose images are found under ROOT
        python code/eval_all.py --model resnet50.a1_in1k --imagenet DIR --benchmarks imagenet,imagenet_real
        python code/eval_all.py                                the demo: both calibration networks on a drawn image set
-The plan comes first (--dry-run stops there). Images that several benchmarks show are decoded once; what is measured
-already is not measured again.
+The plan comes first, with hours by benchmark (--dry-run stops there). The clean accuracy of all networks is measured
+first, then benchmark by benchmark; each record is written as soon as it is complete, and what is measured already is
+not measured again. The well-tuned attack is half of a study's work and is made only where it is asked for
+(--option imagenet_adv.attack=pgd,fgsm,tuned).
 """
 
-import importlib
+import sys
 from pathlib import Path
 
-from imagenet_biases.cli import make_parser
+from imagenet_biases import benchmarks
+from imagenet_biases.cli import finish, make_parser, measurement_of, print_plan
 from imagenet_biases.errors import UserError, exit_on_user_error
-from imagenet_biases.networks.registry import resolve
-from imagenet_biases.run import make_jobs, run_jobs, table
-from imagenet_biases.synthetic.calibration import draw
 
-HERE = Path(__file__).resolve().parent
-DEMO_ATTACKS = ["pgd", "fgsm"]  # the well-tuned attack would take most of the demo's time
+IMAGES = ("data", "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c",
+          "imagenet_cbar", "model_vs_human")  # fmt: skip
 
 
-def benchmarks():
-    """Return all benchmarks: every eval_*.py beside this file that declares one."""
-    modules = [importlib.import_module(path.stem) for path in sorted(HERE.glob("eval_*.py")) if path.stem != "eval_all"]
-    return {module.BENCHMARK.name: module.BENCHMARK for module in modules}
+def options_of(words):
+    """Return {benchmark: {option: text}} of --option BENCHMARK.NAME=VALUE."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        benchmark, dot, option = name.partition(".")
+        if not (equals and dot and option):
+            raise UserError(f"--option {word}: give BENCHMARK.NAME=VALUE, e.g. --option imagenet_adv.attack=pgd,tuned")
+        found.setdefault(benchmark, {})[option] = value
+    return found
 
 
 @exit_on_user_error
-def main():
-    known = benchmarks()
+def main(arguments=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--benchmarks", help=f"comma-separated, of: {', '.join(known)} (default: all)")
-    for benchmark in known.values():
-        if benchmark.options:
-            benchmark.options(parser)
-    args = parser.parse_args()
-    chosen = args.benchmarks.split(",") if args.benchmarks else list(known)
-    strange = [name for name in chosen if name not in known]
-    if strange:
-        raise UserError(f"--benchmarks: there is no {', '.join(strange)}; there are {', '.join(known)}")
-    folders = [getattr(args, name) for name in vars(args) if name == "data" or name.startswith("imagenet")]
-    demo = not args.model and not any(folders) and not args.model_vs_human
+    parser.add_argument("--benchmarks", help=f"comma-separated, of: {', '.join(benchmarks.names())} (default: all)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="BENCHMARK.NAME=VALUE",
+        help="what a benchmark's own script takes as --NAME VALUE; may be given several times",
+    )
+    args = parser.parse_args(arguments)
+    options = options_of(args.option)
+    chosen = args.benchmarks.split(",") if args.benchmarks else list(benchmarks.names())
+    demo = not args.model and not any(getattr(args, name) for name in IMAGES)
     if demo:
-        args.data, args.model, args.attack = str(Path(args.results) / "drawn"), "calibration", DEMO_ATTACKS
+        from imagenet_biases.synthetic.calibration import draw
+
+        args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
         print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
         draw(args.data)
     if not args.model:
         raise UserError("--model is missing: name networks or a group, e.g. --model all")
-    names = resolve(args.model)
-    jobs, missing = make_jobs([known[name] for name in chosen], args)
-    if not jobs:
-        raise UserError("no image set was given for any benchmark; " + "; ".join(missing))
-    records = run_jobs(jobs, names, args, missing=missing)
-    if not records:
-        return
-    headline = {name for job in jobs for name in job.benchmark.headline}
-    headline |= {
-        name
-        for job in jobs
-        if not job.benchmark.headline
-        for r in records
-        for name in r["metrics"]
-        if r["benchmark"] == job.benchmark.name
-    }
-    print(table(records, headline))
-    print(DEMO_END if demo else "\nNext: python code/merge_results.py puts the records into raw-data/benchmark.csv.")
+    measurement = measurement_of(args, chosen, options, skip_missing=True)
+    print_plan(measurement)
+    if args.dry_run:
+        return 0
+    status = finish(measurement)
+    print(DEMO_END if demo else "\nNext: python code/merge_results.py puts the records into the table.")
+    return status
 
 
 DEMO_END = """
@@ -83,4 +80,4 @@ Next, with real data:  python code/eval_imagenet.py --model tv_resnet50 --imagen
 Everything at once:    python code/eval_all.py --model all --data ROOT --dry-run"""
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

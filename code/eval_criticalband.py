@@ -12,31 +12,35 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
         ResNet-50 (tv_resnet50) has 5.67, 54.7 and 1.
 """
 
+import sys
+from functools import partial
+
 import numpy as np
 
 from imagenet_biases import channel
-from imagenet_biases.evaluate import Benchmark, Pass
+from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.run import run
-from imagenet_biases.scores import correct, seen, top
+from imagenet_biases.scores import correct, top
 from imagenet_biases.stimuli import OCTAVES, grey, octave_noise
+from imagenet_biases.study import NOISE_SDS
+from imagenet_biases.vocabulary import Benchmark, Pass
 
 CRITERIA = {"": lambda accuracy: 50.0, "_norm": channel.own_criterion}  # suffix: accuracy table -> per cent
 FINE = "_fine"  # suffix of what rests on interpolated thresholds
 PLAIN = grey()
-MASKED = {(sd, f): octave_noise(f, sd) for sd in channel.SDS[1:] for f in range(OCTAVES)}
+MASKED = {(sd, f): octave_noise(f, sd) for sd in NOISE_SDS for f in range(OCTAVES)}
 
 
-def passes(args):
+def passes(data):
     """Show the validation images in grey and low contrast, without noise and under 7 bands x 4 levels of it."""
-    return [Pass(image_set("imagenet", args), (PLAIN, *MASKED.values()))]
+    return [Pass(image_set("imagenet", data), (PLAIN, *MASKED.values()))]
 
 
-def hits(responses):
+def hits(found):
     """Return what was recognised, bool [5, 7, images]: noise levels channel.SDS x bands; row 0 is the same image."""
     shown = [[MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)] for sd in channel.SDS]
-    counted = seen(responses["imagenet", PLAIN.name])
-    return np.array([[correct(responses["imagenet", one.name])[counted] for one in row] for row in shown])
+    counted = found["imagenet", PLAIN.name].counts
+    return np.array([[correct(found["imagenet", one.name])[counted] for one in row] for row in shown])
 
 
 def profiles(accuracy):
@@ -48,25 +52,25 @@ def profiles(accuracy):
     }
 
 
-def report(responses):
+def report(found):
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
-    right = hits(responses)
+    right = hits(found)
     resampled = [profiles(accuracy) for accuracy in channel.resampled(right)]
     for suffix, steps in profiles(100 * right.mean(2)).items():
         others = [channel.fit(one[suffix]) for one in resampled] if suffix.endswith(FINE) else []
         for name, estimate in channel.estimates(channel.fit(steps), others).items():
             yield f"metric/criticalband/{name}{suffix}", estimate
-    yield "top1_acc/criticalband/sd0", top(responses["imagenet", PLAIN.name])
+    yield "top1_acc/criticalband/sd0", top(found["imagenet", PLAIN.name])
     for (sd, f), condition in MASKED.items():
-        yield f"top1_acc/criticalband/sd{sd}/f{f}", top(responses["imagenet", condition.name])
+        yield f"top1_acc/criticalband/sd{sd}/f{f}", top(found["imagenet", condition.name])
 
 
-def details(responses):
+def details(found):
     """Return the thresholds behind each channel, and why one is none."""
-    found = profiles(100 * hits(responses).mean(2))
+    steps_of = profiles(100 * hits(found).mean(2))
     return {
         f"channel{suffix}": {"thresholds": steps.tolist(), "problem": channel.fit(steps).problem}
-        for suffix, steps in found.items()
+        for suffix, steps in steps_of.items()
     }
 
 
@@ -80,5 +84,7 @@ BENCHMARK = Benchmark(
     ),
 )
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

@@ -6,23 +6,28 @@ Run:   python code/eval_imagenet.py --model tv_resnet50 --imagenet DIR
 Gives: top1_acc/imagenet and top5_acc/imagenet; torchvision's ResNet-50 (tv_resnet50) has a top-1 of 76.15.
 """
 
-from imagenet_biases.evaluate import Benchmark, Pass
+import sys
+from functools import partial
+
+from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.run import run
 from imagenet_biases.scores import accuracies
+from imagenet_biases.vocabulary import Benchmark, Pass
 
 
-def passes(args):
+def passes(data):
     """Show the validation images as they are."""
-    return [Pass(image_set("imagenet", args))]
+    return [Pass(image_set("imagenet", data))]
 
 
-def report(responses):
+def report(found):
     """Yield top-1 and top-5."""
-    yield from accuracies(responses["imagenet", "clean"], "imagenet")
+    yield from accuracies(found["imagenet", "clean"], "imagenet")
 
 
 BENCHMARK = Benchmark("imagenet", passes, report)
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

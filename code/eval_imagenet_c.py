@@ -10,41 +10,53 @@ Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-c, the mean over
        the paper's ResNet-50).
 """
 
-from imagenet_biases.evaluate import Benchmark, Pass
+import sys
+from functools import partial
+
+from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
-from imagenet_biases.run import run
-from imagenet_biases.scores import ALEXNET_ERROR, accuracies, mean_accuracy, mean_corruption_error
+from imagenet_biases.scores import accuracies, mean_accuracy, mean_corruption_error
+from imagenet_biases.study import CORRUPTIONS, SEVERITIES, USUAL_CORRUPTIONS
+from imagenet_biases.vocabulary import Benchmark, Option, Pass
 
-USUAL = tuple(ALEXNET_ERROR)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-SEVERITIES = (1, 2, 3, 4, 5)
-
-
-def passes(args):
-    """Show every corruption at every severity."""
-    variants = [f"{corruption}/{severity}" for corruption in USUAL + EXTRA for severity in SEVERITIES]
-    return [Pass(images) for images in image_sets("imagenet-c", variants, args)]
+OPTIONS = (
+    Option("corruptions", CORRUPTIONS, "which of the 19", choices=CORRUPTIONS, several=True),
+    Option("severities", SEVERITIES, "which of the 5", type=int, choices=SEVERITIES, several=True),
+)
 
 
-def report(responses):
+def passes(data, corruptions, severities):
+    """Show every chosen corruption at every chosen severity, as far as they are there."""
+    variants = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
+    return [Pass(images) for images in image_sets("imagenet-c", variants, data)]
+
+
+def report(found):
     """Yield each accuracy, and the means where all that they need was shown."""
     by_corruption = {}
-    for (name, _), one in responses.items():
+    for (name, _), one in found.items():
         _, corruption, severity = name.split("/")
         by_corruption.setdefault(corruption, []).append(one)
         yield from accuracies(one, f"{corruption}_{severity}")
-    whole = {corruption for corruption, found in by_corruption.items() if len(found) == len(SEVERITIES)}
-    if whole.issuperset(USUAL):
-        usual = {corruption: by_corruption[corruption] for corruption in USUAL}
-        yield "top1_acc/imagenet-c-15", mean_accuracy(one for found in usual.values() for one in found)
+    whole = {corruption for corruption, shown in by_corruption.items() if len(shown) == len(SEVERITIES)}
+    if whole.issuperset(USUAL_CORRUPTIONS):
+        usual = {corruption: by_corruption[corruption] for corruption in USUAL_CORRUPTIONS}
+        yield "top1_acc/imagenet-c-15", mean_accuracy(one for shown in usual.values() for one in shown)
         yield "mCE/imagenet-c", mean_corruption_error(usual)
-    if whole.issuperset(USUAL + EXTRA):
-        yield "top1_acc/imagenet-c", mean_accuracy(responses.values())
+    if whole.issuperset(CORRUPTIONS):
+        yield "top1_acc/imagenet-c", mean_accuracy(found.values())
 
 
 BENCHMARK = Benchmark(
-    "imagenet_c", passes, report, headline=("top1_acc/imagenet-c", "top1_acc/imagenet-c-15", "mCE/imagenet-c")
+    "imagenet_c",
+    passes,
+    report,
+    sets=("imagenet-c",),
+    options=OPTIONS,
+    headline=("top1_acc/imagenet-c", "top1_acc/imagenet-c-15", "mCE/imagenet-c"),
 )
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

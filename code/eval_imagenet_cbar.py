@@ -8,40 +8,40 @@ Run:   python code/eval_imagenet_cbar.py --model tv_resnet50 --imagenet-cbar DIR
 Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean (39.7 for tv_resnet50).
 """
 
-from imagenet_biases.evaluate import Benchmark, Pass
+import sys
+from functools import partial
+
+from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
-from imagenet_biases.run import run
 from imagenet_biases.scores import accuracies, mean_accuracy
+from imagenet_biases.study import CORRUPTIONS_BAR, SEVERITIES
+from imagenet_biases.vocabulary import Benchmark, Option, Pass
 
-CORRUPTIONS = (
-    "blue_noise_sample",
-    "brownish_noise",
-    "caustic_refraction",
-    "checkerboard_cutout",
-    "cocentric_sine_waves",  # spelt so in the release
-    "inverse_sparkles",
-    "perlin_noise",
-    "plasma_noise",
-    "single_frequency_greyscale",
-    "sparkles",
+OPTIONS = (
+    Option("corruptions", CORRUPTIONS_BAR, "which of the 10", choices=CORRUPTIONS_BAR, several=True),
+    Option("severities", SEVERITIES, "which of the 5", type=int, choices=SEVERITIES, several=True),
 )
-VARIANTS = tuple(f"{corruption}/{severity}" for corruption in CORRUPTIONS for severity in (1, 2, 3, 4, 5))
 
 
-def passes(args):
-    """Show every corruption at every severity."""
-    return [Pass(images) for images in image_sets("imagenet-cbar", VARIANTS, args)]
+def passes(data, corruptions, severities):
+    """Show every chosen corruption at every chosen severity, as far as they are there."""
+    variants = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
+    return [Pass(images) for images in image_sets("imagenet-cbar", variants, data)]
 
 
-def report(responses):
+def report(found):
     """Yield each accuracy, and the mean where all were shown."""
-    for (name, _), one in responses.items():
+    for (name, _), one in found.items():
         yield from accuracies(one, "_".join(name.split("/")[1:]))
-    if len(responses) == len(VARIANTS):
-        yield "top1_acc/imagenet-cbar", mean_accuracy(responses.values())
+    if len(found) == len(CORRUPTIONS_BAR) * len(SEVERITIES):
+        yield "top1_acc/imagenet-cbar", mean_accuracy(found.values())
 
 
-BENCHMARK = Benchmark("imagenet_cbar", passes, report, headline=("top1_acc/imagenet-cbar",))
+BENCHMARK = Benchmark(
+    "imagenet_cbar", passes, report, sets=("imagenet-cbar",), options=OPTIONS, headline=("top1_acc/imagenet-cbar",)
+)
+
+main = partial(run, BENCHMARK, __doc__)
 
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

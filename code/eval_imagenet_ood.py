@@ -3,32 +3,36 @@
 Papers: Recht et al. 2019, arXiv:1902.10811 (v2); Hendrycks et al. 2021, arXiv:1907.07174 (A) and arXiv:2006.16241 (R);
         Wang et al. 2019, arXiv:1905.13549 (Sketch).
 Data:   one folder each, as released; v2 is matched-frequency, whose folders are class NUMBERS (read as numbers).
-Run:    python code/eval_imagenet_ood.py --model tv_resnet50 --data ROOT    (or --imagenet-a DIR ...)
+Run:    python code/eval_imagenet_ood.py --model tv_resnet50 --data ROOT    (or --imagenet-a DIR ...: those given)
 Gives:  top1_acc/NAME and top5_acc/NAME; -A and -R rank the logits of their 200 classes only. torchvision's ResNet-50
         has about 63 on v2, 0 on A, 36 on R and 24 on Sketch.
 """
 
-from imagenet_biases.evaluate import Benchmark, Pass, TopClasses
-from imagenet_biases.images.sets import image_set
-from imagenet_biases.run import run
+import sys
+from functools import partial
+
+from imagenet_biases.cli import run
+from imagenet_biases.images.sets import given_sets
 from imagenet_biases.scores import accuracies
+from imagenet_biases.vocabulary import Benchmark, Pass, TopClasses
 
 SETS = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 
 
-def passes(args):
-    """Show each set as it is, its logits restricted to its classes."""
-    sets = [image_set(name, args) for name in SETS]
-    return [Pass(images, readout=TopClasses(classes=images.classes)) for images in sets]
+def passes(data):
+    """Show each set that is given as it is, its logits restricted to its classes."""
+    return [Pass(images, readout=TopClasses(classes=images.classes)) for images in given_sets(SETS, data)]
 
 
-def report(responses):
+def report(found):
     """Yield top-1 and top-5 of each set."""
-    for name in SETS:
-        yield from accuracies(responses[name, "clean"], name)
+    for (name, _), responses in found.items():
+        yield from accuracies(responses, name)
 
 
-BENCHMARK = Benchmark("imagenet_ood", passes, report, headline=tuple(f"top1_acc/{name}" for name in SETS))
+BENCHMARK = Benchmark("imagenet_ood", passes, report, sets=SETS, headline=tuple(f"top1_acc/{name}" for name in SETS))
+
+main = partial(run, BENCHMARK, __doc__)
 
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

@@ -8,32 +8,37 @@ Gives: top1_acc/imagenet-real over the 46,837 images with a label. The answers o
        it, this takes no forward pass. The published study's column is the accuracy on its last batch only.
 """
 
-from imagenet_biases.evaluate import Benchmark, Pass
+import sys
+from functools import partial
+
+from imagenet_biases.cli import run
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.run import run
 from imagenet_biases.scores import real
+from imagenet_biases.vocabulary import Benchmark, Pass
 
 
-def passes(args):
+def passes(data):
     """Show the validation images as they are."""
-    images = image_set("imagenet", args)
+    images = image_set("imagenet", data)
     real_labels(images)  # names and labels are checked before anything is computed
     return [Pass(images)]
 
 
-def report(responses):
+def report(found):
     """Yield the share of first answers that are in the image's label set."""
-    clean = responses["imagenet", "clean"]
+    clean = found["imagenet", "clean"]
     yield "top1_acc/imagenet-real", real(clean, real_labels(clean.images))
 
 
-def details(responses):
+def details(found):
     """Return how many images have a label at all."""
-    return {"labelled_images": sum(bool(labels) for labels in real_labels(responses["imagenet", "clean"].images))}
+    return {"labelled_images": sum(bool(labels) for labels in real_labels(found["imagenet", "clean"].images))}
 
 
 BENCHMARK = Benchmark("imagenet_real", passes, report, project="imagenet_ReaL", details=details)
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

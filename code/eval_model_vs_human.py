@@ -14,34 +14,36 @@ Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); 
         of about 55.9; people have a shape bias of 0.96, and an error consistency of about 0.45 among themselves.
 """
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import Benchmark, Categories, Pass
-from imagenet_biases.humans import people
-from imagenet_biases.humans.stimulus_sets import CATEGORIES, image_sets
-from imagenet_biases.run import run
+import sys
+from functools import partial
 
-READOUT = Categories(tuple(CATEGORIES.items()))
+from imagenet_biases.cli import run
+from imagenet_biases.errors import UserError
+from imagenet_biases.humans import people
+from imagenet_biases.humans.stimulus_sets import image_sets
+from imagenet_biases.vocabulary import Benchmark, Pass
+
 HEADLINE = ("top1_acc/cue-conflict", "top1_acc/ood_mean", "shape-bias")
 HUMAN = tuple(f"metric/human/{measure}" for measure in people.MEASURES)
 
 
-def passes(args):
-    """Show every image of every set once, as it is."""
-    if args.trials:
+def passes(data, download, trials):
+    """Show every image of every set that is there once, as it is."""
+    if trials:
         raise UserError("--trials scores files without a network: give it to eval_model_vs_human.py alone")
-    return [Pass(images, readout=READOUT) for images in image_sets(args)]
+    return [Pass(images, readout=people.READOUT) for images in image_sets(data, download)]
 
 
-def report(responses):
+def report(found):
     """Yield what can be told from the sets that are there."""
-    trials = people.trials(responses)
+    trials = people.trials(found)
     for name, accuracy in people.accuracies(trials).items():
         yield f"top1_acc/{name}", accuracy
     if (mean := people.mean_accuracy(trials)).value is not None:
         yield "top1_acc/ood_mean", mean
     if (bias := people.shape_bias(people.decisions(trials))).value is not None:
         yield "shape-bias", bias
-    if compared := people.comparisons(responses):
+    if compared := people.comparisons(found):
         yield from zip(HUMAN, people.combined(compared.values()).values(), strict=True)
 
 
@@ -50,11 +52,14 @@ BENCHMARK = Benchmark(
     passes,
     report,
     details=people.details,
-    options=people.options,
+    sets=("model-vs-human",),
+    options=people.OPTIONS,
     export=people.export,
     without_network=people.from_files,
     headline=HEADLINE + HUMAN,
 )
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

@@ -9,38 +9,41 @@ Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) tha
        torchvision's ResNet-50 (tv_resnet50) has 0.633, 0.0069 and 0.0108.
 """
 
+import sys
+from functools import partial
+
 import numpy as np
 
-from imagenet_biases.evaluate import CLEAN, Benchmark, Pass
+from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.run import run
-from imagenet_biases.scores import Z95, Estimate, accuracies, correct, seen
+from imagenet_biases.scores import Z95, accuracies, correct
 from imagenet_biases.stimuli import high_pass, low_pass
+from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, mean
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Pass
 
-CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
-MIDDLE = slice(1, 6)  # 0.1 to 0.5: the cut-offs of LPP and HPP
 FILTERS = {"LFC": low_pass, "HFC": high_pass}
 
 
-def passes(args):
+def passes(data):
     """Show the validation images as they are and through the 22 filters."""
     filters = [make(cutoff) for make in FILTERS.values() for cutoff in CUTOFFS]
-    return [Pass(image_set("imagenet", args), (CLEAN, *filters))]
+    return [Pass(image_set("imagenet", data), (CLEAN, *filters))]
 
 
-def report(responses):
+def report(found):
     """Yield the clean accuracy, every ratio to it, LPP, HPP and the spectral bias."""
-    clean = responses["imagenet", "clean"]
-    counted = seen(clean)
+    clean = found["imagenet", "clean"]
+    counted = clean.counts
     right = correct(clean)[counted]
     yield from accuracies(clean, "imagenet")
     under = {}
     for band, make in FILTERS.items():
-        shown = [responses["imagenet", make(cutoff).name] for cutoff in CUTOFFS]
+        shown = [found["imagenet", make(cutoff).name] for cutoff in CUTOFFS]
         under[band] = np.array([correct(one)[counted] for one in shown])
         for cutoff, hits in zip(CUTOFFS, under[band], strict=True):
             yield f"metric/bandpass/{band}/{cutoff}", ratio(hits, right)
-    low, high = (under[band][MIDDLE].mean(0) for band in FILTERS)
+    middle = [CUTOFFS.index(cutoff) for cutoff in MIDDLE_CUTOFFS]
+    low, high = (mean(*under[band][middle].astype(float)) for band in FILTERS)
     yield "metric/bandpass/LPP", ratio(low, right)
     yield "metric/bandpass/HPP", ratio(high, right)
     yield "metric/bandpass/spectral-bias", ratio(high, low + high)
@@ -60,5 +63,7 @@ BENCHMARK = Benchmark(
     "spectral", passes, report, headline=tuple(f"metric/bandpass/{name}" for name in ("LPP", "HPP", "spectral-bias"))
 )
 
+main = partial(run, BENCHMARK, __doc__)
+
 if __name__ == "__main__":
-    run(BENCHMARK, __doc__)
+    sys.exit(main())

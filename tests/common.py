@@ -1,8 +1,12 @@
 """What several tests share: the repository's folders, the shared data, running a script as a user does."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,3 +26,40 @@ def script(name, *arguments, check=True, cwd=None, **environment):
     if check and result.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def measured(benchmark, network, data, results=None, options=None, **settings):
+    """Run a benchmark on a network (a module or a name) through the Python door; return what its report found."""
+    from imagenet_biases import Settings, evaluate
+
+    caught = []
+
+    def report(found):
+        caught.append(found)
+        return benchmark.report(found)
+
+    spied = replace(benchmark, report=report)
+    settings = Settings(**{"device": "cpu", "batch_size": 16, "compile": "off", **settings})
+    networks = network if isinstance(network, str | dict) else {"network": network}
+    evaluate(networks, spied, data, settings, options={benchmark.name: options or {}}, results=results)
+    return caught[-1]
+
+
+def responses(passes, network, results=None, **settings):
+    """Measure passes on a network; return the Found."""
+    from imagenet_biases import Benchmark, Data
+
+    data = Data(skip_unreadable=settings.pop("skip_unreadable", False))
+    return measured(Benchmark("probe", lambda data: passes, lambda found: ()), network, data, results, **settings)
+
+
+def run(name, *arguments):
+    """Run code/NAME in this process as `script` does in one of its own; return (status, stdout, stderr)."""
+    module = importlib.import_module(Path(name).stem)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = module.main([str(word) for word in arguments]) or 0
+        except SystemExit as end:
+            status = end.code or 0
+    return status, out.getvalue(), err.getvalue()

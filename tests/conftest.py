@@ -5,8 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from types import SimpleNamespace
-
 import pytest
 
 
@@ -19,11 +17,3 @@ def drawn(tmp_path_factory, worker_id):
     folder = (base if worker_id == "master" else base.parent) / "drawn"
     draw(folder)
     return folder
-
-
-@pytest.fixture
-def args(tmp_path):
-    """A parsed command line with nothing given."""
-    from imagenet_biases.cli import make_parser
-
-    return SimpleNamespace(**vars(make_parser("").parse_args([])) | {"results": str(tmp_path / "results")})

@@ -10,15 +10,21 @@ from torch import nn
 
 import eval_imagenet_adv
 from imagenet_biases import attacks
+from imagenet_biases.cli import add_options
 from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import Batch
 from imagenet_biases.stimuli import streams, uniform
+from imagenet_biases.vocabulary import Batch
 
 EPS = 4 / 255
 
 
 def batch(count, seed=0):
     return Batch(torch.arange(count) * 7919, seed)
+
+
+def attacked(condition, network, pixels, labels, batch):
+    """Attack as the loop does; `network` is any function of the pixels."""
+    return condition.attack(lambda shown, rows=None: network(shown), pixels, labels, batch, **condition.settings)
 
 
 def frozen(network):
@@ -72,14 +78,14 @@ def test_linear_network_has_a_closed_form(condition):
     network = Linear(weight, -scores.median().item())
     labels = torch.ones(40, dtype=torch.int64)
     clean = network(pixels)[:, 1]
-    attacked = network(condition.attack(network, pixels, labels, batch(40)))[:, 1]
+    fooled = network(attacked(condition, network, pixels, labels, batch(40)))[:, 1]
     expected = clean - reach
     if condition.name == "PGD-tuned/high":  # it stops as soon as an image is fooled
-        assert torch.equal(attacked > 0, expected > 0)
-        assert ((attacked > 0) <= (clean > 0)).all()
-        assert torch.equal(attacked[clean <= 0], clean[clean <= 0])
+        assert torch.equal(fooled > 0, expected > 0)
+        assert ((fooled > 0) <= (clean > 0)).all()
+        assert torch.equal(fooled[clean <= 0], clean[clean <= 0])
     else:
-        assert torch.allclose(attacked, expected, rtol=0, atol=1e-6 * reach)
+        assert torch.allclose(fooled, expected, rtol=0, atol=1e-6 * reach)
     assert 0 < (expected > 0).sum() < (clean > 0).sum()
 
 
@@ -87,7 +93,7 @@ def test_linear_network_has_a_closed_form(condition):
 def test_pgd_is_foolboxs(smooth, images, eps, seed):
     """The published parameters and the same start point give the same adversarial images."""
     labels = smooth(images).argmax(1)
-    ours = attacks.pgd("PGD-40/x", eps, 40, 2 / 255).attack(smooth, images, labels, batch(24, seed))
+    ours = attacked(attacks.pgd("PGD-40/x", eps, 40, 2 / 255), smooth, images, labels, batch(24, seed))
     offset = uniform(streams(batch(24, seed), "start of PGD-40/x"), images.shape[1:]) * 2 - 1
 
     class SameStart(foolbox.attacks.LinfPGD):
@@ -102,7 +108,7 @@ def test_pgd_is_foolboxs(smooth, images, eps, seed):
 
 def test_fgsm_is_foolboxs(smooth, images):
     labels = smooth(images).argmax(1)
-    ours = attacks.fgsm("FGSM", EPS).attack(smooth, images, labels, batch(24))
+    ours = attacked(attacks.fgsm("FGSM", EPS), smooth, images, labels, batch(24))
     model = foolbox.PyTorchModel(smooth, bounds=(0, 1), device="cpu")
     _, expected, _ = foolbox.attacks.FGSM()(model, images, labels, epsilons=EPS)
     assert (ours - expected).abs().max() < 1e-6
@@ -122,7 +128,7 @@ def test_adversarial_images_stay_in_the_ball_and_in_range(smooth, condition):
     pixels[:4], pixels[4:8] = 0.0, 1.0
     labels = smooth(pixels).argmax(1)
     before = pixels.clone()
-    shown = condition.attack(smooth, pixels, labels, batch(16))
+    shown = attacked(condition, smooth, pixels, labels, batch(16))
     assert torch.equal(pixels, before)  # the images are not touched
     assert (shown - pixels).abs().max() <= EPS + 1e-7
     assert 0 <= shown.min() <= shown.max() <= 1
@@ -132,9 +138,9 @@ def test_adversarial_images_stay_in_the_ball_and_in_range(smooth, condition):
 @pytest.mark.parametrize("condition", ALL, ids=lambda condition: condition.name)
 def test_an_image_does_not_depend_on_its_batch(smooth, images, condition):
     labels = smooth(images).argmax(1)
-    together = condition.attack(smooth, images, labels, batch(24))
+    together = attacked(condition, smooth, images, labels, batch(24))
     parts = [
-        condition.attack(smooth, images[i : i + 5], labels[i : i + 5], Batch(batch(24).keys[i : i + 5], 0))
+        attacked(condition, smooth, images[i : i + 5], labels[i : i + 5], Batch(batch(24).keys[i : i + 5], 0))
         for i in range(0, 24, 5)
     ]
     assert (torch.cat(parts) - together).abs().max() < 1e-6
@@ -145,7 +151,7 @@ def test_random_start_depends_on_seed_image_and_condition(smooth, images):
     labels = torch.zeros(24, dtype=torch.int64)
 
     def start(name, seed=0):
-        shown = attacks.pgd(name, EPS, 1, 1e-9).attack(smooth, images * 0.5 + 0.25, labels, batch(24, seed))
+        shown = attacked(attacks.pgd(name, EPS, 1, 1e-9), smooth, images * 0.5 + 0.25, labels, batch(24, seed))
         return (shown - (images * 0.5 + 0.25)) / EPS
 
     one = start("a")
@@ -178,7 +184,7 @@ def test_tuned_attack_sees_through_saturation():
     close = network(pixels)[:, 1] < 1e4 * EPS * weight.abs().sum()  # images that can be fooled
 
     def robust(condition):
-        return network(condition.attack(network, pixels, labels, batch(20))).argmax(1) == 1
+        return network(attacked(condition, network, pixels, labels, batch(20))).argmax(1) == 1
 
     assert robust(attacks.pgd("PGD", EPS, 40, 2 / 255)).all()
     assert torch.equal(robust(attacks.tuned_pgd("tuned", EPS, 40)), ~close)
@@ -197,7 +203,7 @@ def test_tuned_attack_is_at_least_as_strong_and_spares_fooled_images(smooth, ima
     eps = 0.5 / 255
 
     def robust(condition):
-        return (smooth(condition.attack(counted, images, labels, batch(24))).argmax(1) == labels).sum().item()
+        return (smooth(attacked(condition, counted, images, labels, batch(24))).argmax(1) == labels).sum().item()
 
     published = robust(attacks.pgd("PGD-40/low", eps, 40, 2 / 255))
     del calls[:]
@@ -206,7 +212,7 @@ def test_tuned_attack_is_at_least_as_strong_and_spares_fooled_images(smooth, ima
     assert calls[0] == 24
     assert max(calls[1:]) <= 18
     assert calls[-1] >= tuned
-    shown = attacks.tuned_pgd("PGD-tuned/low", eps, 5).attack(smooth, images, labels, batch(24))
+    shown = attacked(attacks.tuned_pgd("PGD-tuned/low", eps, 5), smooth, images, labels, batch(24))
     assert torch.equal(shown[:6], images[:6])
 
 
@@ -218,14 +224,14 @@ def test_auto_attack_fools_a_weak_network(smooth, images):
         warnings.simplefilter("ignore")  # 10 classes are few for its targeted attacks
         condition = attacks.auto_attack("AutoAttack", 4 * EPS)  # so strong that the slow parts are not needed
         # as the runner calls it: with a function, not a module
-        shown = condition.attack(lambda pixels: smooth(pixels), images[:8], labels[:8], batch(8))
+        shown = attacked(condition, lambda pixels: smooth(pixels), images[:8], labels[:8], batch(8))
     assert torch.equal(torch.get_rng_state(), state)
     assert (shown - images[:8]).abs().max() <= 4 * EPS + 1e-7
     assert (smooth(shown).argmax(1) != labels[:8]).all()
 
 
 def test_missing_auto_attack_names_the_remedy(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyautoattack", None)
+    monkeypatch.setattr(attacks.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install pyautoattack"):
         attacks.auto_attack("AutoAttack", EPS)
 
@@ -235,8 +241,8 @@ def test_missing_auto_attack_names_the_remedy(monkeypatch):
 
 def conditions(*words):
     parser = argparse.ArgumentParser()
-    eval_imagenet_adv.options(parser)
-    return list(eval_imagenet_adv.conditions(parser.parse_args(words)))
+    add_options(parser, eval_imagenet_adv.OPTIONS)
+    return list(eval_imagenet_adv.conditions(**eval_imagenet_adv.BENCHMARK.chosen(vars(parser.parse_args(words)))))
 
 
 def names(*words):
@@ -245,9 +251,14 @@ def names(*words):
 
 def test_default_is_the_published_setting():
     found = {condition.name: condition for condition in conditions()}
-    assert list(found) == [f"{attack}/{eps}" for eps in ("low", "high") for attack in ("PGD-40", "FGSM", "PGD-tuned")]
+    assert list(found) == [f"{attack}/{eps}" for eps in ("low", "high") for attack in ("PGD-40", "FGSM")]
     for name, eps in (("low", 0.5 / 255), ("high", 4 / 255)):
-        assert found[f"PGD-40/{name}"].settings == {"attack": "PGD", "eps": eps, "steps": 40, "step_size": 2 / 255}
+        assert found[f"PGD-40/{name}"].settings == {
+            "eps": eps,
+            "steps": 40,
+            "step_size": 2 / 255,
+            "stream": f"PGD-40/{name}",
+        }
         assert found[f"PGD-40/{name}"].seeded
 
 

@@ -1,5 +1,6 @@
 """Folding and compiling change the speed, not the answers."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -7,11 +8,10 @@ import pytest
 import timm
 import torch
 
-from imagenet_biases import fast
-from imagenet_biases.evaluate import Pass, Settings, grouped, measure
+from common import responses
+from imagenet_biases import Data, Pass, fast
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.results.records import Store
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +66,18 @@ def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     from torch._inductor import config
 
-    settings = Settings(device=torch.device("cpu"))
     with (
         config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
         pytest.warns(UserWarning, match="not compiled"),
     ):
-        program = fast.compiled(copy.deepcopy(network), torch.rand(2, 3, 64, 64), settings.autocast)
+        program = fast.compiled(copy.deepcopy(network), torch.rand(2, 3, 64, 64), contextlib.nullcontext)
     assert program(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
 
 
-def test_compiled_answers_are_the_same_also_in_a_ragged_batch(drawn, args, tmp_path):
-    args.data = str(drawn)
-    images = image_set("imagenet", args)
+def test_compiled_answers_are_the_same_also_in_a_ragged_batch(drawn):
+    images = image_set("imagenet", Data(drawn))
     answers = {}
     for compile_ in ("off", "on"):
-        settings = Settings(device=torch.device("cpu"), batch_size=40, compile=compile_)
-        network = load_model("calibration_silhouette")
-        groups, _ = grouped([Pass(images)], [network], settings)
-        (group,) = measure(groups, Store(tmp_path / compile_), settings, progress=False)
-        answers[compile_] = group.cells[0].answers
+        found = responses([Pass(images)], "calibration_silhouette", batch_size=40, compile=compile_)
+        answers[compile_] = found["imagenet", "clean"].values
     assert np.array_equal(answers["on"], answers["off"])

@@ -1,5 +1,6 @@
 """Image sets: layouts, counts, labels, views, the decoded cache."""
 
+import importlib.resources as resources
 import json
 import multiprocessing
 import os
@@ -15,12 +16,13 @@ from timm.data import RealLabelsImagenet
 from torchvision import transforms
 
 from common import SHARED, needs_shared
+from imagenet_biases import Data
 from imagenet_biases.errors import UserError
 from imagenet_biases.images import sets as images
 from imagenet_biases.images.labels import real_labels
-from imagenet_biases.images.pixels import STUDY, Reader, Unreadable, View
+from imagenet_biases.images.pixels import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
 from imagenet_biases.images.sets import image_set, image_sets
-from imagenet_biases.study import wordnet_ids
+from imagenet_biases.study import class_numbers, wordnet_ids
 
 PHOTOS = 12
 
@@ -39,24 +41,21 @@ def validation(tmp_path):
     return folder
 
 
-def found(args, folder, name="imagenet", partial=True, **more):
-    args.allow_partial = partial
-    setattr(args, name.partition("/")[0].replace("-", "_"), str(folder))
-    for key, value in more.items():
-        setattr(args, key, value)
-    return image_set(name, args)
+def found(folder, name="imagenet", partial=True, **more):
+    folders = {name.partition("/")[0].replace("-", "_"): folder}
+    return image_set(name, Data(**folders, allow_partial=partial, **more))
 
 
 def test_class_lists_are_timms_index_lists():
     assert len(wordnet_ids()) == 1000 and list(wordnet_ids()) == sorted(wordnet_ids())
     for name, file in (("imagenet-a", "imagenet_a_indices.txt"), ("imagenet-r", "imagenet_r_indices.txt")):
         text = resources.files("timm.data").joinpath("_info", file).read_text()
-        assert images.class_numbers(name) == tuple(map(int, text.split())) and len(images.class_numbers(name)) == 200
+        assert class_numbers(name) == tuple(map(int, text.split())) and len(class_numbers(name)) == 200
 
 
 @pytest.mark.parametrize("layout", ["val", "classes"])
-def test_folder_layouts(validation, args, layout):
-    one = found(args, validation if layout == "val" else validation / "val")
+def test_folder_layouts(validation, layout):
+    one = found(validation if layout == "val" else validation / "val")
     assert len(one) == PHOTOS
     for label, file in zip(one.labels, one.files, strict=True):
         assert wordnet_ids()[label] == file.split("/")[0]
@@ -75,7 +74,7 @@ def _flatten(validation):
 
 
 @pytest.mark.parametrize("labels", ["meta.bin", "devkit", "wnids", "numbers", "csv"])
-def test_flat_layouts(validation, args, labels):
+def test_flat_layouts(validation, labels):
     truth = _flatten(validation)
     in_order = [truth[name] for name in sorted(truth)]
     if labels == "meta.bin":
@@ -98,113 +97,112 @@ def test_flat_layouts(validation, args, labels):
         lines = ["ImageId,PredictionString\n"]
         lines += [f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4\n" for name, wnid in truth.items()]
         (validation / "LOC_val_solution.csv").write_text("".join(lines))
-    one = found(args, validation)
+    one = found(validation)
     assert {file: wordnet_ids()[label] for file, label in zip(one.files, one.labels, strict=True)} == truth
 
 
-def test_flat_without_labels_says_what_to_put(validation, args):
+def test_flat_without_labels_says_what_to_put(validation):
     _flatten(validation)
     with pytest.raises(UserError, match=r"meta\.bin"):
-        found(args, validation)
+        found(validation)
 
 
-def test_keys_do_not_depend_on_layout_or_subset(validation, args, tmp_path):
-    one = found(args, validation)
-    few = found(args, validation, limit=5)
+def test_keys_do_not_depend_on_layout_or_subset(validation, tmp_path):
+    one = found(validation)
+    few = found(validation, limit=5)
     by_stem = {os.path.basename(file): key for file, key in zip(one.files, one.keys, strict=True)}
     assert all(by_stem[os.path.basename(file)] == key for file, key in zip(few.files, few.keys, strict=True))
     truth = _flatten(validation)
     (validation / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, wnid in truth.items()))
-    flat = found(args, validation, limit=None)
+    flat = found(validation, limit=None)
     assert {os.path.basename(f): k for f, k in zip(flat.files, flat.keys, strict=True)} == by_stem
     assert len(set(by_stem.values())) == PHOTOS
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_numbered_folders_are_numbers(args, tmp_path, padded):
+def test_numbered_folders_are_numbers(tmp_path, padded):
     """As text, '10' sorts before '2': a copy as released and one with renamed folders give the same labels."""
     for number in range(1000):
         folder = tmp_path / "v2" / (f"{number:03d}" if padded else str(number))
         folder.mkdir(parents=True)
         for copy in range(10 if number < 3 else 1):
             (folder / f"{number}-{copy}.jpeg").write_bytes(b"")
-    one = found(args, tmp_path / "v2", "imagenet-v2")
+    one = found(tmp_path / "v2", "imagenet-v2")
     assert len(one) == 1027
     assert all(int(file.split("/")[0]) == label for file, label in zip(one.files, one.labels, strict=True))
 
 
-def test_incomplete_set_names_what_is_missing(validation, args):
+def test_incomplete_set_names_what_is_missing(validation):
     with pytest.raises(UserError, match=r"12 images instead of 50,000.*996 classes without images.*--allow-partial"):
-        found(args, validation, partial=False)
-    assert found(args, validation).subset == {"images": 12, "of": 50_000}
-    limited = found(args, validation, partial=False, limit=8)
+        found(validation, partial=False)
+    assert found(validation).subset == {"images": 12, "of": 50_000}
+    limited = found(validation, partial=False, limit=8)
     assert len(limited) == 8 and limited.subset["limit"] == 8 and len(set(limited.labels)) == 4
 
 
-def test_one_image_short(drawn, args, tmp_path):
+def test_one_image_short(drawn, tmp_path):
     folder = tmp_path / "imagenet"
     shutil.copytree(drawn / "imagenet", folder)
-    assert found(args, folder, partial=False).subset is None
+    assert found(folder, partial=False).subset is None
     next((folder / "val").glob("*/*")).unlink()
     with pytest.raises(UserError, match="95 images instead of 96"):
-        found(args, folder, partial=False)
+        found(folder, partial=False)
 
 
-def test_wrong_classes(validation, args):
+def test_wrong_classes(validation):
     (validation / "val" / "not_a_class").mkdir()
     with pytest.raises(UserError, match="not_a_class"):
-        found(args, validation)
+        found(validation)
     (validation / "val" / "not_a_class").rmdir()
     with pytest.raises(UserError, match="is it another set"):
-        found(args, validation, "imagenet-a")  # class 0388 is none of its 200
+        found(validation, "imagenet-a")  # class 0388 is none of its 200
 
 
-def test_folder_not_given_and_not_there(args, tmp_path):
+def test_folder_not_given_and_not_there(tmp_path):
     with pytest.raises(images.NotGiven, match="--imagenet DIR"):
-        image_set("imagenet", args)
-    args.imagenet = str(tmp_path / "nowhere")
+        image_set("imagenet", Data())
     with pytest.raises(UserError, match="there is no folder"):
-        image_set("imagenet", args)
+        image_set("imagenet", Data(imagenet=tmp_path / "nowhere"))
 
 
-def test_corrupted_sets(drawn, args, tmp_path):
-    args.data = str(drawn)
+def test_corrupted_sets(drawn, tmp_path):
+    data = Data(drawn)
     variants = ["fog/1", "fog/5", "jpeg_compression/3"]
-    sets = image_sets("imagenet-c", variants, args)
+    sets = image_sets("imagenet-c", variants, data)
     assert [one.name for one in sets] == [f"imagenet-c/{variant}" for variant in variants]
     assert len({one.fingerprint for one in sets}) == 3
     assert np.array_equal(sets[0].keys, sets[2].keys)  # the same photographs
-    with pytest.raises(UserError, match="no folder fog/7"):
-        image_sets("imagenet-c", ["fog/7"], args)
-    args.allow_partial = True
-    assert len(image_sets("imagenet-c", ["fog/7", "fog/1"], args)) == 1
+    with pytest.raises(UserError, match="none of its 1 folders"):
+        image_sets("imagenet-c", ["fog/7"], data)
+    with pytest.warns(UserWarning, match="1 of 2 folders are not there: fog/7"):
+        (one,) = image_sets("imagenet-c", ["fog/7", "fog/1"], data)
+    assert one.subset is None  # whole in itself
 
 
-def test_corrupted_listing_is_kept_until_a_folder_changes(drawn, args, tmp_path):
+def test_corrupted_listing_is_kept_until_a_folder_changes(drawn, tmp_path):
     folder = tmp_path / "c"
     shutil.copytree(drawn / "imagenet-c" / "fog", folder / "fog")
     shutil.copy(drawn / "imagenet-c" / "image-set.json", folder)
-    args.imagenet_c = str(folder)
+    data = Data(imagenet_c=folder, listings=tmp_path / "listings")
     before = time.time() - 100
     for path in folder.glob("fog/1/*"):
         os.utime(path, (before, before))
-    first = image_set("imagenet-c/fog/1", args)
-    assert len(list((tmp_path / "results" / ".listings").iterdir())) == 1
-    assert image_set("imagenet-c/fog/1", args).files == first.files
+    first = image_set("imagenet-c/fog/1", data)
+    assert len(list((tmp_path / "listings").iterdir())) == 1
+    assert image_set("imagenet-c/fog/1", data).files == first.files
     file = next(folder.glob("fog/1/*/*"))
     file.rename(file.with_name("ILSVRC2012_val_00099999.JPEG"))
-    assert image_set("imagenet-c/fog/1", args).files != first.files
+    assert image_set("imagenet-c/fog/1", data).files != first.files
 
 
-def test_wrong_size_is_an_error(drawn, args, tmp_path):
-    args.data = str(drawn)
-    one = image_set("imagenet-c/fog/1", args)
+def test_wrong_size_is_an_error(drawn, tmp_path):
+    one = image_set("imagenet-c/fog/1", Data(drawn))
     reader = Reader(one, STUDY)
     assert reader.read(0).shape == (224, 224, 3)
     path = tmp_path / "x.png"
     Image.new("RGB", (225, 224)).save(path)
     with pytest.raises(Unreadable, match="225 x 224"):
-        images.decode(path, images.AS_IS)
+        decode(path, AS_IS)
 
 
 def _modes(folder):
@@ -226,7 +224,7 @@ def test_study_view_is_torchvisions(tmp_path):
     oracle = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
     for path in photos:
         expected = oracle(Image.open(path).convert("RGB"))
-        got = torch.from_numpy(images.decode(path, STUDY)).permute(2, 0, 1).to(torch.float32).div_(255)
+        got = torch.from_numpy(decode(path, STUDY)).permute(2, 0, 1).to(torch.float32).div_(255)
         assert torch.equal(got, expected), path
 
 
@@ -235,7 +233,7 @@ def test_native_view_has_its_interpolation(tmp_path):
     mode = transforms.InterpolationMode.BICUBIC
     oracle = transforms.Compose([transforms.Resize(235, mode), transforms.CenterCrop(224)])
     expected = np.asarray(oracle(Image.open(path).convert("RGB")))
-    assert np.array_equal(images.decode(path, View(235, 224, "bicubic")), expected)
+    assert np.array_equal(decode(path, View(235, 224, "bicubic")), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 broken", None])
@@ -246,11 +244,11 @@ def test_unreadable_images_are_named(tmp_path, content):
         content = path.read_bytes()[:3000]
     path.write_bytes(content)
     with pytest.raises(Unreadable, match=r"bad\.JPEG"):
-        images.decode(path, STUDY)
+        decode(path, STUDY)
 
 
-def test_real_labels(validation, args):
-    one = found(args, validation)
+def test_real_labels(validation):
+    one = found(validation)
     shipped = real_labels(one)
     oracle = RealLabelsImagenet([f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]).real_labels
     numbers = [int(file[-13:-5]) for file in one.files]
@@ -264,7 +262,7 @@ def test_real_labels(validation, args):
     path.rename(path.with_name("cat.JPEG"))
     (validation / "real.json").unlink()
     with pytest.raises(UserError, match=r"cat\.JPEG"):
-        real_labels(found(args, validation))
+        real_labels(found(validation))
 
 
 # The decoded cache ---------------------------------------------------------------------------------------------------
@@ -274,8 +272,8 @@ def whole(reader):
     return np.stack([reader.read(position) for position in range(len(reader.images))])
 
 
-def test_cache_gives_the_same_pixels(validation, args, tmp_path):
-    one, cache = found(args, validation), tmp_path / "cache"
+def test_cache_gives_the_same_pixels(validation, tmp_path):
+    one, cache = found(validation), tmp_path / "cache"
     expected = whole(Reader(one, STUDY))
     assert np.array_equal(whole(Reader(one, STUDY, cache)), expected)
     (pixels,) = cache.glob("*.u8")
@@ -287,13 +285,13 @@ def test_cache_gives_the_same_pixels(validation, args, tmp_path):
     marked = np.memmap(pixels, np.uint8, "r+", shape=(PHOTOS, 224, 224, 3))
     marked[3] = 77
     stamps = np.memmap(pixels.with_suffix(".stamps"), Reader.STAMP, "r+")
-    stamps["crc"][3] = images._checksum(marked[3])
+    stamps["crc"][3] = _checksum(marked[3])
     assert (Reader(one, STUDY, cache).read(3) == 77).all()
 
 
 @pytest.mark.parametrize("damage", ["pixel", "truncated", "image", "view", "set", "header", "stamp"])
-def test_cache_is_made_anew(validation, args, tmp_path, damage):
-    one, cache, view = found(args, validation), tmp_path / "cache", STUDY
+def test_cache_is_made_anew(validation, tmp_path, damage):
+    one, cache, view = found(validation), tmp_path / "cache", STUDY
     whole(Reader(one, view, cache))
     (pixels,) = cache.glob("*.u8")
     if damage == "pixel":
@@ -310,7 +308,7 @@ def test_cache_is_made_anew(validation, args, tmp_path, damage):
     elif damage == "set":
         path = one.path(0)
         path.rename(path.with_name("ILSVRC2012_val_00000050.JPEG"))
-        one = found(args, validation)
+        one = found(validation)
     elif damage == "header":
         pixels.with_suffix(".json").write_text("{")
     else:
@@ -325,8 +323,8 @@ def _fill(one, cache, seed):
         reader.read(position)
 
 
-def test_cache_is_filled_by_several_processes(validation, args, tmp_path):
-    one, cache = found(args, validation), tmp_path / "cache"
+def test_cache_is_filled_by_several_processes(validation, tmp_path):
+    one, cache = found(validation), tmp_path / "cache"
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_fill, args=(one, cache, seed)) for seed in range(3)]
     for worker in workers:
@@ -339,25 +337,25 @@ def test_cache_is_filled_by_several_processes(validation, args, tmp_path):
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
 
 
-def test_cache_of_a_limited_run_serves_the_whole_set(validation, args, tmp_path):
+def test_cache_of_a_limited_run_serves_the_whole_set(validation, tmp_path):
     cache = tmp_path / "cache"
-    few = found(args, validation, limit=4)
+    few = found(validation, limit=4)
     reader = Reader(few, STUDY, cache)
     for position in few.chosen:
         reader.read(position)
-    one = found(args, validation, limit=None)
+    one = found(validation, limit=None)
     again = Reader(one, STUDY, cache)
     assert (again.stamps["crc"] != 0).sum() == 4
     assert np.array_equal(whole(again), whole(Reader(one, STUDY)))
 
 
-def test_cache_in_a_place_that_cannot_be(validation, args, tmp_path):
+def test_cache_in_a_place_that_cannot_be(validation, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--cache"):
-        Reader(found(args, validation), STUDY, tmp_path / "file")
+        Reader(found(validation), STUDY, tmp_path / "file")
 
 
 @needs_shared
-def test_real_photographs(args):
-    one = found(args, SHARED / "imagenet_samples")
+def test_real_photographs():
+    one = found(SHARED / "imagenet_samples")
     assert len(one) == 100 and sorted(one.labels) == list(range(0, 1000, 10))

@@ -17,22 +17,18 @@ from torch import nn
 import eval_criticalband
 import eval_imagenet_adv
 import eval_spectral
-from common import SHARED, needs_shared
-from imagenet_biases.evaluate import Settings, grouped, measure
+from common import SHARED, measured, needs_shared
+from imagenet_biases import Data
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.results.records import Store
-from imagenet_biases.run import run
 from imagenet_biases.study import wordnet_ids
 
 WRONG = 999
 
 
 class Observer(nn.Module):
-    """What the runner wants of a network."""
-
-    identity, native_view, name, category = {"network": "observer"}, STUDY, "observer", ""
+    """A network with an answer of its own to every class."""
 
     def answer(self, classes):
         return nn.functional.one_hot(classes, 1000).float()
@@ -47,20 +43,12 @@ def save(pictures, folder):
     return folder / "images"
 
 
-def measured(benchmark, network, folder, args, **options):
-    """Run a benchmark as its script does; return its responses."""
-    args.imagenet, args.allow_partial = str(folder), True
-    vars(args).update(options)
-    settings = Settings(torch.device("cpu"), batch_size=16, compile="off")
-    passes = benchmark.passes(args)
-    groups, cells = grouped(passes, [network], settings)
-    for _ in measure(groups, Store(args.results), settings, progress=False):
-        pass
-    return {(cell.images.name, cell.condition.name): cell.responses() for cell in cells[id(passes[0]), network.name]}
+def metrics(benchmark, found):
+    return {name: getattr(one, "value", one) for name, one in benchmark.report(found)}
 
 
-def metrics(benchmark, responses):
-    return {name: getattr(one, "value", one) for name, one in benchmark.report(responses)}
+def partial(folder, limit=None):
+    return Data(imagenet=folder, allow_partial=True, limit=limit)
 
 
 # Spectral -------------------------------------------------------------------------------------------------------------
@@ -82,12 +70,12 @@ class Gratings(Observer):
 
 
 @pytest.mark.parametrize("frequency", [5, 25, 50, 95])
-def test_a_network_of_one_frequency_fails_at_the_right_cutoff(frequency, tmp_path, args):
+def test_a_network_of_one_frequency_fails_at_the_right_cutoff(frequency, tmp_path):
     """The low-pass must hold the frequency, the high-pass must not remove it; half-widths from the protocol."""
     wave = 0.2 * np.cos(2 * np.pi * frequency * (np.arange(256) - 16) / 224)
     pictures = [0.5 + down * wave[:, None] + across * wave for down in (-1, 1) for across in (-1, 1)]
     folder = save(pictures, tmp_path)
-    got = metrics(eval_spectral.BENCHMARK, measured(eval_spectral.BENCHMARK, Gratings(frequency), folder, args))
+    got = metrics(eval_spectral.BENCHMARK, measured(eval_spectral.BENCHMARK, Gratings(frequency), partial(folder)))
     low = dict(zip(eval_spectral.CUTOFFS, (1, 11, 22, 33, 44, 56, 67, 78, 89, 100, 110), strict=True))
     high = dict(zip(eval_spectral.CUTOFFS, (110, 100, 89, 78, 67, 56, 44, 33, 22, 11, 1), strict=True))
     for cutoff in eval_spectral.CUTOFFS:
@@ -101,7 +89,7 @@ def test_a_network_of_one_frequency_fails_at_the_right_cutoff(frequency, tmp_pat
 
 def filtered_as_defined(picture, condition):
     """The definition on one picture in float64."""
-    kind, cutoff = condition.settings["stimulus"], condition.settings["cutoff"]
+    kind, cutoff = condition.settings["kind"], condition.settings["cutoff"]
     r = int((cutoff if kind == "low-pass" else 1 - cutoff) * 112)
     inside = np.zeros((224, 224, 1), bool)
     inside[112 - r : 112 + r, 112 - r : 112 + r] = True
@@ -111,13 +99,13 @@ def filtered_as_defined(picture, condition):
 
 
 @needs_shared
-def test_spectral_counts_are_those_of_a_loop_over_images(args):
+def test_spectral_counts_are_those_of_a_loop_over_images():
     """A real network on real photographs: the same answer to every image under every filter."""
     network = load_model(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
-    responses = measured(eval_spectral.BENCHMARK, network, SHARED / "imagenet_samples", args, limit=4)
+    responses = measured(eval_spectral.BENCHMARK, network, partial(SHARED / "imagenet_samples", 4))
     assert len(responses) == 23
     for (_, name), one in responses.items():
-        for file, answers in zip(one.images.files, one.answers, strict=True):
+        for file, answers in zip(one.images.files, one.values, strict=True):
             picture = STUDY(Image.open(one.images.listing.root / file))
             shown = picture / 255 if name == "clean" else filtered_as_defined(picture, one.condition)
             with torch.no_grad():
@@ -186,11 +174,11 @@ def finest():
 
 
 @pytest.mark.parametrize(("mu", "sigma", "amplitude"), [(4.6, 1.7, 3.2), (2.0, 1.0, 3.0), (3.4, 2.5, 2.6)])
-def test_a_known_channel_is_recovered(textures, finest, args, mu, sigma, amplitude):
+def test_a_known_channel_is_recovered(textures, finest, mu, sigma, amplitude):
     folder, images = textures
     octaves = amplitude * np.exp(-((np.arange(7) - mu) ** 2) / (2 * sigma**2))  # below sd 0.16: the true thresholds
     network = Listener(images, 0.16 * 2**-octaves * finest)
-    responses = measured(eval_criticalband.BENCHMARK, network, folder, args)
+    responses = measured(eval_criticalband.BENCHMARK, network, partial(folder))
     got = metrics(eval_criticalband.BENCHMARK, responses)
     assert got["top1_acc/criticalband/sd0"] == 100
     for suffix, centre, width in (("_fine", 0.15, 0.3), ("_norm_fine", 0.15, 0.3), ("", 0.5, 2), ("_norm", 0.5, 2)):
@@ -204,21 +192,28 @@ def test_a_known_channel_is_recovered(textures, finest, args, mu, sigma, amplitu
 
 
 @pytest.mark.parametrize("level", [0.005, 10.0])
-def test_a_network_that_minds_all_noise_or_none_has_no_channel(textures, args, level):
+def test_a_network_that_minds_all_noise_or_none_has_no_channel(textures, level):
     """Published as a bandwidth of 11,295 octaves."""
     folder, images = textures
-    responses = measured(eval_criticalband.BENCHMARK, Listener(images, [level] * 7), folder, args)
+    responses = measured(eval_criticalband.BENCHMARK, Listener(images, [level] * 7), partial(folder))
     got = metrics(eval_criticalband.BENCHMARK, responses)
     assert all(value is None for name, value in got.items() if name.startswith("metric/"))
     assert "flat" in eval_criticalband.details(responses)["channel_norm"]["problem"]
 
 
-def test_refitting_needs_no_forward_pass(textures, args, monkeypatch):
+def test_refitting_needs_no_forward_pass(textures, tmp_path):
     folder, images = textures
     network = Listener(images, [0.05, 0.05, 0.02, 0.02, 0.05, 0.1, 0.1])
-    first = metrics(eval_criticalband.BENCHMARK, measured(eval_criticalband.BENCHMARK, network, folder, args))
-    monkeypatch.setattr(network, "forward", lambda pixels: pytest.fail("an image was shown again"))
-    assert metrics(eval_criticalband.BENCHMARK, measured(eval_criticalband.BENCHMARK, network, folder, args)) == first
+    first = metrics(
+        eval_criticalband.BENCHMARK, measured(eval_criticalband.BENCHMARK, network, partial(folder), tmp_path)
+    )
+    shown = []
+    network.register_forward_hook(lambda _, inputs, __: shown.append(len(inputs[0])))
+    assert (
+        metrics(eval_criticalband.BENCHMARK, measured(eval_criticalband.BENCHMARK, network, partial(folder), tmp_path))
+        == first
+    )
+    assert sum(shown) <= 24  # the check at load
 
 
 # Attack ---------------------------------------------------------------------------------------------------------------
@@ -232,7 +227,7 @@ class Average(Observer):
         return torch.stack([-score, score], 1) @ torch.eye(2, 1000, device=pixels.device)
 
 
-def test_robust_accuracy_of_a_linear_network(tmp_path, args):
+def test_robust_accuracy_of_a_linear_network(tmp_path):
     """A picture that is d brighter or darker than the middle resists every eps below d, and none above."""
     distances = np.array([0.2, 1.2, 3.2, 5.2, 7.2]) / 255  # from 0.5
     values = np.concatenate([0.5 - distances, 0.5 + distances])
@@ -243,8 +238,10 @@ def test_robust_accuracy_of_a_linear_network(tmp_path, args):
         target = folder / wordnet_ids()[number // 5] / f"{number}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.round(255 * picture).astype(np.uint8)).save(target)
-    steps = {"attack": ["pgd", "fgsm", "tuned"], "eps": None, "steps": 40, "step_size": 2 / 255}
-    got = metrics(eval_imagenet_adv.BENCHMARK, measured(eval_imagenet_adv.BENCHMARK, Average(), folder, args, **steps))
+    steps = {"attack": ("pgd", "fgsm", "tuned"), "eps": None, "steps": 40, "step_size": 2 / 255}
+    got = metrics(
+        eval_imagenet_adv.BENCHMARK, measured(eval_imagenet_adv.BENCHMARK, Average(), partial(folder), None, steps)
+    )
     assert got["top1_acc/imagenet"] == 100
     for attack in ("PGD-40", "FGSM", "PGD-tuned"):
         assert got[f"top1_acc/{attack}/low"] == 80
@@ -252,14 +249,15 @@ def test_robust_accuracy_of_a_linear_network(tmp_path, args):
 
 
 @needs_shared
-def test_robust_accuracy_of_a_real_network_never_exceeds_the_clean_one(args):
+def test_robust_accuracy_of_a_real_network_never_exceeds_the_clean_one():
     network = load_model(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
-    options = {"attack": ["pgd", "fgsm", "tuned"], "eps": 0.5 / 255, "steps": 3, "step_size": 0.2 / 255, "limit": 6}
-    responses = measured(eval_imagenet_adv.BENCHMARK, network, SHARED / "imagenet_samples", args, **options)
+    options = {"attack": ("pgd", "fgsm", "tuned"), "eps": 0.5 / 255, "steps": 3, "step_size": 0.2 / 255}
+    data = partial(SHARED / "imagenet_samples", 6)
+    responses = measured(eval_imagenet_adv.BENCHMARK, network, data, None, options)
     got = metrics(eval_imagenet_adv.BENCHMARK, responses)
-    clean = responses["imagenet", "clean"].answers[:, 0] == image_set("imagenet", args).labels
+    clean = responses["imagenet", "clean"].values[:, 0] == image_set("imagenet", data).labels
     for name in ("PGD-3/low-step-0.2", "PGD-tuned/low-steps-3", "FGSM/low"):
-        attacked = responses["imagenet", name].answers[:, 0] == image_set("imagenet", args).labels
+        attacked = responses["imagenet", name].values[:, 0] == image_set("imagenet", data).labels
         assert got[f"top1_acc/{name}"] == pytest.approx(100 * attacked.mean())
         assert (attacked <= clean).all(), name
 
@@ -281,7 +279,7 @@ def build():
     [
         (eval_spectral, 23, "metric/bandpass/spectral-bias", []),
         (eval_criticalband, 29, "metric/criticalband/bw_norm_fine", []),
-        (eval_imagenet_adv, 7, "top1_acc/PGD-tuned/high", []),
+        (eval_imagenet_adv, 7, "top1_acc/PGD-tuned/high", "--attack pgd fgsm tuned"),
         (
             eval_imagenet_adv,
             2,
@@ -290,20 +288,20 @@ def build():
         ),
     ],
 )
-def test_scripts_take_a_users_module(module, conditions, metric, words, textures, tmp_path, monkeypatch, capsys):
+def test_scripts_take_a_users_module(module, conditions, metric, words, textures, tmp_path, capsys):
     (tmp_path / "net.py").write_text(MODULE)
     words = words.split() if words else []
     common = ["--imagenet", str(textures[0]), "--limit", "3", "--results", str(tmp_path / "results")]
     common += ["--model", f"{tmp_path / 'net.py'}:build", "--wandb", "disabled", "--compile", "off"]
-    monkeypatch.setattr("sys.argv", ["eval.py", *common, *words])
-    run(module.BENCHMARK, module.__doc__)
+    assert module.main([*common, *words]) == 0
     (folder,) = (path for path in (tmp_path / "results").iterdir() if not path.name.startswith("."))
     record = json.loads((folder / f"{module.BENCHMARK.name}.json").read_text())
     assert metric in record["metrics"]
     assert record["images"] == 3
     assert record["subset"]["of"] == 50_000
-    assert len(list(folder.glob("responses/imagenet/*.npz"))) == conditions
+    stored = [json.loads(str(np.load(file)["index"])) for file in folder.glob("responses/imagenet.*.npz")]
+    assert sum(map(len, stored)) == conditions
     shown = capsys.readouterr().out
     assert "a subset, 3 of 50000" in shown
-    if words:  # settings of one's own never go by the published name
+    if "--eps" in words:  # settings of one's own never go by the published name
         assert not any(name.startswith("top1_acc/PGD-40") for name in record["metrics"])

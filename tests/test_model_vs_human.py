@@ -13,21 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from common import SHARED, needs_shared, script
+from common import SHARED, needs_shared, run, script
+from imagenet_biases import Data
 from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import Categories
-from imagenet_biases.humans.people import COLUMNS, from_files, read_trials
+from imagenet_biases.humans.people import COLUMNS, READOUT, from_files, read_trials
 from imagenet_biases.humans.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
 from imagenet_biases.images.pixels import Reader, Unreadable
+from imagenet_biases.vocabulary import Shown
 
-pytestmark = pytest.mark.filterwarnings("ignore:no people's trials")
+pytestmark = pytest.mark.filterwarnings("ignore:no people's trials", "ignore:.*stimulus sets are not under")
 NAMES = list(CATEGORIES)
 BARE = ("edge", "silhouette", "cue-conflict")
-
-
-def arguments(folder, **changed):
-    known = {"model_vs_human": str(folder), "data": None, "download": False, "allow_partial": False, "limit": None}
-    return SimpleNamespace(**known | changed)
 
 
 def picture(left, right, side=224):
@@ -113,7 +109,7 @@ def reader(tmp_path_factory):
 
 
 def test_every_layout_is_listed_with_its_categories(release):
-    sets = {images.name: images for images in image_sets(arguments(release))}
+    sets = {images.name: images for images in image_sets(Data(model_vs_human=release))}
     assert list(sets) == [f"model-vs-human/{name}" for name in STIMULUS_SETS]
     for name, images in sets.items():
         assert images.subset is None and images.as_is and images.collection == "drawn"
@@ -130,34 +126,32 @@ def test_another_size_is_an_error(tmp_path, release):
     folder = tmp_path / "edge" / "airplane"
     folder.mkdir(parents=True)
     picture("airplane", "bear", side=256).save(folder / "airplane1.png")
-    edge = image_sets(arguments(tmp_path, allow_partial=True))[0]
+    edge = image_sets(Data(model_vs_human=tmp_path, allow_partial=True))[0]
     with pytest.raises(Unreadable, match="256 x 256, must be 224 x 224"):
         Reader(edge, None).read(0)
 
 
-def test_missing_sets_are_named_or_declared(tmp_path):
+def test_missing_sets_are_named(tmp_path):
     folder = tmp_path / "silhouette" / "bear"
     folder.mkdir(parents=True)
     picture("bear", "bear").save(folder / "bear1.png")
-    with pytest.raises(UserError, match=r"16 of 17 .*edge, cue-conflict, colour.*--download.*--allow-partial"):
-        image_sets(arguments(tmp_path))
-    sets = image_sets(arguments(tmp_path, allow_partial=True))
-    assert [(len(images), images.subset["of"]) for images in sets[:3]] == [(0, 160), (1, 160), (0, 1280)]
-    assert sum(images.subset["of"] for images in sets) == 18_080
+    data = Data(model_vs_human=tmp_path, allow_partial=True)
+    with pytest.warns(UserWarning, match=r"16 of 17 .*\(edge, cue-conflict, colour.*--download"):
+        (one,) = image_sets(data)
+    assert len(one) == 1 and one.subset["of"] == 160
     with pytest.warns(UserWarning, match="no people's trials under .*raw-data.*--download"):
-        image_sets(arguments(tmp_path, allow_partial=True))
+        image_sets(data)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="17 of 17") as caught:
-        image_sets(arguments(empty, allow_partial=True))
-    assert "--allow-partial" not in str(caught.value)
+    with pytest.raises(UserError, match="none of the 17 .*--download"):
+        image_sets(Data(model_vs_human=empty, allow_partial=True))
 
 
 def test_an_incomplete_set_is_an_error(release, tmp_path):
     for name in STIMULUS_SETS:
         (tmp_path / name).symlink_to(release / name)
     with pytest.raises(UserError, match=r"edge .* 4 images instead of 160"):
-        image_sets(arguments(tmp_path))
+        image_sets(Data(model_vs_human=tmp_path))
 
 
 def test_a_stranger_among_the_images_is_named(tmp_path):
@@ -165,12 +159,12 @@ def test_a_stranger_among_the_images_is_named(tmp_path):
     folder.mkdir(parents=True)
     picture("bear", "bear").save(folder / "zebra1.png")
     with pytest.raises(UserError, match=r"zebra1\.png: neither"):
-        image_sets(arguments(tmp_path, allow_partial=True))
+        image_sets(Data(model_vs_human=tmp_path, allow_partial=True))
 
 
 @needs_shared
 def test_the_folder_of_cue_conflict_images_itself_will_do():
-    sets = image_sets(arguments(SHARED / "cue_conflict_images", allow_partial=True))
+    sets = image_sets(Data(model_vs_human=SHARED / "cue_conflict_images", allow_partial=True))
     found = {images.name: len(images) for images in sets if len(images)}
     assert found == {"model-vs-human/cue-conflict": 80}
 
@@ -181,8 +175,8 @@ def test_the_response_is_the_category_of_highest_mean_probability():
     logits[0, CATEGORIES["knife"][0]] = 2.0  # ... but less on average
     logits[1, CATEGORIES["elephant"][0]] = 3.0  # the single largest, shared with a class at zero
     logits[1, CATEGORIES["oven"][0]] = 2.5
-    answers = Categories(tuple(CATEGORIES.items()))(logits)
-    assert [NAMES[number] for number in answers[:, 0]] == ["knife", "oven"]
+    answers = READOUT(Shown(logits, None, None, None, None))
+    assert [NAMES[number] for number in answers] == ["knife", "oven"]
 
 
 # The release ---------------------------------------------------------------------------------------------------------
@@ -263,26 +257,26 @@ def test_missing_sets_and_trials_are_fetched_once(release, mirror, tmp_path):
     ]
     mirror.files[TREE] = packed(*tree, network, ("model-vs-human-0.1/setup.py", b"raise SystemExit"))
     with pytest.raises(UserError, match="no folder"):
-        image_sets(arguments(root))
-    sets = image_sets(arguments(root, download=True, allow_partial=True))
-    assert [len(images) for images in sets] == [len(images) for images in image_sets(arguments(release))]
+        image_sets(Data(model_vs_human=root))
+    sets = image_sets(Data(model_vs_human=root, allow_partial=True), download=True)
+    assert [len(images) for images in sets] == [len(images) for images in image_sets(Data(model_vs_human=release))]
     assert len(sets[0].variables["people"]) == 2
     assert len(mirror.asked) == 18 and len(list(root.rglob("*.csv"))) == 34
     assert not list(root.rglob("*.tar.gz")) and not list(root.rglob("*.py"))
     pins = json.loads((root / "release-lock.json").read_text())
     assert len(pins) == 18 and all(len(digest) == 64 for digest in pins.values())
-    image_sets(arguments(root, download=True, allow_partial=True))
+    image_sets(Data(model_vs_human=root, allow_partial=True), download=True)
     assert len(mirror.asked) == 18
 
 
 def test_an_archive_that_changed_is_refused(mirror, tmp_path):
     mirror.files[SET.format("edge")] = packed(("edge/bear/bear1.png", png()))
     with pytest.raises(UserError, match="silhouette"):  # not served
-        image_sets(arguments(tmp_path, download=True))
+        image_sets(Data(model_vs_human=tmp_path), download=True)
     (tmp_path / "edge").rename(tmp_path / "before")
     mirror.files[SET.format("edge")] = packed(("edge/bear/bear2.png", png()))
     with pytest.raises(UserError, match=r"(?s)sha256.*edge.tar.gz had"):
-        image_sets(arguments(tmp_path, download=True))
+        image_sets(Data(model_vs_human=tmp_path), download=True)
     assert not (tmp_path / "edge").exists()
 
 
@@ -310,7 +304,7 @@ def test_a_hostile_archive_leaves_nothing(mirror, tmp_path, members):
         content[0][1].type = tarfile.DIRTYPE
     mirror.files[SET.format("edge")] = packed(*content)
     with pytest.raises(UserError, match="edge") as caught:
-        image_sets(arguments(root, download=True))
+        image_sets(Data(model_vs_human=root), download=True)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "escaped.png").read_text() == "mine" and not list(tmp_path.rglob("*/escaped.png"))
     assert not (root / "edge").exists() and not (root / "release-lock.json").exists()
@@ -322,7 +316,7 @@ def test_a_damaged_archive_is_explained(mirror, tmp_path, release, content):
     whole = archive(release, "edge")
     mirror.files[SET.format("edge")] = whole[: len(whole) // 2] if content == "truncated" else content
     with pytest.raises(UserError, match=r"edge.tar.gz is refused, nothing of it is kept"):
-        image_sets(arguments(tmp_path, download=True))
+        image_sets(Data(model_vs_human=tmp_path), download=True)
     assert not (tmp_path / "edge").exists() and not list(tmp_path.rglob("*.tar.gz"))
 
 
@@ -378,15 +372,17 @@ def test_trial_files_of_people_and_alexnet_score_as_published(tmp_path):
         found = record(tmp_path, subject)
         assert found["metrics"]["shape-bias"] == expected[path.name]["shape_bias"]
         assert found["details"]["shape-bias"]["texture"] == expected[path.name]["texture"]
-        assert found["subset"]["images"] == 1280 and found["subset"]["of"] == 18_080
+        assert found["images"] == 1280 and found["subset"] is False and not found["partial"]  # whole for what it covers
         assert subject in done.stdout
     assert "top1_acc/ood_mean" not in found["metrics"]
 
 
-def test_trials_and_networks_do_not_go_together():
-    with pytest.raises(UserError, match="leave --model out"):
-        from_files(arguments("", trials=["x.csv"], model="resnet50"))
-    assert from_files(arguments("", trials=None)) is None
+def test_trials_and_networks_do_not_go_together(release, tmp_path):
+    (file,) = release.glob("raw-data/edge/*subject-01*.csv")
+    words = ("--trials", file, "--model", "resnet50", "--results", tmp_path)
+    status, _, err = run("eval_model_vs_human.py", *words)
+    assert status == 2 and "leave --model out" in err
+    assert from_files(Data()) is None
 
 
 def test_a_users_mistake_is_one_line(tmp_path):

@@ -369,7 +369,7 @@ def test_written_trials_read_back_with_the_same_scores(tmp_path):
     frame = pd.concat([frame[frame.set != "cue-conflict"], conflicts], ignore_index=True)
     frame["subj"] = "my_net"
     table = responses(frame, {})
-    paths = people.export("ignored", table, tmp_path)
+    paths = people.export(table, "ignored", tmp_path)
     assert len(paths) == 17 and (tmp_path / "trials" / "low-pass_my-net_session-1.csv").is_file()
     with open(paths[0]) as file:
         assert file.readline().strip() == ",".join(COLUMNS)

@@ -8,9 +8,9 @@ from scipy.stats import binomtest
 from timm.data import RealLabelsImagenet
 
 from imagenet_biases import scores
-from imagenet_biases.evaluate import CLEAN, Responses
 from imagenet_biases.images.listing import Listing
 from imagenet_biases.images.sets import ImageSet
+from imagenet_biases.vocabulary import CLEAN, Responses
 
 
 def responses(answers, labels, name="imagenet", files=None):
@@ -18,7 +18,8 @@ def responses(answers, labels, name="imagenet", files=None):
     files = tuple(files or (f"c{label}/i{number}.png" for number, label in enumerate(labels)))
     listing = Listing(None, files, np.ones(len(files), np.int64), np.asarray(labels, np.int64))
     images = ImageSet(name, listing, np.arange(len(files)))
-    return Responses(images, CLEAN, np.asarray(answers, np.int16).reshape(len(files), -1))
+    values = np.asarray(answers, np.int16).reshape(len(files), -1)
+    return Responses(images, CLEAN, np.maximum(values, 0), values[:, 0] >= 0)
 
 
 @pytest.mark.parametrize("hits, images", [(0, 10), (3, 10), (10, 10), (38_065, 50_000), (1, 1)])

@@ -7,10 +7,10 @@ import pyrtools
 import pytest
 import scipy.stats
 import torch
+from imagenet_biases.evaluate import Batch
 from PIL import Image
 
 from imagenet_biases import stimuli
-from imagenet_biases.evaluate import Batch
 
 CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 LOW_RADII = (1, 11, 22, 33, 44, 56, 67, 78, 89, 100, 110)
@@ -38,6 +38,10 @@ def batch(*keys, seed=0):
     return Batch(torch.tensor(keys), seed)
 
 
+def presented(condition, pixels, batch):
+    return condition.stimulus(pixels, batch, **condition.settings)
+
+
 # Band-pass ------------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +60,7 @@ def defined_band_pass(picture, radius, keep):
 @pytest.mark.parametrize("number", range(11))
 def test_band_pass_is_the_definition(photographs, number):
     for make, radii, keep in ((stimuli.low_pass, LOW_RADII, True), (stimuli.high_pass, HIGH_RADII, False)):
-        shown = make(CUTOFFS[number]).stimulus(pixels_of(photographs), None)
+        shown = presented(make(CUTOFFS[number]), pixels_of(photographs), None)
         for picture, one in zip(photographs, shown, strict=True):
             expected = defined_band_pass(picture, radii[number], keep)
             assert np.abs(one.permute(1, 2, 0).numpy() - expected).max() < 1e-5
@@ -64,7 +68,7 @@ def test_band_pass_is_the_definition(photographs, number):
 
 def test_band_pass_keeps_pixels_in_range(photographs):
     for condition in (stimuli.low_pass(0.3), stimuli.high_pass(0.9)):
-        shown = condition.stimulus(pixels_of(photographs), None)
+        shown = presented(condition, pixels_of(photographs), None)
         assert shown.shape == (4, 3, 224, 224)
         assert shown.dtype == torch.float32
         assert 0 <= shown.min() <= shown.max() <= 1
@@ -178,7 +182,7 @@ def test_grey_is_pillows():
 
 
 def test_without_noise_the_image_is_grey_and_of_low_contrast(photographs):
-    shown = stimuli.grey().stimulus(pixels_of(photographs), None)
+    shown = presented(stimuli.grey(), pixels_of(photographs), None)
     assert shown.shape == (4, 3, 224, 224)
     assert torch.equal(shown[:, 0], shown[:, 2])
     assert shown[:, 0].mean((1, 2)).numpy() == pytest.approx(np.full(4, 0.449), abs=1e-6)
@@ -190,7 +194,7 @@ def test_masked_images_are_the_definition(photographs, frequency):
     sd = 0.08
     keys = batch(11, 12, 13, 14, seed=3)
     condition = stimuli.octave_noise(frequency, sd)
-    shown = condition.stimulus(pixels_of(photographs), keys)
+    shown = presented(condition, pixels_of(photographs), keys)
     white = stimuli.normal(stimuli.streams(keys, condition.name), (224, 224))
     for picture, noise, one in zip(photographs, white.double().numpy() * sd, shown.numpy(), strict=True):
         grey = np.asarray(Image.fromarray(picture).convert("L")) / 255
@@ -204,9 +208,9 @@ def test_masked_images_are_the_definition(photographs, frequency):
 
 def test_masks_have_the_same_strength_in_all_bands(photographs):
     pixels = pixels_of(photographs)
-    plain = stimuli.grey().stimulus(pixels, None)
+    plain = presented(stimuli.grey(), pixels, None)
     strength = [
-        (stimuli.octave_noise(f, 0.04).stimulus(pixels, batch(1, 2, 3, 4)) - plain).square().mean().sqrt().item()
+        (presented(stimuli.octave_noise(f, 0.04), pixels, batch(1, 2, 3, 4)) - plain).square().mean().sqrt().item()
         for f in range(7)
     ]
     assert max(strength) / min(strength) < 1.03
@@ -215,15 +219,15 @@ def test_masks_have_the_same_strength_in_all_bands(photographs):
 
 def test_masked_images_depend_on_seed_image_and_condition_only(photographs):
     pixels, keys = pixels_of(photographs), batch(7, 8, 9, 10)
-    shown = stimuli.octave_noise(2, 0.16).stimulus(pixels, keys)
-    reversed_ = stimuli.octave_noise(2, 0.16).stimulus(pixels.flip(0), Batch(keys.keys.flip(0), 0)).flip(0)
+    shown = presented(stimuli.octave_noise(2, 0.16), pixels, keys)
+    reversed_ = presented(stimuli.octave_noise(2, 0.16), pixels.flip(0), Batch(keys.keys.flip(0), 0)).flip(0)
     assert torch.allclose(shown, reversed_, rtol=0, atol=1e-6)
-    alone = stimuli.octave_noise(2, 0.16).stimulus(pixels[2:3], batch(9))
+    alone = presented(stimuli.octave_noise(2, 0.16), pixels[2:3], batch(9))
     assert torch.allclose(shown[2:3], alone, rtol=0, atol=1e-6)
     for other in (
-        stimuli.octave_noise(2, 0.16).stimulus(pixels, batch(7, 8, 9, 10, seed=1)),
-        stimuli.octave_noise(2, 0.16).stimulus(pixels, batch(17, 18, 19, 20)),
-        stimuli.octave_noise(2, 0.08).stimulus(pixels, keys),
+        presented(stimuli.octave_noise(2, 0.16), pixels, batch(7, 8, 9, 10, seed=1)),
+        presented(stimuli.octave_noise(2, 0.16), pixels, batch(17, 18, 19, 20)),
+        presented(stimuli.octave_noise(2, 0.08), pixels, keys),
     ):
         assert (shown - other).abs().mean() > 0.05
 

@@ -22,7 +22,7 @@ from imagenet_biases.results.table import (
     write_beside,
     write_table,
 )
-from imagenet_biases.study import CORRUPTIONS, CORRUPTIONS_BAR, CUTOFFS, place
+from imagenet_biases.study import place
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,6 @@ def test_48_networks_in_7_categories(table):
         "adversarial_training": 15,
         "contrastive": 6,
     }
-
-
-def test_names_agree_with_the_scripts():
-    import eval_imagenet_c
-    import eval_imagenet_cbar
-    import eval_spectral
-
-    assert CORRUPTIONS == eval_imagenet_c.USUAL + eval_imagenet_c.EXTRA
-    assert CORRUPTIONS_BAR == eval_imagenet_cbar.CORRUPTIONS
-    assert eval_spectral.CUTOFFS == CUTOFFS
 
 
 @pytest.mark.parametrize("column", ["top1_acc/imagenet-x", "accuracy", "top1_acc/gaussian_noise_6"])

@@ -1,1 +1,19 @@
-"""Images -> stimuli -> networks -> responses -> scores: the stages that the benchmarks share, one file each."""
+"""What did a training method do to a vision model? Measures networks on generalization benchmarks and on their biases.
+
+from imagenet_biases import Data, Settings, evaluate
+records = evaluate("tv_resnet50", "spectral", Data(imagenet=folder))
+records[0].metrics["metric/bandpass/LPP"].value
+"""
+
+
+def __getattr__(name):
+    """Import the door only when it is used: a command line has to answer --help before torch is there."""
+    if name == "evaluate":
+        from imagenet_biases.door import evaluate
+
+        return evaluate
+    if name in ("Benchmark", "Condition", "Data", "Option", "Pass", "Readout", "Settings"):
+        from imagenet_biases import vocabulary
+
+        return getattr(vocabulary, name)
+    raise AttributeError(f"module 'imagenet_biases' has no attribute {name!r}")

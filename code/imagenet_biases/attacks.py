@@ -1,11 +1,12 @@
 """Attacks: l-infinity adversarial images of at most `eps` from the original and within [0, 1].
 
-An attack is called with (network, pixels, labels, batch): `network` maps float32 pixels [B, 3, H, W] in [0, 1] to
-logits (normalization inside) and is differentiable, `labels` are int64 [B], `batch` has the images' keys and the seed.
-Every loss is summed over the batch, so an image's result does not depend on what else is in the batch.
+An attack is called with (network, pixels, labels, batch, **settings): `network(pixels, rows=None)` maps float32 pixels
+[B, 3, H, W] in [0, 1] to logits (normalization inside) and is differentiable, `labels` are int64 [B], `batch` has the
+images' keys and the seed. Every loss is summed over the batch, so an image's result does not depend on what else is in
+the batch. `stream` is the name of the stream of random numbers that a start is drawn from.
 """
 
-import importlib
+import importlib.util
 import math
 from functools import partial
 
@@ -13,15 +14,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import Condition
 from imagenet_biases.stimuli import streams, uniform
+from imagenet_biases.vocabulary import Condition
 
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
 
 
 def fgsm(name, eps):
     """Return the condition of one step of size `eps` along the gradient's sign (Goodfellow et al., ICLR 2015)."""
-    return _condition(name, _fgsm, cost=4, attack="FGSM", eps=eps)
+    return Condition(name, attack=_fgsm, settings={"eps": eps}, cost=4)
 
 
 def pgd(name, eps, steps, step_size):
@@ -29,8 +30,8 @@ def pgd(name, eps, steps, step_size):
 
     It starts at a point drawn uniformly from the eps-ball, a function of (seed, image, name), clipped to [0, 1].
     """
-    settings = {"eps": eps, "steps": steps, "step_size": step_size}
-    return _condition(name, _pgd, cost=3 * steps + 1, seeded=name, attack="PGD", **settings)
+    settings = {"eps": eps, "steps": steps, "step_size": step_size, "stream": name}
+    return Condition(name, attack=_pgd, settings=settings, seeded=True, cost=3 * steps + 1)
 
 
 def tuned_pgd(name, eps, steps):
@@ -40,7 +41,8 @@ def tuned_pgd(name, eps, steps):
     ascends the margin (largest wrong logit - right logit; Carlini & Wagner 2017, f6), which does not saturate. The step
     falls from eps / 4 to 0 along a cosine. An image that is fooled, from the outset or by any iterate, is done with.
     """
-    return _condition(name, _tuned_pgd, cost=6 * steps + 7, seeded=name, attack="tuned PGD", eps=eps, steps=steps)
+    settings = {"eps": eps, "steps": steps, "stream": name}
+    return Condition(name, attack=_tuned_pgd, settings=settings, seeded=True, cost=6 * steps + 7)
 
 
 def auto_attack(name, eps):
@@ -50,29 +52,15 @@ def auto_attack(name, eps):
     numbers come from torch's generator, seeded for each batch: results depend on the batch size.
     Raises UserError where the package is missing.
     """
-    try:
-        package = importlib.import_module("pyautoattack")
-    except ImportError:
-        raise UserError("AutoAttack needs a package that is not installed; pip install pyautoattack") from None
-    attack = partial(_auto_attack, package.AutoAttack)
-    return _condition(name, attack, cost=3000, seeded=name, attack="AutoAttack standard", eps=eps)
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise UserError("AutoAttack needs a package that is not installed; pip install pyautoattack")
+    return Condition(name, attack=_auto_attack, settings={"eps": eps}, seeded=True, batched=True, cost=3000)
 
 
-def _condition(name, function, *, cost, attack, seeded=None, **settings):
-    keywords = settings if seeded is None else settings | {"name": seeded}
-    return Condition(
-        name,
-        attack=partial(function, **keywords),
-        settings={"attack": attack, **settings},
-        seeded=seeded is not None,
-        cost=cost,
-    )
-
-
-def gradient(network, pixels, labels, loss):
+def gradient(network, pixels, labels, loss, rows=None):
     """Return the gradient of the loss, summed over the batch, with respect to the pixels, and the logits."""
     pixels = pixels.detach().requires_grad_()
-    logits = network(pixels)
+    logits = network(pixels, rows=rows)
     return torch.autograd.grad(loss(logits, labels), pixels)[0], logits.detach()
 
 
@@ -81,8 +69,8 @@ def _ball(pixels, eps):
     return (pixels - eps).clamp_(min=0), (pixels + eps).clamp_(max=1)
 
 
-def _random_start(pixels, batch, name, eps):
-    offset = uniform(streams(batch, f"start of {name}"), pixels.shape[1:]).mul_(2).sub_(1)
+def _random_start(pixels, batch, stream, eps):
+    offset = uniform(streams(batch, f"start of {stream}"), pixels.shape[1:]).mul_(2).sub_(1)
     return (pixels + offset.mul_(eps)).clamp_(0, 1)
 
 
@@ -91,9 +79,9 @@ def _fgsm(network, pixels, labels, batch, *, eps):
     return pixels.add(slope.sign_(), alpha=eps).clamp_(0, 1)
 
 
-def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, name):
+def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, stream):
     low, high = _ball(pixels, eps)
-    images = _random_start(pixels, batch, name, eps)
+    images = _random_start(pixels, batch, stream, eps)
     for _ in range(steps):
         slope, _ = gradient(network, images, labels, summed_cross_entropy)
         images = torch.clamp(images.add_(slope.sign_(), alpha=step_size), low, high)
@@ -106,14 +94,14 @@ def _margin(logits, labels):
     return (wrong - right).sum()
 
 
-def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
+def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, stream):
     low, high = _ball(pixels, eps)
     adversarial = pixels.clone()
     still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
-    for start, loss in ((pixels, summed_cross_entropy), (_random_start(pixels, batch, name, eps), _margin)):
+    for start, loss in ((pixels, summed_cross_entropy), (_random_start(pixels, batch, stream, eps), _margin)):
         images = start[still]
         for step in range(steps + 1):  # the last one has size 0 and only looks at the last iterate
-            slope, logits = gradient(network, images, labels[still], loss)
+            slope, logits = gradient(network, images, labels[still], loss, rows=still)
             holds = logits.argmax(1) == labels[still]
             adversarial[still] = images  # of those fooled now it is the last word
             still, images, slope = still[holds], images[holds], slope[holds]
@@ -124,8 +112,10 @@ def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, name):
     return adversarial
 
 
-def _auto_attack(auto_attack, network, pixels, labels, batch, *, eps, name):
+def _auto_attack(network, pixels, labels, batch, *, eps):
+    from pyautoattack import AutoAttack
+
     with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
-        attack = auto_attack(network, norm="Linf", eps=eps, version="standard", seed=batch.seed, device=pixels.device)
+        attack = AutoAttack(network, norm="Linf", eps=eps, version="standard", seed=batch.seed, device=pixels.device)
         adversarial, _ = attack.run_standard_evaluation(pixels.contiguous(), labels, batch_size=len(pixels))
     return torch.clamp(adversarial, *_ball(pixels, eps))

@@ -1,14 +1,14 @@
-"""The shared command line: the same flags on every script."""
+"""The command line: flags -> Data, Settings, options; the plan and the results as text."""
 
 import argparse
+import fnmatch
 import os
 import sys
+from dataclasses import fields
 
-import torch
-
-from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import Settings
+from imagenet_biases.errors import UserError, clean, exit_on_user_error
 from imagenet_biases.study import DECLARATIONS
+from imagenet_biases.vocabulary import Data, Settings
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,15 +18,30 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {os.path.basename(sys.argv[0])} --help")
 
 
-def _count(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+def whole(text):
+    """Return a whole number from 1 to a billion."""
+    number = int(text) if len(text) < 12 else -1
+    if not 1 <= number <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number from 1 to 1,000,000,000")
     return number
 
 
-def make_parser(description):
-    """Return the parser with the flags that every script has."""
+def _seed(text):
+    number = int(text) if len(text) < 19 else -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number from 0")
+    return number
+
+
+def _seconds(text):
+    number = float(text)
+    if not 0 <= number < 1e9:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number of seconds")
+    return number
+
+
+def make_parser(description, sets=tuple(DECLARATIONS) + ("model-vs-human",)):
+    """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     networks = parser.add_argument_group("networks")
     networks.add_argument(
@@ -34,6 +49,7 @@ def make_parser(description):
         help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
         "file.py:function, comma-separated",
     )
+    networks.add_argument("--name", metavar="LABEL", help="a name of your own for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
     networks.add_argument(
         "--normalization", choices=["imagenet", "inception", "none"], default="imagenet", help="of a checkpoint file"
@@ -41,68 +57,209 @@ def make_parser(description):
     networks.add_argument(
         "--checkpoints", metavar="DIR", help="where checkpoints are kept (default: models/checkpoints)"
     )
-    data = parser.add_argument_group("images")
-    for name, declared in DECLARATIONS.items():
-        data.add_argument(f"--{name}", metavar="DIR", help=f"{declared.title}: {declared.images:,} images")
-    data.add_argument("--model-vs-human", metavar="DIR", help="the data sets of model-vs-human")
-    data.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
-    data.add_argument(
-        "--view", choices=["study", "native"], default="study", help="256/224 for all, or the network's own"
+    networks.add_argument(
+        "--allow-unstable", action="store_true", help="measure a network that answers differently each time, recorded"
     )
-    data.add_argument("--limit", type=_count, metavar="N", help="only N images of each set, spread over it")
-    data.add_argument("--allow-partial", action="store_true", help="measure an incomplete set, declared as a subset")
-    data.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, recorded")
-    data.add_argument("--cache", metavar="DIR", help="keep decoded images here (7.5 GB for ImageNet validation)")
+    if sets:
+        _add_images(parser.add_argument_group("images"), sets)
     running = parser.add_argument_group("running")
-    running.add_argument("--batch-size", type=_count, help="default: 256 on a GPU, 32 on a CPU")
-    running.add_argument("--num-workers", type=int, help="decoding processes (default: by cores and images)")
-    running.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    running.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
-    running.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="auto: for long runs")
-    running.add_argument("--seed", type=int, default=0, help="of the seeded stimuli and attacks")
-    running.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    if sets:
+        running.add_argument("--batch-size", type=whole, help="default: 256 on a GPU, 32 on a CPU")
+        running.add_argument("--num-workers", type=int, help="decoding processes (default: by cores and images)")
+        running.add_argument("--cache", metavar="DIR", help="keep decoded images here (7.5 GB for ImageNet validation)")
+        running.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
+        running.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="auto: for long runs")
+        running.add_argument(
+            "--checkpoint-seconds", type=_seconds, default=180.0, help="between checkpoints of a long pass"
+        )
+    running.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    running.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
+    running.add_argument("--dry-run", action="store_true", help="print the plan, with hours by benchmark, and stop")
     records = parser.add_argument_group("records")
     records.add_argument("--results", metavar="DIR", default="results")
     records.add_argument("--fresh", action="store_true", help="measure again what is there already")
-    records.add_argument("--checkpoint-seconds", type=float, default=180.0, help="between checkpoints of a long pass")
     records.add_argument("--wandb", choices=["auto", "online", "offline", "disabled"], default="auto")
     return parser
 
 
-def make_settings(args, images):
-    """Return the Settings for a parsed command line; `images`: how many are to be decoded."""
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UserError(f"--num-workers {args.num_workers}: give 0 (decode in the main process) or more")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device(args.device)
-    if args.precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
-    cores = os.cpu_count() or 1
-    workers = args.num_workers
-    if workers is None and images < 512:
-        workers = 0  # starting processes would take longer than decoding
-    elif workers is None:
-        workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores // world))
-    return Settings(
-        device=device,
-        precision=args.precision,
-        view=args.view,
-        seed=args.seed,
-        batch_size=args.batch_size or (256 if device.type == "cuda" else 32),
-        workers=workers,
-        cache=args.cache,
-        skip_unreadable=args.skip_unreadable,
-        compile=args.compile,
-        checkpoint_seconds=args.checkpoint_seconds,
-        rank=rank,
-        world=world,
+def _add_images(group, sets):
+    for name in sets:
+        declared = DECLARATIONS.get(name)
+        told = f"{declared.title}: {declared.images:,} images" if declared else "the data sets of model-vs-human"
+        group.add_argument(f"--{name}", metavar="DIR", help=told)
+    group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
+    group.add_argument(
+        "--view", choices=["study", "native"], default="study", help="256/224 for all, or the network's own"
+    )
+    group.add_argument("--limit", type=whole, metavar="N", help="only N images of each set, spread over it")
+    group.add_argument("--allow-partial", action="store_true", help="measure an incomplete set, declared as a subset")
+    group.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, recorded")
+
+
+def add_options(parser, options):
+    """Add a benchmark's own options as flags; what is not given stays out of the parsed command line."""
+    group = parser.add_argument_group("this benchmark")
+    for option in options:
+        words = {"action": "store_true"} if option.flag else {"metavar": option.name.upper()}
+        if option.several:
+            words["nargs"] = "+"
+        shown = " ".join(map(str, option.default)) if option.several and option.default else option.default
+        told = "" if option.flag or option.default is None else f" (default: {shown})"
+        choices = f"; of {', '.join(map(str, option.choices))}" if option.choices else ""
+        group.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            help=(option.help + choices + told).replace("%", "%%"),
+            **words,
+        )
+
+
+def data_of(args):
+    """Return the Data that a command line gives."""
+    given = vars(args)
+    values = {one.name: given[one.name] for one in fields(Data) if given.get(one.name) is not None}
+    return Data(root=given.get("data"), **{name: value for name, value in values.items() if name != "root"})
+
+
+def settings_of(args):
+    """Return the Settings that a command line gives."""
+    given = vars(args) | {"workers": getattr(args, "num_workers", None)}
+    return Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given})
+
+
+def measurement_of(args, benchmarks, options, networks=None, **how):
+    """Return the Measurement that a command line asks for."""
+    from imagenet_biases.door import Measurement
+
+    return Measurement(
+        networks or args.model,
+        benchmarks,
+        data_of(args),
+        settings_of(args),
+        options=options,
+        results=args.results,
+        fresh=args.fresh,
+        wandb=args.wandb,
+        progress=True,
+        label=args.name,
+        arch=args.arch,
+        normalization=args.normalization,
+        checkpoints=args.checkpoints,
+        allow_unstable=args.allow_unstable,
+        **how,
     )
 
 
-def _device(name):
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        raise UserError(f"--device {name}: this machine has none that torch can use; leave --device out")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+@exit_on_user_error
+def run(benchmark, description, arguments=None):
+    """Be the script of one benchmark; return the exit status."""
+    parser = make_parser(description, benchmark.sets)
+    add_options(parser, benchmark.options)
+    args = parser.parse_args(arguments)
+    given = {one.name: getattr(args, one.name) for one in benchmark.options if hasattr(args, one.name)}
+    if benchmark.without_network and report_without_network(benchmark, given, args):
+        return 0
+    if not args.model:
+        raise UserError("--model is missing: name a network, e.g. --model resnet50.a1_in1k or --model net.py:build")
+    measurement = measurement_of(args, [benchmark], {benchmark.name: given})
+    if args.dry_run:
+        print_plan(measurement)
+        return 0
+    return finish(measurement)
+
+
+def finish(measurement):
+    """Measure; print what was found, and what failed; return the exit status."""
+    outcome = measurement.run()
+    if outcome.records:
+        headlines = {job.name: job.benchmark.headline for job in measurement.jobs}
+        print(table([record.content for record in outcome.records], headlines))
+    for name, reason in outcome.failed.items():
+        print(f"error: {name}: {clean(reason)}", file=sys.stderr)
+    if outcome.failed:
+        print(f"error: {len(outcome.failed)} networks could not be measured, see above", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+def report_without_network(benchmark, given, args):
+    """Score answers that come from files (people, other toolboxes' networks); whether there were any."""
+    from imagenet_biases.door import score_files
+
+    try:
+        options = benchmark.chosen(given)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    answers = benchmark.without_network(data_of(args), **options)
+    if not answers:
+        return False
+    if args.model:
+        raise UserError("files are scored without a network: leave --model out")
+    records = score_files(benchmark, answers, options, settings_of(args), args.results)
+    print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
+    return True
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+def print_plan(measurement):
+    """Print what is shown to which networks, what is done already, and how long the rest takes; loads no checkpoint."""
+    from imagenet_biases.forecast import forecast
+    from imagenet_biases.progress import duration
+
+    print(
+        f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {measurement.machine.device}, {measurement.machine.precision}"
+    )
+    rows, total = [], 0.0
+    for job, line in forecast(measurement):
+        total += line.seconds
+        rows.append(
+            f"  {job.name:16} {len(job.image_sets):4} image sets, {line.images:>11,} images, {line.passes:>15,} forward "
+            f"passes, {line.todo:>15,} to do, about {duration(line.seconds)}"
+        )
+    print("\n".join(rows))
+    for line in measurement.missing:
+        print(f"  left out: {line}")
+    print(f"  to do: about {duration(total)}", flush=True)
+
+
+# Results as text ------------------------------------------------------------------------------------------------------
+
+
+def table(records, headlines):
+    """Return records of one or several benchmarks as text: a row a metric, a column a network.
+
+    `headlines`: {benchmark: patterns of the metrics to show}; all of those of a benchmark without any.
+    """
+    names = list(dict.fromkeys(record["model"] for record in records))
+    metrics = list(dict.fromkeys(name for record in records for name in record["metrics"]))
+    shown = {
+        name
+        for record in records
+        for name in record["metrics"]
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in headlines.get(record["benchmark"]) or ("*",))
+    }
+    shown = [name for name in metrics if name in shown]
+    rows = [["", *names]]
+    for metric in shown:
+        row = [metric]
+        for name in names:
+            record = next((r for r in records if r["model"] == name and metric in r["metrics"]), None)
+            row.append(_cell(record, metric) if record else "")
+        rows.append(row)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = []
+    for record in records:
+        if record["subset"]:
+            seen = record["subset"]
+            notes.append(f"{record['model']}, {record['benchmark']}: a subset, {seen['images']} of {seen['of']} images")
+    more = [f"({len(metrics) - len(shown)} further metrics in the records)"] if len(shown) < len(metrics) else []
+    return "\n".join(["", *lines, *more, *notes])
+
+
+def _cell(record, metric):
+    value, interval = record["metrics"][metric], record["intervals"].get(metric)
+    if value is None:
+        return "-"
+    return f"{value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")

@@ -1,9 +1,12 @@
 """A user's mistake: one clear line, exit status 2, no traceback."""
 
+import contextlib
 import difflib
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
 
 
@@ -25,6 +28,14 @@ def clean(text, most=1200):
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminated(*_):
+    raise Terminated
+
+
 def some(names, most=3):
     """Return the first few names, for a message."""
     names = list(names)
@@ -37,15 +48,30 @@ def nearest(name, known):
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def exit_on_user_error(main):
-    """Decorate a script's main(): a UserError becomes one line on stderr and status 2, Ctrl-C becomes status 130.
+@contextlib.contextmanager
+def noted():
+    """Collect the texts of warnings, for a record."""
+    notes = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield notes
+    notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
 
-    Warnings become one line each.
+
+def exit_on_user_error(main):
+    """Decorate a script's main(): a UserError becomes one line on stderr and status 2; Ctrl-C and SIGTERM (which a
+    cluster sends before it takes a machine away) save what was measured and become status 130 and 143.
+
+    Warnings become one line each. main() may return an exit status.
     """
 
     @functools.wraps(main)
     def guarded(*args, **kwargs):
-        warnings.formatwarning = lambda message, *_: f"warning: {clean(message)}\n"  # a user needs no place in our code
+        warnings.formatwarning = lambda message, *_, **__: (
+            f"warning: {clean(message)}\n"
+        )  # a user needs no place in our code
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminated)
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -57,5 +83,10 @@ def exit_on_user_error(main):
         except KeyboardInterrupt:
             print("\nstopped; what was measured so far is kept, the same command goes on from there", file=sys.stderr)
             raise SystemExit(130) from None
+        except Terminated:
+            print(
+                "\nterminated; what was measured so far is kept, the same command goes on from there", file=sys.stderr
+            )
+            raise SystemExit(143) from None
 
     return guarded

@@ -1,44 +1,18 @@
 """Scores: pure functions on responses and labels. Counts are integers over images, divided once.
 
-Every function takes `Responses` (imagenet_biases.evaluate): `answers` int16 [N, k] with -1 for an image left out, `images`
-with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
+`Responses` (imagenet_biases.vocabulary) have `values` (here int16 [N, k], class numbers by rank, or [N]), `counts`
+bool [N] (which images count), and `images` with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
+from imagenet_biases.study import ALEXNET_ERROR
+from imagenet_biases.vocabulary import Estimate
+
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-
-# AlexNet's published top-1 errors on ImageNet-C, mean over the five severities (Hendrycks & Dietterich, ICLR 2019,
-# arXiv:1903.12261, table 2), by which the mean corruption error is normalised.
-ALEXNET_ERROR = {
-    "gaussian_noise": 0.886428,
-    "shot_noise": 0.894468,
-    "impulse_noise": 0.922640,
-    "defocus_blur": 0.819880,
-    "glass_blur": 0.826268,
-    "motion_blur": 0.785948,
-    "zoom_blur": 0.798360,
-    "snow": 0.866816,
-    "frost": 0.826572,
-    "fog": 0.819324,
-    "brightness": 0.564592,
-    "contrast": 0.853204,
-    "elastic_transform": 0.646056,
-    "pixelate": 0.717840,
-    "jpeg_compression": 0.606500,
-}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval (None where there is none)."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 def proportion(hits, images):
@@ -53,19 +27,16 @@ def proportion(hits, images):
     return Estimate(100 * share, 100 * low, 100 * high)
 
 
-def seen(responses):
-    """Return which images count, bool [N]: all but those left out as unreadable."""
-    return responses.answers[:, 0] >= 0
-
-
 def correct(responses, k=1):
     """Return for each image whether its label is among the first k answers, bool [N]."""
-    return (responses.answers[:, :k] == responses.images.labels[:, None]).any(1)
+    ranked = responses.values.reshape(len(responses.values), -1)
+    return (ranked[:, :k] == responses.labels[:, None]).any(1) & responses.counts
 
 
 def top(responses, k=1):
     """Return the top-k accuracy."""
-    return proportion(int(correct(responses, k).sum()), int(seen(responses).sum()))
+    estimate = proportion(int(correct(responses, k).sum()), int(responses.counts.sum()))
+    return replace(estimate, sets=(responses.images.name,))
 
 
 def accuracies(responses, name, ks=(1, 5)):
@@ -76,9 +47,9 @@ def accuracies(responses, name, ks=(1, 5)):
 
 def real(responses, label_sets):
     """Return the ReaL accuracy: the first answer is in the image's label set; images with an empty set are left out."""
-    counts = seen(responses) & np.array([bool(labels) for labels in label_sets])
-    hits = sum(int(responses.answers[i, 0]) in label_sets[i] for i in np.flatnonzero(counts))
-    return proportion(hits, int(counts.sum()))
+    counts = responses.counts & np.array([bool(labels) for labels in label_sets])
+    hits = sum(int(responses.values[i, 0]) in label_sets[i] for i in np.flatnonzero(counts))
+    return replace(proportion(hits, int(counts.sum())), sets=(responses.images.name,))
 
 
 def combined(parts, constant=0.0):
@@ -87,18 +58,20 @@ def combined(parts, constant=0.0):
     The interval treats images as the unit: the same photograph under several corruptions is one draw, so its share of
     every part goes into one term (the cluster-robust variance of a weighted mean; Cameron & Miller 2015, section II).
     """
+    parts = list(parts)
+    sets = tuple(dict.fromkeys(responses.images.name for _, responses in parts))
     value, keys, shares = constant, [], []
     for weight, responses in parts:
-        counted = seen(responses)
+        counted = responses.counts
         hits = correct(responses)[counted]
         if not len(hits):
-            return Estimate(None)
+            return Estimate(None, sets=sets)
         value += weight * 100 * int(hits.sum()) / len(hits)
         keys.append(responses.images.keys[counted])
         shares.append(weight * 100 * (hits - hits.mean()) / len(hits))
     _, image = np.unique(np.concatenate(keys), return_inverse=True)
     half = Z95 * math.sqrt(float((np.bincount(image, np.concatenate(shares)) ** 2).sum()))
-    return Estimate(value, value - half, value + half)
+    return Estimate(value, value - half, value + half, sets)
 
 
 def mean_accuracy(parts):
@@ -122,7 +95,7 @@ def mean_corruption_error(severities):
 
 def per_class(responses):
     """Return {class number: (hits, images)} of the top-1 answers."""
-    counted, hits, labels = seen(responses), correct(responses), responses.images.labels
+    counted, hits, labels = responses.counts, correct(responses), responses.labels
     return {
         int(number): (int(hits[counted & (labels == number)].sum()), int((counted & (labels == number)).sum()))
         for number in np.unique(labels[counted])

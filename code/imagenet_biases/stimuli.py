@@ -6,11 +6,11 @@ condition): the batch size, the order, the number of workers and the device do n
 
 import hashlib
 import math
-from functools import cache, partial
+from functools import cache
 
 import torch
 
-from imagenet_biases.evaluate import Condition
+from imagenet_biases.vocabulary import Condition
 
 # Seeded numbers ------------------------------------------------------------------------------------------------------
 
@@ -76,8 +76,7 @@ def high_pass(cutoff):
 
 
 def _band_pass(kind, cutoff):
-    settings = {"stimulus": kind, "cutoff": cutoff}
-    return Condition(f"{kind} {cutoff}", partial(band_pass, kind=kind, cutoff=cutoff), settings=settings)
+    return Condition(f"{kind} {cutoff}", stimulus=band_pass, settings={"kind": kind, "cutoff": cutoff})
 
 
 def band_pass(pixels, batch=None, *, kind, cutoff):
@@ -116,7 +115,7 @@ REFILL = 0.1, 0.9  # what a pixel becomes that the noise takes below 0, above 1
 
 def grey():
     """Return the condition that shows an image in grey and in low contrast, without noise."""
-    return Condition("grey", _grey, settings={"stimulus": "grey"})
+    return Condition("grey", stimulus=_grey)
 
 
 def octave_noise(frequency, sd):
@@ -124,9 +123,8 @@ def octave_noise(frequency, sd):
 
     `sd` is the standard deviation of the white noise that the octave is taken from, in units of the pixels.
     """
-    settings = {"stimulus": "octave noise", "frequency": frequency, "sd": sd}
-    stimulus = partial(masked, frequency=frequency, sd=sd)
-    return Condition(f"octave {frequency} noise {sd}", stimulus, settings=settings, seeded=True)
+    settings = {"frequency": frequency, "sd": sd}
+    return Condition(f"octave {frequency} noise {sd}", stimulus=masked, settings=settings, seeded=True)
 
 
 def _grey(pixels, batch):

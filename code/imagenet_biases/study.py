@@ -63,6 +63,7 @@ DECLARATIONS = {
     "imagenet-c": Declaration("ImageNet-C", 50_000, per_class=50, as_is=True, variants=True),
     "imagenet-cbar": Declaration("ImageNet-C-bar", 50_000, per_class=50, as_is=True, variants=True),
 }
+CLEAN_SET = "imagenet"  # on its plain images a network that is loaded wrongly shows
 VIEW_RESIZE, VIEW_CROP = 256, 224  # the study's view: short side (bilinear), then the centre, in pixels
 
 STUDY_CATEGORIES = (

@@ -12,15 +12,13 @@ arXiv:2006.16736), Geirhos et al. 2021, section 2 (comparison with people; arXiv
 import io
 import math
 import warnings
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.evaluate import CLEAN, LEFT_OUT, Responses
 from imagenet_biases.files import atomic
 from imagenet_biases.humans.stimulus_sets import (
     CATEGORIES,
@@ -28,7 +26,6 @@ from imagenet_biases.humans.stimulus_sets import (
     PREFIX,
     STIMULUS_SETS,
     canonical,
-    empty_set,
     human_trial_files,
     release_folder,
     set_of,
@@ -37,38 +34,42 @@ from imagenet_biases.humans.stimulus_sets import (
 )
 from imagenet_biases.images.listing import Listing
 from imagenet_biases.images.sets import ImageSet
-from imagenet_biases.scores import Z95, Estimate, proportion
+from imagenet_biases.scores import Z95, proportion
+from imagenet_biases.vocabulary import CLEAN, Categories, Estimate, Found, Option, Responses
 
 COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename"]
 ANSWERS = (*CATEGORIES, "na")
 """What can be answered: a category's number, or 16 for a person who did not answer in time."""
+READOUT = Categories(tuple(CATEGORIES.items()))
+ALL_SETS = tuple(PREFIX + name for name in STIMULUS_SETS)
 
 # Trial tables ---------------------------------------------------------------------------------------------------------
 
 
-def trials(table, subj="network"):
-    """Return the trial table of one observer's responses, {(image set, condition): Responses}.
+def trials(found, subj="network"):
+    """Return the trial table of one observer's responses (vocabulary.Found).
 
     `subj` is the name of a network; responses that came from a trial file know theirs. Images left out as unreadable
     have no trial. Session and condition are what folder and file name say.
     """
+    import pandas as pd
+
     frames = []
-    for responses in table.values():
+    for responses in found.values():
         files = [Path(file) for file in responses.images.files]
         stimuli = [stimulus(file.name) for file in files]
-        seen = responses.answers[:, 0] != LEFT_OUT
         frame = pd.DataFrame(
             {
                 "subj": responses.images.variables.get("subj", subj),
                 "session": [_session(file) for file in files],
                 "rt": "NaN",
-                "object_response": [ANSWERS[number] for number in np.where(seen, responses.answers[:, 0], 0)],
-                "category": [ANSWERS[number] for number in responses.images.labels],
+                "object_response": [ANSWERS[number] for number in np.where(responses.counts, responses.values, 0)],
+                "category": [ANSWERS[number] for number in responses.labels],
                 # as other toolboxes write it: the name's own spelling, NaN for names that tell none
                 "condition": [one.spelling for one in stimuli],
                 "imagename": [file.name for file in files],
             }
-        )[seen]
+        )[responses.counts]
         frame["trial"] = frame.groupby("session").cumcount() + 1
         frames.append(_derived(frame[COLUMNS], responses.images.name.removeprefix(PREFIX)))
     return pd.concat(frames, ignore_index=True)
@@ -94,6 +95,8 @@ def read_trials(*paths):
     begins with. Raises UserError for a file that cannot be read, lacks a column or names an unknown category, and where
     somebody has two trials on the same image.
     """
+    import pandas as pd
+
     frame = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
     twice = frame[frame.duplicated(["set", "subj", "level", "category", "image"])]
     if len(twice):
@@ -106,6 +109,8 @@ def read_trials(*paths):
 
 
 def _read(path):
+    import pandas as pd
+
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -154,30 +159,28 @@ def write_trials(frame, folder):
 
 
 def responses(frame, people):
-    """Return the trial table of one subject as responses, {(image set, condition): Responses}, as a network's are.
+    """Return the trial table of one subject as a network's responses are (vocabulary.Found): the sets it has trials on.
 
-    `people`: {set name: paths of the people's trial files}. Sets and images that lack make it a declared subset.
+    `people`: {set name: paths of the people's trial files}. A set of which it has less than all images is a subset.
     """
     number = {answer: index for index, answer in enumerate(ANSWERS)}
-    table = {}
-    for name, declared in STIMULUS_SETS.items():
-        part = frame[frame.set == name]
-        images = empty_set(name)
-        if len(part):
-            # a bare name does not say its category, so its folder does, as with the images themselves
-            files = [f"session-{row.session}/{row.category}/{row.imagename}" for row in part.itertuples()]
-            labels = np.array([number[category] for category in part.category], np.int64)
-            images = ImageSet(
-                images.name,
-                Listing(Path(), tuple(files), np.zeros(len(files), np.int64), labels),
-                np.arange(len(files)),
-                as_is=True,
-                subset=None if len(files) == declared.images else {"images": len(files), "of": declared.images},
-                variables={"people": people.get(name, ()), "subj": part.subj.iloc[0]},
-            )
-        answers = np.array([number[answer] for answer in part.object_response], np.int16)[:, None]
-        table[images.name, CLEAN.name] = Responses(images, CLEAN, answers)
-    return table
+    answered = []
+    for name, part in frame.groupby("set", sort=False):
+        # a bare name does not say its category, so its folder does, as with the images themselves
+        files = [f"session-{row.session}/{row.category}/{row.imagename}" for row in part.itertuples()]
+        labels = np.array([number[category] for category in part.category], np.int64)
+        whole = STIMULUS_SETS[name].images
+        images = ImageSet(
+            PREFIX + name,
+            Listing(Path(), tuple(files), np.zeros(len(files), np.int64), labels),
+            np.arange(len(files)),
+            as_is=True,
+            subset=None if len(files) == whole else {"images": len(files), "of": whole},
+            variables={"people": people.get(name, ()), "subj": part.subj.iloc[0]},
+        )
+        values = np.array([number[answer] for answer in part.object_response], np.int16)
+        answered.append(Responses(images, CLEAN, values, np.ones(len(files), bool), READOUT))
+    return Found(answered)
 
 
 @cache
@@ -197,7 +200,10 @@ def out_of_distribution(frame):
 
 def accuracies(frame, by="set"):
     """Return {set name: Estimate}, per cent of right trials with the Wilson interval; `by` gives other groups."""
-    return {name: proportion(int(right.sum()), len(right)) for name, right in frame.groupby(by, sort=False).right}
+    return {
+        name: replace(proportion(int(right.sum()), len(right)), sets=(PREFIX + (name if by == "set" else name[0]),))
+        for name, right in frame.groupby(by, sort=False).right
+    }
 
 
 def mean_accuracy(frame):
@@ -211,7 +217,7 @@ def mean_accuracy(frame):
         return Estimate(None)
     value = np.mean([part.mean() for part in right])
     error = math.sqrt(sum(part.mean() * (1 - part.mean()) / len(part) for part in right)) / len(right)
-    return Estimate(100 * value, 100 * max(0.0, value - Z95 * error), 100 * min(1.0, value + Z95 * error))
+    return Estimate(100 * value, 100 * max(0.0, value - Z95 * error), 100 * min(1.0, value + Z95 * error), ALL_SETS)
 
 
 # Shape bias -----------------------------------------------------------------------------------------------------------
@@ -238,7 +244,7 @@ def shape_bias(decided):
     if not shape + texture:
         return Estimate(None)
     percent = proportion(shape, shape + texture)
-    return Estimate(shape / (shape + texture), percent.low / 100, percent.high / 100)
+    return Estimate(shape / (shape + texture), percent.low / 100, percent.high / 100, (PREFIX + CUE_CONFLICT,))
 
 
 # Consistency with people ----------------------------------------------------------------------------------------------
@@ -352,24 +358,24 @@ def combined(results):
     for column, (measure, (lowest, highest)) in enumerate(MEASURES.items()):
         defined = ~np.isnan(values[:, column])
         if not defined.any():
-            estimates[measure] = Estimate(None)
+            estimates[measure] = Estimate(None, sets=ALL_SETS)
             continue
         value = float(values[defined, column].mean())
         half = Z95 * math.sqrt(variances[defined, column].sum()) / defined.sum()
-        estimates[measure] = Estimate(value, max(lowest, value - half), min(highest, value + half))
+        estimates[measure] = Estimate(value, max(lowest, value - half), min(highest, value + half), ALL_SETS)
     return estimates
 
 
 # What a benchmark declares --------------------------------------------------------------------------------------------
 
 
-def comparisons(table):
+def comparisons(found):
     """Return {set name: what `compare` gave}, for the sets of a network's responses that have people's trials.
 
     Warns of sets without people's trials, and of images that only one side saw, unless they are a declared subset.
     """
-    frame, compared, alone = trials(table), {}, []
-    for responses in table.values():
+    frame, compared, alone = trials(found), {}, []
+    for responses in found.values():
         name, images = responses.images.name.removeprefix(PREFIX), responses.images
         people = read_people(images.variables["people"])
         result = None if people is None else compare(frame[frame.set == name], people)
@@ -387,56 +393,58 @@ def comparisons(table):
     return compared
 
 
-def details(table):
+def details(found):
     """Return what lies behind the metrics, JSON-able.
 
     `shape-bias`: numbers of decisions, in all and by the shape's category; `conditions`: accuracy in per cent of each
     condition of each set; `human`: the comparison with people for each set, and that of people with each other.
     """
-    frame = trials(table)
+    frame = trials(found)
     decided, conditions = decisions(frame), {}
     for (name, level), accuracy in accuracies(frame, ["set", "level"]).items():
         counted = level not in STIMULUS_SETS[name].left_out
-        conditions.setdefault(name, {})[level] = asdict(accuracy) | {"out_of_distribution": counted}
-    paths = {one.images.name.removeprefix(PREFIX): one.images.variables["people"] for one in table.values()}
+        conditions.setdefault(name, {})[level] = _bounds(accuracy) | {"out_of_distribution": counted}
+    paths = {one.images.name.removeprefix(PREFIX): one.images.variables["people"] for one in found.values()}
     return {
         "shape-bias": _decided(decided)
         | {"categories": {category: _decided(part) for category, part in decided.groupby("category")}},
         "conditions": conditions,
         "human": {
-            name: {measure: asdict(estimate) for measure, estimate in combined([result]).items()}
+            name: {measure: _bounds(estimate) for measure, estimate in combined([result]).items()}
             | result[2]
             | {"between-people": between_people(paths[name])}
-            for name, result in comparisons(table).items()
+            for name, result in comparisons(found).items()
         },
     }
 
 
 def _decided(part):
-    return asdict(shape_bias(part)) | {cue: int((part.cue == cue).sum()) for cue in ("shape", "texture", "other")}
+    return _bounds(shape_bias(part)) | {cue: int((part.cue == cue).sum()) for cue in ("shape", "texture", "other")}
 
 
-def export(name, table, folder):
+def _bounds(estimate):
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def export(found, label, folder):
     """Write a network's responses as trial files under folder/trials; return the paths."""
-    return write_trials(trials(table, name), Path(folder) / "trials")
+    return write_trials(trials(found, label), Path(folder) / "trials")
 
 
-def options(parser):
-    """Add this benchmark's own arguments to a command line."""
-    parser.add_argument("--download", action="store_true", help="fetch missing stimulus sets and people's trials")
-    parser.add_argument("--trials", nargs="+", metavar="FILE", help="score these trial files instead of networks")
+OPTIONS = (
+    Option("download", False, "fetch missing stimulus sets and people's trials", flag=True),
+    Option("trials", None, "score these trial files instead of networks", several=True),
+)
 
 
-def from_files(args):
-    """Return (name, responses) of every subject in the trial files of `--trials`, None without that option.
+def from_files(data, trials=None, download=False):
+    """Return (name, Found) of every subject in trial files, None where none are given.
 
-    The comparison with people needs their trials under `--model-vs-human`; without them it is left out.
+    The comparison with people needs their trials under `data.model_vs_human`; without them it is left out.
     """
-    if not args.trials:
+    if not trials:
         return None
-    if args.model:
-        raise UserError("--trials scores files without a network: leave --model out")
-    frame = read_trials(*args.trials)
-    root = release_folder(args) if args.model_vs_human or args.data else None
-    people = {name: human_trial_files(root, name, args.download) for name in frame.set.unique()} if root else {}
+    frame = read_trials(*trials)
+    root = release_folder(data, download) if data.model_vs_human or data.root else None
+    people = {name: human_trial_files(root, name, download) for name in frame.set.unique()} if root else {}
     return [(subj, responses(part, people)) for subj, part in frame.groupby("subj", sort=False)]

@@ -18,10 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from imagenet_biases.errors import UserError
+from imagenet_biases.errors import UserError, some
 from imagenet_biases.images.listing import Listing
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
-from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash
 
 CATEGORIES = {
     name: tuple(numbers)
@@ -136,34 +135,33 @@ def set_of(imagename):
 # Where they are -------------------------------------------------------------------------------------------------------
 
 
-def image_sets(args):
-    """Return the ImageSets of the stimulus sets under `--model-vs-human`, labels 0...15 in the order of CATEGORIES.
+def image_sets(data, download=False):
+    """Return the ImageSets of the stimulus sets that are there, labels 0...15 in the order of CATEGORIES.
 
-    A missing set is fetched from the release with `--download`; otherwise it is a UserError, or with
-    `--allow-partial` an empty ImageSet, a declared subset. Each set's `variables` hold `people`, the paths of the
-    people's trial files.
+    A missing set is fetched from the release with `download`, else it is warned of; what needs it is not reported.
+    Each set's `variables` hold `people`, the paths of the people's trial files. Raises UserError where none is there.
     """
-    root = release_folder(args)
-    found = {name: _folder(root, name, args.download) for name in STIMULUS_SETS}
+    root = release_folder(data, download)
+    found = {name: _folder(root, name, download) for name in STIMULUS_SETS}
     missing = [name for name, folder in found.items() if folder is None]
-    if missing and not (args.allow_partial and len(missing) < len(STIMULUS_SETS)):
-        raise UserError(
-            f"{len(missing)} of {len(STIMULUS_SETS)} stimulus sets are missing under {root} ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}); fetch them with --download"
-            + ("" if len(missing) == len(STIMULUS_SETS) else ", or measure what is there with --allow-partial")
+    if len(missing) == len(found):
+        raise UserError(f"none of the {len(found)} stimulus sets is under {root}; fetch them with --download")
+    if missing:
+        warnings.warn(
+            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({some(missing)}); --download fetches",
+            stacklevel=2,
         )
     manifest, images = read_manifest(root), []
     collection = manifest.get("collection", "imagenet")
     for name, folder in found.items():
         if folder is None:
-            images.append(empty_set(name, collection))
             continue
-        listing, people = _listing(folder), human_trial_files(root, name, args.download)
+        listing, people = _listing(folder), human_trial_files(root, name, download)
         whole = ImageSet(
             PREFIX + name, listing, np.arange(len(listing.files)), collection, True, variables={"people": people}
         )
         expected = manifest.get("images", {}).get(name, STIMULUS_SETS[name].images)
-        images.append(check_complete(whole, expected, args))
+        images.append(check_complete(whole, expected, data))
     if collection != "drawn" and not any(one.variables["people"] for one in images):
         warnings.warn(
             f"no people's trials under {root / 'raw-data'}: no comparison with people (--download fetches them)",
@@ -172,26 +170,12 @@ def image_sets(args):
     return images
 
 
-def empty_set(name, collection="imagenet"):
-    """Return the ImageSet of a stimulus set of which nothing is there, a declared subset of 0 images."""
-    nothing = np.zeros(0, np.int64)
-    return ImageSet(
-        PREFIX + name,
-        Listing(Path(name), (), nothing, nothing),
-        nothing,
-        collection,
-        as_is=True,
-        subset={"images": 0, "of": STIMULUS_SETS[name].images},
-        variables={"people": ()},
-    )
-
-
-def release_folder(args):
-    """Return the folder that `--model-vs-human` (or `--data`) gives, made if there is something to download into it."""
-    given = args.model_vs_human or (args.data and Path(args.data) / "model-vs-human")
-    if args.download and given:
+def release_folder(data, download=False):
+    """Return the folder of the release that `data` gives, made if there is something to download into it."""
+    given = data.model_vs_human or (data.root and Path(data.root) / "model-vs-human")
+    if download and given:
         Path(given).mkdir(parents=True, exist_ok=True)
-    return folder_of("model-vs-human", args)
+    return folder_of("model-vs-human", data)
 
 
 def _folder(root, name, download):
@@ -261,6 +245,8 @@ def _unpack(root, url, name, rename):
     `rename` gives a member's path in the archive the path it is to have, or None to leave it out. The first download
     pins the archive's sha256 in root/release-lock.json; a later change is an error.
     """
+    from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash
+
     folder = root / ".release"
     folder.mkdir(exist_ok=True)
     with FileLock(folder / f"{name}.lock"):

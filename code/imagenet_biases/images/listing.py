@@ -14,7 +14,6 @@ import numpy as np
 from imagenet_biases.errors import UserError, some
 from imagenet_biases.files import atomic
 from imagenet_biases.images.labels import EXTENSIONS, flat_labels, wordnet_index
-from imagenet_biases.study import DECLARATIONS
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def _subfolders(folder):
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def list_classes(name, top, declared, args):
+def list_classes(name, top, declared, keep=None):
     """List the images of the class folders under `top` (or its folder val, or its only folder with class folders)."""
     folders = [top]
     if not declared.variants:
@@ -55,7 +54,9 @@ def list_classes(name, top, declared, args):
             raise UserError(
                 f"{name}: folders under {root} that name no ImageNet class: {some(strange)}; move them away"
             )
-        return _listing(root, {sub: class_of(sub, declared) for sub in _subfolders(root)}, args, name)
+        return _listing(
+            root, {sub: class_of(sub, declared) for sub in _subfolders(root)}, keep if declared.variants else None
+        )
     if name == "imagenet":
         for root in folders:
             if any(entry.name.lower().endswith(EXTENSIONS) for entry in os.scandir(root)):
@@ -75,15 +76,11 @@ def _scan(folder):
         )
 
 
-def _listing(root, folders, args, name):
-    """List class folders, {folder: class number}.
-
-    The corrupted sets' listings (4.75 million files on 145,000 folders) are kept on disk until a folder changes.
-    """
+def _listing(root, folders, keep):
+    """List class folders, {folder: class number}. With a folder `keep` the listing is kept until a class folder changes."""
     times = np.array([os.stat(root / folder).st_mtime_ns for folder in folders], np.int64)
-    kept = Path(args.results) / ".listings" / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:24]}.npz"
-    keep = DECLARATIONS[name.partition("/")[0]].variants
-    columns = _read_listing(kept, list(folders), times) if keep and not args.fresh else None
+    kept = keep and Path(keep) / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:24]}.npz"
+    columns = _read_listing(kept, list(folders), times) if kept else None
     if columns is None:
         with ThreadPoolExecutor(16) as pool:
             scanned = list(pool.map(lambda f: _scan(root / f), folders))
@@ -95,7 +92,7 @@ def _listing(root, folders, args, name):
             "counts": np.array([len(files) for files in scanned], np.int64),
         }
         # a folder that changed a moment ago may change again within the clock's tick: do not trust its time yet
-        if keep and len(times) and times.max() < time.time_ns() - 2_000_000_000:
+        if kept and len(times) and times.max() < time.time_ns() - 2_000_000_000:
             with atomic(kept) as file:
                 np.savez(file, folders=np.array(list(folders)), times=times, **columns)
     labels = np.repeat(np.array(list(folders.values()), np.int64), columns["counts"])

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import write_json
@@ -29,6 +27,9 @@ class View:
 
     def __call__(self, image):
         """Turn a Pillow image into uint8 pixels [crop, crop, 3], RGB."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as transforms
+
         image = image.convert("RGB")
         if self.resize is None:
             if image.size != (self.crop, self.crop):

@@ -6,6 +6,7 @@ Labels come from folder names (WordNet id or class number) or a label file, neve
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ class ImageSet:
     collection: str = "imagenet"  # 'drawn' for the demo's own set
     as_is: bool = False
     subset: dict | None = None  # what was left out, for a declared subset
+    sample: dict | None = None  # of which set this is a declared sample: whole for a benchmark that asks for one
     classes: tuple[int, ...] | None = None  # logits are restricted to these class numbers; None: all
     variables: dict = field(default_factory=dict)  # further facts about the images, for the benchmark's own use
 
@@ -76,7 +78,7 @@ def _key(label, file):
 
 
 class NotGiven(UserError):
-    """The command line names no folder for an image set."""
+    """Nothing names a folder for an image set."""
 
 
 class Missing(UserError):
@@ -86,17 +88,17 @@ class Missing(UserError):
 # Where the images are ------------------------------------------------------------------------------------------------
 
 
-def image_set(name, args):
+def image_set(name, data):
     """Find, list and check an image set, before anything is computed on it.
 
-    `name` is one of DECLARATIONS, with /CORRUPTION/SEVERITY for the corrupted sets. `args` is the parsed command line:
-    the folder comes from `--NAME` or `--data`. Raises UserError for a missing folder, a wrong count, an unknown class.
+    `name` is one of study.DECLARATIONS, with /CORRUPTION/SEVERITY for the corrupted sets; `data` (vocabulary.Data) has
+    the folders. Raises NotGiven where it names none, UserError for a missing folder, a wrong count, an unknown class.
     """
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
-    top = folder_of(base, args)
+    top = folder_of(base, data)
     manifest = read_manifest(top)
-    listing = list_classes(name, _variant_folder(top, variant, declared), declared, args)
+    listing = list_classes(name, _variant_folder(top, variant, declared), declared, data.listings)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
     expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
@@ -110,40 +112,73 @@ def image_set(name, args):
             classes=classes,
         ),
         manifest.get("images", declared.images),
-        args,
+        data,
         per_class=None if manifest else declared.per_class,
         expected=expected if expected is not None else range(1000),
     )
 
 
-def image_sets(base, variants, args):
-    """Return the image sets BASE/VARIANT of a corrupted set; with --allow-partial only those that are there."""
+def image_sets(base, variants, data):
+    """Return the image sets BASE/VARIANT of a corrupted set that are there, and warn of the others.
+
+    Each is complete in itself; what needs the missing ones is not reported. Raises UserError where none is there.
+    """
     found, missing = [], []
     for variant in tqdm(variants, f"looking through {base}", leave=False, delay=2):
         try:
-            found.append(image_set(f"{base}/{variant}", args))
+            found.append(image_set(f"{base}/{variant}", data))
         except Missing:
-            if not args.allow_partial:
-                raise
             missing.append(variant)
     if not found:
         raise UserError(f"{base}: none of its {len(variants)} folders CORRUPTION/SEVERITY is there; unpack some")
     if missing:
-        partial = {"variants": len(found), "of_variants": len(variants)}
-        found = [replace(images, subset=(images.subset or {}) | partial) for images in found]
+        warnings.warn(f"{base}: {len(missing)} of {len(variants)} folders are not there: {some(missing)}", stacklevel=2)
     return found
 
 
-def folder_of(base, args):
-    """Return the folder that the command line gives for an image set; NotGiven if it gives none or it is not there."""
-    option = base.replace("-", "_")
-    given = getattr(args, option, None)
-    folder = Path(given) if given else Path(args.data) / base if getattr(args, "data", None) else None
+def given_sets(names, data):
+    """Return those of the image sets for which there is a folder; NotGiven where there is none for any."""
+    found, reasons = [], []
+    for name in names:
+        try:
+            found.append(image_set(name, data))
+        except NotGiven as error:
+            reasons.append(str(error))
+    if not found:
+        raise NotGiven(reasons[0])
+    return found
+
+
+def sampled(images, size, seed=0):
+    """Return a declared sample of `size` images, stratified by class: a function of the set, the size and the seed.
+
+    Every class gives the same number of images, or one more; which ones is drawn. The whole set where it is no larger.
+    A benchmark that asks for a sample is whole on it.
+    """
+    if size >= len(images):
+        return images
+    random = np.random.default_rng([seed, size])
+    order = random.permutation(len(images))
+    labels = images.labels[order]
+    # the how many-th of its class each image is, in random order; the first ones of every class come first
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(labels[by_class]) != 0])
+    turn = np.empty(len(order), np.int64)
+    turn[by_class] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    chosen = np.sort(order[np.argsort(turn, kind="stable")[:size]])
+    declared = {"images": size, "of": len(images), "seed": seed, "stratified": True}
+    return replace(images, chosen=images.chosen[chosen], sample=declared)
+
+
+def folder_of(base, data):
+    """Return the folder that `data` gives for an image set; NotGiven if it gives none or it is not there."""
+    given = getattr(data, base.replace("-", "_"))
+    folder = Path(given) if given else Path(data.root) / base if data.root else None
     if folder is None:
         raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
     if not folder.is_dir():
         if not given:
-            raise NotGiven(f"{base}: there is no folder {base} in {args.data}; put it there, or give --{base} DIR")
+            raise NotGiven(f"{base}: there is no folder {base} in {data.root}; put it there, or give --{base} DIR")
         raise UserError(f"{base}: there is no folder {folder}; give the right one with --{base} DIR")
     return folder
 
@@ -159,7 +194,7 @@ def read_manifest(folder):
         raise UserError(f"{path} cannot be read ({error}); remove it or draw the set again") from None
 
 
-def check_complete(images, expected_images, args, per_class=None, expected=None):
+def check_complete(images, expected_images, data, per_class=None, expected=None):
     """Check the number of images (and classes), then apply --limit; what is less than whole is declared a subset.
 
     Raises UserError that names what is missing or too much, unless --allow-partial was given.
@@ -179,8 +214,8 @@ def check_complete(images, expected_images, args, per_class=None, expected=None)
             problems.append(f"{len(odd)} classes without exactly {per_class} images ({shown})")
     if not found:
         raise UserError(f"{images.name}: no images under {images.listing.root}; give the folder of the class folders")
-    allow, limit = getattr(args, "allow_partial", False), getattr(args, "limit", None)
-    if problems and not allow and limit is None:
+    limit = data.limit
+    if problems and not data.allow_partial and limit is None:
         raise UserError(
             f"{images.name} under {images.listing.root} is not complete: {'; '.join(problems)}. Complete it, or "
             f"measure what is there with --allow-partial"

@@ -381,3 +381,16 @@ def clean_accuracy_warning(name, expected, measured, images):
         )
     known = f"{expected:.2f} % was expected" if expected is not None else "near chance"
     return f"{name}: top-1 is {measured:.2f} % on {images} clean images, {known}; likely causes: {causes}"
+
+
+def skeleton(name, arch="resnet50"):
+    """Return the Network that `load_model` takes as `name` without its weights: what can be known without a download.
+
+    A user's own function is called as it is. Raises UserError as `load_model` does.
+    """
+    kind = registry.kind_of(name)
+    if kind == "function":
+        return load_model(name)
+    body, code = build(registry.registry()[name].arch if kind == "registry" else name if kind == "timm" else arch)
+    mean, std = NORMALIZATIONS["none"]
+    return Network(body, name=registry.network_name(name), mean=mean, std=std, facts={}, code=code)

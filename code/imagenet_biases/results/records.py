@@ -1,170 +1,155 @@
-"""Results on disk: responses, found again by exactly what determines them, and one record a network and benchmark."""
+"""Records: one JSON file a network and benchmark, with all that is needed to trust or repeat its numbers.
+
+results/LABEL/BENCHMARK.json is the result on whole image sets in the study's view; records of another view, precision,
+seed, subset or other weights under the same label lie beside it as BENCHMARK.VARIANT.json. Readers go by content.
+"""
 
 import datetime
-import functools
-import hashlib
-import importlib.metadata
 import json
-import platform
-import re
-import subprocess
-import zipfile
-import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from imagenet_biases.evaluate import UNSEEN
-from imagenet_biases.files import atomic, write_json
-from imagenet_biases.scores import Estimate
+from imagenet_biases import study
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import safe_name, write_json
+from imagenet_biases.machine import circumstances, commit
+from imagenet_biases.vocabulary import Estimate
+
+FORMAT = 2
 
 
-class Store:
-    """Responses under results/NETWORK/responses, one file for each network, image set, condition and readout.
+class Record:
+    """What a benchmark found on a network: `.model`, `.benchmark`, `.metrics` {name: Estimate}; `.content` is the JSON."""
 
-    A file holds `answers` int16 [N, k] (-2: not shown yet, -1: left out as unreadable) and `identity`, JSON text of all
-    that determines them. A file that is only partly filled is a checkpoint. With `fresh`, what is there is not read.
+    def __init__(self, content):
+        self.content = content
+
+    @property
+    def model(self):
+        return self.content["model"]
+
+    @property
+    def benchmark(self):
+        return self.content["benchmark"]
+
+    @property
+    def metrics(self):
+        bounds = self.content["intervals"]
+        return {
+            name: Estimate(value, *bounds.get(name, (None, None))) for name, value in self.content["metrics"].items()
+        }
+
+    def __getitem__(self, key):
+        return self.content[key]
+
+    def __repr__(self):
+        return f"Record({self.model}, {self.benchmark}, {len(self.content['metrics'])} metrics)"
+
+
+def named(pairs, benchmark):
+    """Return {metric: Estimate} of what a report yields. Raises UserError for a name given twice or unknown to study.py."""
+    metrics = {}
+    for name, value in pairs:
+        if name in metrics:
+            raise UserError(f"{benchmark} reports {name} twice; one of the two is lost")
+        study.metric(name)
+        metrics[name] = value if isinstance(value, Estimate) else Estimate(value)
+    return metrics
+
+
+def make_record(benchmark, label, network, found, metrics, machine, *, options=None, image_sets=(), notes=()):
+    """Return a record of `metrics` {name: Estimate}.
+
+    `network`: a Network, or None where the answers came from files; `found`: the Found behind the metrics;
+    `image_sets`: those shown; `notes`: warnings.
     """
-
-    def __init__(self, results, fresh=False):
-        self.results, self.fresh = Path(results), fresh
-
-    def path(self, identity, network):
-        """Return the file of one cell."""
-        text = json.dumps(identity, sort_keys=True)
-        slug = re.sub(r"[^A-Za-z0-9.-]+", "_", identity["condition"])
-        name = f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-        return self.results / network / "responses" / identity["images"] / name
-
-    def _parts(self, path):
-        return sorted(path.parent.glob(f"{path.stem}.rank-*.npz"))
-
-    def load(self, identity, network, images, width):
-        """Return the answers known so far, int16 [images, width]; UNSEEN where there are none."""
-        answers = np.full((images, width), UNSEEN, np.int16)
-        path = self.path(identity, network)
-        if self.fresh:
-            return answers
-        for file in (path, *self._parts(path)):
-            try:
-                with np.load(file, allow_pickle=False) as kept:
-                    same = json.loads(str(kept["identity"])) == json.loads(json.dumps(identity))
-                    if same and kept["answers"].shape == answers.shape:
-                        answers = np.maximum(answers, kept["answers"])
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-                print(f"warning: {file} is damaged and is measured again ({error})")
-        return answers
-
-    def save(self, identity, network, answers, rank=0, final=True):
-        """Write answers, atomically. Other ranks' checkpoints lie beside rank 0's until the final one replaces all."""
-        path = self.path(identity, network)
-        if rank and final:
-            return
-        file = path.with_name(f"{path.stem}.rank-{rank}.npz") if rank else path
-        with atomic(file) as out:
-            np.savez(out, answers=answers, identity=np.array(json.dumps(identity, sort_keys=True)))
-        if final:
-            for part in self._parts(path):
-                part.unlink(missing_ok=True)
-
-
-@functools.cache
-def versions():
-    """Return the versions that may matter for a number."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-@functools.cache
-def commit():
-    """Return the project's git commit, with '+' where the tree differs from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words):
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def device_name(device):
-    """Return the device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return _processor() or platform.machine()
-    return device.type
-
-
-@functools.cache
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-def make_record(
-    benchmark,
-    network,
-    image_sets,
-    metrics,
-    settings,
-    *,
-    options=None,
-    speed=None,
-    left_out=(),
-    warnings=(),
-    details=None,
-):
-    """Return a record: metrics {name: number or Estimate}, with all that is needed to trust or repeat them.
-
-    `network`: a Network, or a plain name where answers came from a file. `options`: the benchmark's own flags. `speed`
-    in images x conditions a second, None where no forward pass was needed.
-    """
-    estimates = {name: value if isinstance(value, Estimate) else Estimate(value) for name, value in metrics.items()}
-    identity = {} if isinstance(network, str) else dict(network.identity)
-    return {
-        "model": network if isinstance(network, str) else network.name,
+    partial = _partial(metrics, image_sets)
+    measured = _measured(found, machine)
+    left_out = sorted(
+        {
+            f"{one.images.name}/{one.images.files[position]}"
+            for one in found.all()
+            for position in np.flatnonzero(~one.counts)
+        }
+    )
+    details = benchmark.details(found) if benchmark.details else {}
+    layers = benchmark.layers(found) if benchmark.layers else {}
+    for name in layers:
+        study.metric(name)
+    content = {
+        "format": FORMAT,
+        "model": label,
         "benchmark": benchmark.name,
-        "metrics": {name: _number(one.value) for name, one in estimates.items()},
-        "intervals": {name: [one.low, one.high] for name, one in estimates.items() if one.low is not None},
+        "metrics": {name: _number(one.value) for name, one in metrics.items()},
+        "intervals": {
+            name: [_number(one.low), _number(one.high)] for name, one in metrics.items() if one.low is not None
+        },
+        "partial": partial,
+        "layers": {
+            metric: {layer: [_number(one.value), _number(one.low), _number(one.high)] for layer, one in values.items()}
+            for metric, values in layers.items()
+        },
         "images": sum(len(images) for images in image_sets),
-        "subset": _subset(image_sets, left_out),
-        "warnings": list(warnings),
-        "left_out": list(left_out),
-        "details": details or {},
-        "options": options or {},
-        "provenance": identity
+        "subset": _subset(image_sets, partial, left_out),
+        "warnings": list(notes),
+        "left_out": left_out,
+        "details": json.loads(json.dumps(details)),
+        "options": json.loads(json.dumps(options or {}, default=str)),
+        "metric_options": {},
+        "scored": [],
+        "provenance": (dict(network.identity) if network is not None else {})
         | {
-            "category": "" if isinstance(network, str) else network.category,
-            "collection": "+".join(sorted({images.collection for images in image_sets})),
+            "category": network.category if network is not None else "",
+            "collection": "+".join(sorted({images.collection for images in image_sets})) or "none",
             "image_sets": {
-                images.name: {"fingerprint": images.fingerprint, "images": len(images)} for images in image_sets
+                images.name: {
+                    "fingerprint": images.fingerprint,
+                    "images": len(images),
+                    "subset": images.subset,
+                    "sample": images.sample,
+                }
+                for images in image_sets
             },
-            "view": settings.view,
-            "precision": settings.precision,
-            "seed": settings.seed,
-            "versions": versions(),
-            "device": device_name(settings.device),
-            "commit": commit(),
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "images_per_second": speed and round(speed, 2),
+            "view": machine.view,
+            "precision": machine.precision,
+            "seed": machine.seed,
+            **measured[-1],
+            "measured": measured,
         },
     }
+    return json.loads(json.dumps(content, allow_nan=False, default=str))  # what is compared is what will be read
+
+
+def _measured(found, machine):
+    """Return when, where and by what the responses were measured, oldest first; now, where there are none."""
+    distinct = {json.dumps(one, sort_keys=True): one for responses in found.all() for one in responses.measured}
+    return sorted(distinct.values(), key=lambda one: one["time"]) or [circumstances(machine)]
 
 
 def _number(value):
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def _subset(image_sets, left_out):
+def _partial(metrics, image_sets):
+    """Return {metric: {images, of}} of the metrics that rest on less than whole sets (declared samples are whole)."""
+    sets = {images.name: images for images in image_sets}
+    partial = {}
+    for name, estimate in metrics.items():
+        used = sets if estimate.sets is None else estimate.sets
+        lacking = [one for one in used if one not in sets]
+        subsets = [sets[one].subset for one in used if one in sets and sets[one].subset]
+        if lacking or subsets:
+            partial[name] = {
+                "images": sum(len(sets[one]) for one in used if one in sets),
+                "of": sum((sets[one].subset or {"of": len(sets[one])})["of"] for one in used if one in sets),
+            } | ({"without": sorted(lacking)} if lacking else {})
+    return partial
+
+
+def _subset(image_sets, partial, left_out):
+    """Return what of the image sets was measured, or False where all of it was."""
     parts = {images.name: images.subset for images in image_sets if images.subset}
     if not parts and not left_out:
         return False
@@ -177,34 +162,108 @@ def _subset(image_sets, left_out):
     }
 
 
+# Which record is which --------------------------------------------------------------------------------------------------
+
+
 def variant(record):
-    """Return what distinguishes records of one network and benchmark, as a word."""
+    """Return what distinguishes records of one label and benchmark, as a word: settings, subset, and the weights."""
     source, subset = record["provenance"], record["subset"]
-    words = [source["view"], source["precision"], f"seed{source['seed']}", source["collection"]]
-    return "-".join(words + ([f"{subset['images']}of{subset['of']}"] if subset else []))
+    words = [source["view"], source["precision"], f"seed{source['seed']}", source["collection"].replace("+", "_")]
+    words += [source["frontend"]] if source.get("frontend") else []
+    words += [f"{subset['images']}of{subset['of']}"] if subset else []
+    words += [source["network"][:8]] if source.get("network") else []
+    return safe_name("-".join("".join(c if c.isalnum() or c in "._" else "_" for c in word) for word in words))
 
 
-def _measures_the_same(one, other):
-    keys = ("network", "image_sets")
-    return all(one["provenance"].get(key) == other["provenance"].get(key) for key in keys)
+def _rank(record):
+    """Which of several records owns BENCHMARK.json: whole before subset, the study's way before others, then the newest."""
+    source = record["provenance"]
+    usual = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
+    unusual = sum(source.get(key) != value for key, value in usual.items()) + bool(source.get("frontend"))
+    return not record["subset"], -unusual, source["time"]
+
+
+def read_record(path):
+    """Return a record's content, or None where there is none or it is not one of ours."""
+    try:
+        record = json.loads(Path(path).read_text("utf-8"))
+        variant(record)
+        return record if isinstance(record["metrics"], dict) and record["provenance"]["time"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
+        return None
 
 
 def write_record(results, record):
-    """Write results/NETWORK/BENCHMARK.json and return its path.
+    """Put a record into the results folder; return it as it stands there, its path, and whether that is news.
 
-    A record of another variant (view, precision, seed, subset) that stands there is kept as BENCHMARK.VARIANT.json. One
-    of the same network and images under other options of the benchmark (other attacks, say) lends its metrics.
+    A repetition that changes nothing writes nothing. One that scores the same responses otherwise adds a line to
+    `scored`. A record of the same network and way of measuring lends the metrics that this one lacks (other options,
+    other image sets), with the options they were measured under.
     """
-    path = Path(results) / record["model"] / f"{record['benchmark']}.json"
-    try:
-        before = json.loads(path.read_text("utf-8"))
-        other = variant(before)
-    except (OSError, ValueError, KeyError, TypeError):
-        before, other = {}, None  # none there, or not one of ours
-    if other and other != variant(record):
-        path.rename(path.with_suffix(f".{other}.json"))
-    elif other and before.get("options") != record["options"] and _measures_the_same(before, record):
-        record = record | {key: before[key] | record[key] for key in ("metrics", "intervals")}
-    write_json(path, record)
-    path.with_suffix(f".{variant(record)}.json").unlink(missing_ok=True)
-    return path
+    folder = Path(results) / safe_name(record["model"])
+    owner = folder / f"{safe_name(record['benchmark'])}.json"
+    own = folder / f"{record['benchmark']}.{variant(record)}.json"
+    for path in (owner, own):
+        before = read_record(path)
+        if before and variant(before) == variant(record):
+            record = _joined(before, record)
+            if record == before:
+                return record, path, False
+    before = read_record(owner)
+    if before is None and owner.exists():
+        raise UserError(f"{owner} is not a record of this project; move it away, the responses are kept")
+    if before and variant(before) != variant(record):
+        if _rank(before) > _rank(record):
+            write_json(own, record)
+            return record, own, True
+        # first the copy, then the new owner: a run that dies in between loses neither
+        write_json(folder / f"{record['benchmark']}.{variant(before)}.json", before)
+    write_json(owner, record)
+    with suppress(FileNotFoundError):
+        own.unlink()
+    return record, owner, True
+
+
+def _joined(before, record):
+    """Return the new record with what the one before it (same variant) adds; `before` itself if nothing is new."""
+    lent = [name for name in before["metrics"] if name not in record["metrics"]]
+    options = dict(before.get("metric_options", {}))
+    if lent:
+        merged = dict(record)
+        for part in ("metrics", "intervals", "partial", "layers"):
+            kept = {name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]}
+            merged[part] = kept | record[part]
+        merged["details"] = before.get("details", {}) | record["details"]
+        merged["provenance"] = record["provenance"] | {
+            "image_sets": before["provenance"]["image_sets"] | record["provenance"]["image_sets"]
+        }
+        merged["images"] = sum(one["images"] for one in merged["provenance"]["image_sets"].values())
+        options |= {name: before.get("options", {}) for name in lent if name not in options}
+        record = merged
+    # metrics that this record measured, or that share its options, need no line of their own
+    record["metric_options"] = {
+        name: value for name, value in options.items() if name in lent and value != record["options"]
+    }
+    if before.get("format") != FORMAT:
+        return record
+    same_responses = _moments(record) <= _moments(before)
+    if same_responses or not record["provenance"]["image_sets"]:
+        record["provenance"] = record["provenance"] | {
+            key: before["provenance"][key] for key in (*circumstances_keys(before), "measured")
+        }
+        record["scored"] = before["scored"]
+        changed = sorted(key for key in record if key not in ("scored", "provenance") and record[key] != before[key])
+        if not changed:
+            return before
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        record["scored"] = [*before["scored"], {"time": now, "commit": commit(), "changed": changed}]
+    return record
+
+
+def circumstances_keys(record):
+    """Return the keys by which a record says when, where and by what it was measured."""
+    return [key for key in ("time", "device", "versions", "commit", "images_per_second") if key in record["provenance"]]
+
+
+def _moments(record):
+    return {json.dumps(one, sort_keys=True) for one in record["provenance"].get("measured", [])}

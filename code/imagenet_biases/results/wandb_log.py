@@ -1,6 +1,7 @@
-"""Weights & Biases as a mirror of the local records: it never stops a run, and nothing lives only there."""
+"""Weights & Biases shows what is measured: it never stops a run, and nothing lives only there."""
 
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,21 +9,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagenet_biases.study import wordnet_ids
 from imagenet_biases.results.records import variant
 from imagenet_biases.scores import per_class
+from imagenet_biases.study import wordnet_ids
+from imagenet_biases.vocabulary import TopClasses
 
-LIVE = 8  # runs that may be open at once: more benchmarks x networks are mirrored one by one, when each is done
 
-
-class Mirror:
-    """One W&B run a network and benchmark, with a deterministic id.
+class WandbLogger:
+    """One W&B run a network and benchmark, with a deterministic id; it carries the record itself as a file.
 
     `mode`: online, offline, disabled, or auto: as WANDB_MODE says, else online where a key is configured.
     """
 
-    def __init__(self, mode, results):
-        self.results, self.runs, self.offline = Path(results), {}, []
+    LIVE = 8  # runs that may be open at once: more benchmarks x networks are logged one by one, when each is done
+
+    def __init__(self, mode, results, machine):
+        self.folder, self.machine = Path(results or "."), machine
+        self.runs, self.offline = {}, []
         self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
         if self.mode not in ("online", "offline", "disabled"):
             self.mode = "online" if self._guarded("no key", _has_key) else "offline"
@@ -36,72 +39,94 @@ class Mirror:
             print(f"warning: W&B, {what}: {line}; the local record is complete", file=sys.stderr)
             return None
 
-    def start(self, benchmark, network, identity):
-        """Open a run to be watched while it measures; `identity`: JSON-able, what its id is made of."""
-        if self.mode == "disabled" or (benchmark.name, network) in self.runs:
+    def start(self, job, network):
+        """Open a run to be watched while it measures."""
+        if self.mode == "disabled" or (job, network) in self.runs:
             return
-        run = self._guarded("no run opened", self._open, benchmark, network, identity)
+        run = self._guarded("no run opened", self._open, job, network)
         if run is None and self.mode == "online":
             self.mode = "offline"  # no network or no quota: keep the runs here, to be synced later
             self._guarded("restart", _forget)  # the client still holds the id of the run that failed
-            run = self._guarded("no run opened", self._open, benchmark, network, identity)
-        self.runs[benchmark.name, network] = run
+            run = self._guarded("no run opened", self._open, job, network)
+        self.runs[job, network] = run
 
-    def _open(self, benchmark, network, identity):
+    def _open(self, job, network):
         import wandb
 
-        self.results.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
+        machine = self.machine
+        identity = [network.name, job.name, network.identity["network"], machine.view, machine.precision, machine.seed]
         run = wandb.init(
-            project=benchmark.project or benchmark.name,
-            id=hashlib.sha256(repr([network, benchmark.name, identity]).encode()).hexdigest()[:16],
-            name=network,
-            dir=str(self.results),
+            project=job.benchmark.project or job.name,
+            id=hashlib.sha256(repr([*identity, subsets]).encode()).hexdigest()[:16],
+            name=network.name,
+            dir=str(self.folder),
             mode=self.mode,
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )
+        run.config.update({"model": network.name, "benchmark": job.name, "options": _json(job.options)})
         if self.mode == "offline":
             self.offline.append(Path(run.settings.sync_dir))
         return run
 
-    def watch(self, shown, accuracy):
-        """Log progress to every open run."""
-        for run in self.runs.values():
-            if run is not None:
-                self._guarded("progress", run.log, {"progress/shown": shown, "progress/accuracy": accuracy})
+    def watch(self, group, progress, accuracies):
+        """Log to every open run how far its network's conditions are: accuracies on the images so far, as such."""
+        for (_, network), run in self.runs.items():
+            if run is None:
+                continue
+            mine = {
+                f"progress/{group.images.name}/{condition} so far": value
+                for (one, condition), value in accuracies.items()
+                if one is network
+            }
+            if mine:
+                counts = {"progress/images": progress.seen, "progress/forward passes": progress.done}
+                self._guarded("progress", run.log, counts | mine)
 
-    def finish(self, benchmark, record, responses, pictures, identity):
-        """Mirror a record that is on disk: config, metrics, pictures of the stimuli, a table by class; close."""
+    def finish(self, job, network, record, found, pictures):
+        """Log a record that is on disk: config, metrics, pictures of the stimuli, a table by class, the record; close."""
         if self.mode == "disabled":
             return
-        self.start(benchmark, record["model"], identity)
-        run = self.runs.pop((benchmark.name, record["model"]), None)
+        self.start(job, network)
+        run = self.runs.pop((job, network), None)
         if run is not None:
-            self._guarded("results", self._write, run, record, responses, pictures)
+            self._guarded("results", self._write, run, record, found, pictures)
             self._guarded("closing", run.finish)
 
-    def _write(self, run, record, responses, pictures):
+    def _write(self, run, record, found, pictures):
         import wandb
 
-        context = {key: record[key] for key in ("model", "benchmark", "images", "subset", "warnings")}
+        context = {key: record[key] for key in ("model", "benchmark", "images", "subset", "warnings", "options")}
         run.config.update(record["provenance"] | context | {"variant": variant(record)}, allow_val_change=True)
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
         rows = [[name, value, *record["intervals"].get(name, (None, None))] for name, value in metrics.items()]
         media = {"metrics": wandb.Table(["metric", "value", "low", "high"], rows)}
         if pictures:
             media["stimuli"] = wandb.Image(_sheet(pictures), caption="rows: " + ", ".join(pictures))
-        by_class = _class_table(responses)
+        by_class = _class_table(found)
         if by_class:
             media["per_class"] = wandb.Table(*by_class)
         run.log(metrics | media)
         run.summary.update(metrics)
+        file = Path(run.dir) / "record.json"
+        file.write_text(json.dumps(record), "utf-8")
+        artifact = wandb.Artifact(f"record-{run.id}", "record")
+        artifact.add_file(str(file))
+        run.log_artifact(artifact)
+        run.save(str(file), base_path=run.dir, policy="now")
 
     def close(self):
         """Say how to upload what was kept offline."""
         if self.offline:
             folders = self.offline[0].parent / "offline-run-*"
             print(f"W&B kept {len(self.offline)} runs offline; upload them with: wandb sync {folders}")
+
+
+def _json(value):
+    return json.loads(json.dumps(value, default=str))
 
 
 def _forget():
@@ -127,12 +152,12 @@ def _sheet(pictures, side=112):
     return sheet
 
 
-def _class_table(responses):
+def _class_table(found):
     """Return (columns, rows) of the accuracy of every class under every condition, or None for other labels."""
     tables = {
-        f"{images} {condition}": per_class(one)
-        for (images, condition), one in responses.items()
-        if one.answers.shape[1] > 1  # ranked classes; categories have one answer
+        f"{one.images.name} {one.condition.name}": per_class(one)
+        for one in found.all()
+        if isinstance(one.readout, TopClasses)
     }
     if not tables:
         return None

@@ -1,0 +1,467 @@
+"""THE forward loop, the only one: groups x conditions x networks -> responses.
+
+An image is decoded once for all conditions and networks that are shown together. A stimulus is made once for all
+networks. Answers stay on the device until a checkpoint; nothing waits for the device within a batch.
+"""
+
+import signal
+import sys
+import time
+import warnings
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed
+from tqdm import tqdm
+
+from imagenet_biases.errors import UserError
+from imagenet_biases.images.pixels import Reader, Unreadable
+from imagenet_biases.machine import circumstances
+from imagenet_biases.progress import Progress
+from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, key_of
+from imagenet_biases.runner import Runners
+from imagenet_biases.vocabulary import Batch, Shown
+
+NETWORK_FAULTS = (  # what a stranger's network may raise; our own mistakes in its place are found by the tests
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Loop:
+    """Shows every group of a plan to its networks.
+
+    Responses that the store has are not measured again; a run that was stopped, at any moment, goes on from the last
+    checkpoint. With several ranks (torch.distributed) each takes every world-th missing image.
+    """
+
+    def __init__(self, plan, store, machine, skip_unreadable=False, progress=False, runners=None):
+        self.plan, self.store, self.machine = plan, store, machine
+        self.skip_unreadable, self.progress, self.runners = skip_unreadable, progress, runners
+        self.failed, self.pictures = {}, {}
+        self.watch = self.gate = None
+
+    def load(self):
+        """Read what is known of every cell."""
+        for group in self.plan.groups:
+            checked = {}
+            for cell in group.cells:
+                cell.kept = self.store.load(
+                    cell.identity, cell.network.name, len(group.images), cell.readout.dtype, cell.readout.shape
+                )
+                if cell.kept.pixels and _other_pixels(group, cell.kept.pixels, checked):
+                    warnings.warn(
+                        f"{group.images.name}: images have changed since they were measured; {cell.condition.name} is "
+                        f"measured again",
+                        stacklevel=2,
+                    )
+                    cell.kept = type(cell.kept)(np.zeros_like(cell.kept.values), np.zeros_like(cell.kept.state))
+        if self.machine.world > 1:
+            torch.distributed.barrier()  # nobody writes before everybody has read the same state
+
+    def missing(self, cells):
+        """Whether some image is still to be shown for some of the cells."""
+        return any((cell.kept.state == UNSEEN).any() for cell in cells)
+
+    def run(self, pairs):
+        """Yield each of the pairs (job, network) as soon as its responses are complete and stored."""
+        waiting = dict.fromkeys(pairs)
+
+        def complete():
+            for pair in [pair for pair in waiting if not self.missing(self.plan.cells[pair])]:
+                del waiting[pair]
+                self._pack(pair)
+                if pair[1] not in self.failed:
+                    yield pair
+
+        yield from complete()
+        needed = {id(cell) for pair in waiting for cell in self.plan.cells[pair]}
+        groups = [group for group in self.plan.groups if any(id(cell) in needed for cell in group.cells)]
+        groups = [group for group in groups if self.missing(group.cells)]
+        if self.runners is None:
+            planned = {}
+            for group in groups:
+                for network in {cell.network for cell in group.cells if cell.condition.kind != "change"}:
+                    # what the whole job needs, not what is left of it: a resumed run computes as the first one did
+                    cost = sum(
+                        c.cost
+                        for c, by_network in group.shows(("clean", "stimulus", "attack"))
+                        if dict(by_network).get(network)
+                    )
+                    key = id(network), group.view.crop
+                    planned[key] = planned.get(key, 0) + len(group.images) * cost
+            self.runners = Runners(self.machine, planned)
+        tasks = [self._tasks(group) for group in groups]
+        total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
+        batches = iter(_loader(groups, tasks, self.machine))
+        with Progress(total, self.progress) as progress:
+            try:
+                for group, own in zip(groups, tasks, strict=True):
+                    Showing(self, group, own, batches, progress).run()
+                    if self.gate:
+                        self.gate(group)
+                    yield from complete()
+            finally:
+                self.runners.close()
+
+    def _tasks(self, group):
+        """Return this rank's batches of missing images, as positions."""
+        missing = np.flatnonzero(np.any([cell.kept.state == UNSEEN for cell in group.cells], axis=0))
+        mine = missing[self.machine.rank :: self.machine.world]
+        return [mine[i : i + self.machine.batch_size] for i in range(0, len(mine), self.machine.batch_size)]
+
+    def _pack(self, pair):
+        if self.machine.rank:
+            return
+        stems = {cell.images.name.partition("/")[0]: cell.identity for cell in self.plan.cells[pair]}
+        for identity in stems.values():
+            self.store.pack(identity, pair[1].name)
+
+    def pictures_of(self, cells):
+        """Return {image set and condition: the first images as shown, uint8 [n, H, W, 3]} of some cells."""
+        found = {}
+        for cell in cells:
+            for network in (None, cell.network):
+                picture = self.pictures.get((cell.images.name, cell.condition, network))
+                if picture is not None:
+                    found[f"{cell.images.name} {cell.condition.name}"] = picture
+        return found
+
+
+def _other_pixels(group, sample, checked):
+    """Whether some image does not have the pixels that it had when it was measured; `checked`: {position: crc32}."""
+    reader = Reader(group.images, group.view)
+    for position, crc in sample.items():
+        if position not in checked:
+            try:
+                checked[position] = _crc(reader.read(int(group.images.chosen[int(position)])))
+            except (Unreadable, IndexError, ValueError):
+                checked[position] = None
+        if checked[position] != crc:
+            return True
+    return False
+
+
+def _crc(pixels):
+    return zlib.crc32(np.ascontiguousarray(pixels))
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """Decoded batches: (group number, positions) -> uint8 pixels [B, H, W, 3] and messages about unreadable images."""
+
+    def __init__(self, groups, cache):
+        self.sets = [(group.images, group.view, cache) for group in groups]
+        self.reader = None, None  # of the group at hand: batches come in the order of the groups
+
+    def __getitem__(self, task):
+        number, positions = task
+        if self.reader[0] != number:
+            self.reader = number, Reader(*self.sets[number])
+        reader = self.reader[1]
+        crop = reader.view.crop
+        pixels = np.zeros((len(positions), crop, crop, 3), np.uint8)
+        unreadable = {}
+        for row, position in enumerate(positions):
+            try:
+                pixels[row] = reader.read(int(reader.images.chosen[position]))
+            except Unreadable as error:
+                unreadable[row] = str(error)
+        return torch.from_numpy(pixels), unreadable
+
+
+def _ignore_interrupts(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _loader(groups, tasks, machine):
+    return torch.utils.data.DataLoader(
+        _Decoded(groups, machine.cache),
+        sampler=[(number, task) for number, own in enumerate(tasks) for task in own],
+        batch_size=None,
+        num_workers=machine.workers if any(tasks) else 0,
+        pin_memory=machine.device.type == "cuda",
+        worker_init_fn=_ignore_interrupts,
+    )
+
+
+SAMPLE = 4  # images of a set whose pixels are remembered with the answers
+
+
+class Showing:
+    """One group's missing images shown to its networks; answers are saved now and then, at the end, and on a fault."""
+
+    def __init__(self, loop, group, tasks, batches, progress):
+        self.loop, self.group, self.tasks, self.batches, self.progress = loop, group, tasks, batches, progress
+        self.machine, self.images = loop.machine, group.images
+        device = self.machine.device
+        self.labels, self.keys = (torch.from_numpy(a).to(device) for a in (self.images.labels, self.images.keys))
+        self.values = {cell: _buffer(cell, device) for cell in group.cells}
+        self.due = {cell: cell.kept.state == UNSEEN for cell in group.cells}
+        self.asked_rows = {cell: rows.copy() for cell, rows in self.due.items()}
+        self.asked = {cell: bool(rows.any()) for cell, rows in self.due.items()}
+        self.nonfinite = {cell: torch.zeros((), dtype=torch.int64, device=device) for cell in group.cells}
+        self.hits = {cell: torch.zeros((), dtype=torch.int64, device=device) for cell in group.cells}
+        self.counted = dict.fromkeys(group.cells, 0)
+        sample = np.linspace(0, len(self.images) - 1, min(SAMPLE, len(self.images))).astype(int)
+        self.sample, self.crcs = set(sample.tolist()), {}
+        self.passes = 0  # forward passes, with what an attack takes counted as such
+
+    def run(self):
+        """Show all; the cells of networks that fail are dropped."""
+        self.started = told = time.monotonic()
+        save_at = self.started + self.machine.checkpoint_seconds
+        self.progress.group(self.images.name, len(self.images))
+        try:
+            for positions in self.tasks:
+                self._batch(positions)
+                now = time.monotonic()
+                if now - told > 1:
+                    told = now
+                    self._tell()
+                if now > save_at:
+                    self._save()
+                    # many networks and conditions take long to write: never more than a twentieth of the time
+                    save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
+        except torch.OutOfMemoryError:
+            self._save()
+            raise UserError(
+                f"out of memory with --batch-size {self.machine.batch_size}; repeat with half of it"
+            ) from None
+        except BaseException:
+            self._save()  # also on Ctrl-C: what was measured is kept
+            raise
+        self._save(final=True)
+        unseen = [cell for cell in self.group.cells if self._alive(cell) and (cell.kept.state == UNSEEN).any()]
+        if unseen:
+            raise AssertionError(f"{len(unseen)} conditions of {self.images.name} have images that were not shown")
+
+    def _alive(self, cell):
+        return cell.network not in self.loop.failed
+
+    def _batch(self, positions):
+        """Show one batch under every condition that some image of it still needs."""
+        rows, unreadable = next(self.batches)
+        self._note_unreadable(unreadable)
+        for row in (row for row, position in enumerate(positions) if position in self.sample and row not in unreadable):
+            self.crcs[str(positions[row])] = _crc(rows[row].numpy())
+        device = self.machine.device
+        here = torch.from_numpy(positions).to(device)
+        # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
+        pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        readable = np.ones(len(positions), bool)
+        readable[list(unreadable)] = False
+        shown = Shown(None, pixels, pixels, self.labels[here], Batch(self.keys[here], self.machine.seed))
+        for condition, by_network in self.group.shows(("clean", "stimulus", "attack")):
+            presented = None
+            for network, cells in self._due(by_network, positions):
+                if presented is None:
+                    presented = self._presented(condition, shown)
+                if self._guarded(
+                    network, self._answer, condition, network, cells, shown, presented, positions, readable
+                ):
+                    self._count(condition, positions)
+        # a network's own activations are kept from its intact pass over the batch: all its changes in one go
+        for network in self._networks("change"):
+            self._guarded(network, self._changed, network, shown, positions, readable)
+        for cell in self.group.cells:
+            self.due[cell][positions] = False
+            cell.kept.state[positions] = np.where(
+                cell.kept.state[positions] == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), cell.kept.state[positions]
+            )
+        self.progress.images(len(positions))
+
+    def _note_unreadable(self, unreadable):
+        if unreadable and not self.loop.skip_unreadable:
+            raise UserError(
+                f"unreadable image {next(iter(unreadable.values()))}; replace it, or leave such images out with "
+                f"--skip-unreadable"
+            )
+        for message in unreadable.values():
+            tqdm.write(f"left out: {message}", file=sys.stderr)
+
+    def _due(self, by_network, positions):
+        """Return the networks whose cells some image of the batch still needs, with these cells."""
+        due = [(n, [cell for cell in cells if self.due[cell][positions].any()]) for n, cells in by_network]
+        return [(network, cells) for network, cells in due if cells and network not in self.loop.failed]
+
+    def _networks(self, kind):
+        return list(dict.fromkeys(c.network for c in self.group.cells if c.condition.kind == kind and self._alive(c)))
+
+    @staticmethod
+    def _presented(condition, shown):
+        if condition.stimulus is None:
+            return shown.pixels
+        with torch.no_grad():
+            return condition.stimulus(shown.pixels, shown.batch, **condition.settings)
+
+    def _answer(self, condition, network, cells, shown, presented, positions, readable):
+        """Show what is presented to one network; keep what its readouts say of the answer."""
+        runner = self._runner(network)
+        if condition.attack is not None:
+            attacked = condition.attack(
+                runner.differentiable(shown.batch), presented, shown.labels, shown.batch, **condition.settings
+            )
+            presented = attacked.detach()
+        self._picture(condition, network, presented)
+        answer = runner.answer(presented, shown.batch)
+        intact = None
+        if any(cell.readout.intact for cell in cells):
+            intact = answer if presented is shown.pixels else runner.answer(shown.pixels, shown.batch)
+        self._keep(cells, replace(shown, pixels=presented, intact=intact), answer, positions, readable)
+
+    def _changed(self, network, shown, positions, readable):
+        """Show the pixels to one network under each of its changes."""
+        runner, intact = self._runner(network), None
+        for condition, by_network in self.group.shows(("change",)):
+            for _, cells in self._due([pair for pair in by_network if pair[0] is network], positions):
+                if intact is None:
+                    intact = runner.intact(shown.pixels, shown.batch)
+                answer = runner.changed(condition, shown.pixels, shown.batch)
+                self._keep(cells, replace(shown, intact=intact), answer, positions, readable)
+                self._count(condition, positions)
+
+    def _runner(self, network):
+        return self.loop.runners.get(network, self.group.view.crop)
+
+    def _keep(self, cells, shown, answer, positions, readable):
+        """Store the rows that the readouts make of an answer: only what is missing, so nothing is changed or doubled."""
+        words = not isinstance(answer, torch.Tensor)
+        shown = replace(shown, words=answer) if words else replace(shown, logits=answer)
+        for cell in cells:
+            rows = cell.readout(shown)
+            due = np.flatnonzero(self.due[cell][positions])
+            if isinstance(self.values[cell], np.ndarray):
+                self.values[cell][positions[due]] = np.asarray(rows)[due]
+            else:
+                rows = torch.as_tensor(rows, device=self.machine.device).to(self.values[cell].dtype)
+                where = torch.from_numpy(positions[due]).to(self.machine.device)
+                self.values[cell][where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
+            if not words:
+                self.nonfinite[cell] += (~answer.isfinite().all(1)).sum()
+            hits = cell.readout.hits(rows, shown.labels)
+            if hits is not None:
+                self.hits[cell] += hits.sum()
+                self.counted[cell] += int(readable.sum())
+
+    def _count(self, condition, positions):
+        self.passes += len(positions) * condition.cost
+        self.progress.passes(len(positions) * condition.cost)
+
+    def _guarded(self, network, action, *arguments):
+        """Run a network; one that fails is out, and the others go on. Returns whether it went well."""
+        try:
+            action(*arguments)
+            return True
+        except (torch.OutOfMemoryError, UserError):
+            raise
+        except NETWORK_FAULTS as error:
+            reason = " ".join(str(error).split())[:300]
+            if "allocate memory" in reason:
+                raise torch.OutOfMemoryError(reason) from error
+            if len(self.loop.plan.networks) == 1 or self.machine.world > 1:
+                raise UserError(f"{network.name} failed: {type(error).__name__}: {reason}") from error
+            self.loop.failed[network] = f"{type(error).__name__}: {reason}"
+            print(f"error: {network.name} failed: {self.loop.failed[network]}; the others go on", file=sys.stderr)
+            return False
+
+    def _picture(self, condition, network, pixels):
+        """Remember the first images as shown; a stimulus that leaves [0, 1] is a mistake in its code."""
+        key = self.images.name, condition, network if condition.kind == "attack" else None
+        if key in self.loop.pictures:
+            return
+        low, high = (float(value) for value in pixels.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"condition '{condition.name}' gives pixels in [{low:.4g}, {high:.4g}], not within [0, 1]")
+        picture = pixels[:4].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        self.loop.pictures[key] = picture
+
+    def _tell(self):
+        """Say how far it is, and each network's and condition's accuracy on the images so far."""
+        accuracies = {
+            (cell.network, cell.condition.name): 100 * self.hits[cell].item() / self.counted[cell]
+            for cell in self.group.cells
+            if self.counted[cell] and self._alive(cell)
+        }
+        self.progress.tell({(network.name, name): value for (network, name), value in accuracies.items()})
+        if self.loop.watch:
+            self.loop.watch(self.group, self.progress, accuracies)
+
+    def _save(self, final=False):
+        """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
+        cells = [cell for cell in self.group.cells if self._alive(cell)]
+        for cell in cells:
+            values = self.values[cell]
+            cell.kept.values = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+        counts = [int(self.nonfinite[cell]) for cell in cells]
+        passes, seconds = self.passes, time.monotonic() - self.started
+        if passes or not final:
+            self._write(cells, counts, passes, seconds)
+        if final and self.machine.world > 1:
+            sums = torch.tensor([passes, *counts], device=self.machine.device)
+            torch.distributed.all_reduce(sums)
+            passes, *counts = sums.tolist()
+            for cell in cells:
+                self._gather(cell)
+            if not self.machine.rank:
+                self._write(cells, counts, passes, seconds)
+        if final:
+            for cell, kept in zip(cells, self._kept(cells, counts, passes, seconds), strict=True):
+                cell.kept = kept
+
+    def _kept(self, cells, counts, passes, seconds):
+        """Return what is known of each cell with what this run has added: when, where, how many odd answers."""
+        now = [circumstances(self.machine, passes / seconds)] if passes else []
+        return [
+            type(cell.kept)(
+                cell.kept.values,
+                cell.kept.state,
+                cell.kept.measured + (now if self.asked[cell] else []),
+                cell.kept.nonfinite + count,
+                cell.kept.pixels | self.crcs,
+            )
+            for cell, count in zip(cells, counts, strict=True)
+        ]
+
+    def _write(self, cells, counts, passes, seconds):
+        kept = dict(zip(cells, self._kept(cells, counts, passes, seconds), strict=True))
+        for network in dict.fromkeys(cell.network for cell in cells):
+            mine = [(cell.identity, kept[cell]) for cell in cells if cell.network is network and self.asked[cell]]
+            name = key_of([key_of(identity) for identity, _ in mine])
+            self.loop.store.save(name, mine, network.name, self.machine.rank)
+
+    def _gather(self, cell):
+        """Bring together what the ranks have seen of a cell; every image was one rank's."""
+        new = self.asked_rows[cell] & (cell.kept.state != UNSEEN)
+        if cell.kept.values.dtype.kind not in "biuf":
+            parts = [None] * self.machine.world
+            torch.distributed.all_gather_object(parts, (new, cell.kept.values, cell.kept.state))
+            for seen, values, state in parts:
+                cell.kept.values[seen], cell.kept.state[seen] = values[seen], state[seen]
+            return
+        wide = np.float64 if cell.kept.values.dtype.kind == "f" else np.int64  # what every backend can add
+        values = np.where(new.reshape(-1, *[1] * (cell.kept.values.ndim - 1)), cell.kept.values, 0).astype(wide)
+        values, state = (
+            torch.from_numpy(np.ascontiguousarray(one)).to(self.machine.device)
+            for one in (values, np.where(new, cell.kept.state, 0).astype(np.int64))
+        )
+        for one in (values, state):
+            torch.distributed.all_reduce(one)
+        state = state.cpu().numpy()
+        cell.kept.values[state > 0] = values.cpu().numpy()[state > 0].astype(cell.kept.values.dtype)
+        cell.kept.state[state > 0] = state[state > 0]
+
+
+def _buffer(cell, device):
+    """Return where a cell's rows are collected: on the device, or on the host where torch has no such dtype."""
+    if cell.kept.values.dtype.kind in "biuf":
+        return torch.from_numpy(cell.kept.values).to(device, copy=True)
+    return cell.kept.values

@@ -1,0 +1,195 @@
+"""What a run runs on: the device, the ranks, the processes that decode; and its description."""
+
+import contextlib
+import ctypes
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imagenet_biases.errors import UserError
+
+COMPILE_FROM = 20_000  # forward passes per network from which compiling (5-60 s) pays
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Settings (vocabulary.Settings) as they hold on this machine. Nothing but precision, view and seed changes an
+    answer."""
+
+    device: torch.device
+    precision: str
+    view: str
+    seed: int
+    batch_size: int
+    workers: int
+    cache: str | None
+    compile: str
+    checkpoint_seconds: float
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self):
+        """Return a context in which networks run in the chosen precision."""
+        if self.precision in ("bf16", "fp16"):
+            return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        return contextlib.nullcontext()
+
+    def compiles(self, images):
+        """Whether a network that is to see so many images is compiled."""
+        return self.compile == "on" or (self.compile == "auto" and images >= COMPILE_FROM)
+
+
+def machine(settings, images):
+    """Return the Machine for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
+    if settings.workers is not None and settings.workers < 0:
+        raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) or more")
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise UserError(f"--batch-size {settings.batch_size}: give 1 or more")
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if not 0 <= rank < world:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
+    device = _device(settings.device)
+    if settings.precision not in ("fp32", "tf32", "bf16", "fp16"):
+        raise UserError(f"precision '{settings.precision}' is unknown: it is fp32, tf32, bf16 or fp16")
+    if settings.view not in ("study", "native"):
+        raise UserError(f"view '{settings.view}' is unknown: it is study or native")
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
+    if device.type == "cpu":
+        keep_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = settings.workers
+    if workers is None and images < 512:
+        workers = 0  # starting processes would take longer than decoding
+    elif workers is None:
+        here = _number("LOCAL_WORLD_SIZE", 1)
+        workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores // here))
+    return Machine(
+        device=device,
+        precision=settings.precision,
+        view=settings.view,
+        seed=settings.seed,
+        batch_size=settings.batch_size or (256 if device.type == "cuda" else 32),
+        workers=workers,
+        cache=settings.cache and str(settings.cache),
+        compile=settings.compile,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        rank=rank,
+        world=world,
+    )
+
+
+def _number(variable, default):
+    text = os.environ.get(variable, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"the environment variable {variable} is '{text}', not a number; unset it") from None
+
+
+def _device(name):
+    if isinstance(name, torch.device):
+        return name
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    kind = str(name).partition(":")[0]
+    if kind not in available:
+        raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
+    if not available[kind]:
+        raise UserError(f"--device {name}: this machine has none that torch can use; leave --device out")
+    return torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
+
+
+@functools.cache
+def keep_memory():
+    """Let the C library keep what is freed instead of giving it back to the system after every layer.
+
+    glibc returns every large block at once and fetches it again, page by page, for the next layer: on a CPU that is up
+    to half of the time. With M_MMAP_MAX = 0 and no trimming the pages stay. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, -1)  # as a size_t: more than there is
+
+
+# The description --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def versions():
+    """Return the versions that may matter for a number."""
+    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+@functools.cache
+def commit():
+    """Return the project's git commit, with '+' where the code differs from it; None outside a checkout."""
+    code = Path(__file__).resolve().parents[1]
+
+    def git(*words):
+        return subprocess.run(["git", "-C", code, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # results, tables and downloads beside the code are data: they change nothing
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def device_name(device):
+    """Return the device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return _processor() or platform.machine()
+    return device.type
+
+
+@functools.cache
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def circumstances(machine, images_per_second=None):
+    """Return when, where and by what something is measured now, JSON-able."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device_name(machine.device),
+        "versions": versions(),
+        "commit": commit(),
+        "images_per_second": images_per_second and round(images_per_second, 2),
+    }
+
+
+@contextlib.contextmanager
+def ranks(machine):
+    """Join the other ranks that torchrun started, if any."""
+    if machine.world == 1:
+        yield
+        return
+    if machine.device.type == "cuda":
+        torch.cuda.set_device(machine.device)
+    torch.distributed.init_process_group(
+        "nccl" if machine.device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12)
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,209 @@
+"""Responses on disk, found again by exactly what determines them.
+
+results/LABEL/responses/SET.KIND.npz holds what one network (label) answered to one image set under one kind of
+condition; while it is being measured, its parts lie in results/LABEL/responses/SET.parts/. A file has an index, JSON
+text {key: entry}, and for each key the arrays `KEY.values` [N, ...] and `KEY.state` uint8 [N] (UNSEEN, ANSWERED,
+LEFT_OUT). An entry has the identity of what was measured, when and where (`measured`), how many answers were not finite,
+and checksums of the decoded pixels of a few images, by which other images of the same names are noticed.
+"""
+
+import functools
+import hashlib
+import json
+import warnings
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from imagenet_biases.files import atomic, safe_name
+
+UNSEEN, ANSWERED, LEFT_OUT = 0, 1, 2
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+
+
+class Kept:
+    """What is known of one cell: `values` [N, ...], `state` uint8 [N], and an entry's further facts."""
+
+    def __init__(self, values, state, measured=(), nonfinite=0, pixels=None):
+        self.values, self.state, self.measured, self.nonfinite = values, state, list(measured), nonfinite
+        self.pixels = pixels or {}
+
+    def take(self, other):
+        """Add what another has seen and this one has not."""
+        new = (self.state == UNSEEN) & (other.state != UNSEEN)
+        if new.any():
+            self.values[new], self.state[new] = other.values[new], other.state[new]
+            self.measured += [one for one in other.measured if one not in self.measured]
+            self.nonfinite += other.nonfinite
+        self.pixels |= other.pixels
+
+
+def key_of(identity):
+    """Return the name of a cell's arrays in a file."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class ResponseStore:
+    """The responses in a results folder; without one (None) nothing is read or written.
+
+    With `fresh`, what is there is not read: it is measured again and replaced.
+    """
+
+    def __init__(self, results, fresh=False):
+        self.results, self.fresh = results and Path(results), fresh
+        self.mine = set()  # parts that this run has written: read although `fresh`
+
+    def _folder(self, label):
+        return self.results / safe_name(label) / "responses"
+
+    @staticmethod
+    def _stem(cell_identity):
+        return safe_name(cell_identity["images"].partition("/")[0])
+
+    def packed(self, identity, label):
+        """Return the file that holds a cell in the end."""
+        return self._folder(label) / f"{self._stem(identity)}.{identity['kind']}.npz"
+
+    def _files(self, identity, label):
+        folder = self._folder(label)
+        parts = sorted((folder / f"{self._stem(identity)}.parts").glob("*.npz"))
+        files = [self.packed(identity, label), *parts]
+        return [file for file in files if not self.fresh or file in self.mine]
+
+    def load(self, identity, label, images, dtype, shape):
+        """Return what is known of a cell: Kept with [images, *shape] values of `dtype`, UNSEEN where nothing is."""
+        known = Kept(np.zeros((images, *shape), dtype), np.zeros(images, np.uint8))
+        if self.results is None:
+            return known
+        key = key_of(identity)
+        for file in self._files(identity, label):
+            entry = self.index(file).get(key)
+            if entry is None:
+                continue
+            try:
+                with np.load(file, allow_pickle=False) as arrays:
+                    values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
+                if values.dtype != known.values.dtype or values.shape != known.values.shape:
+                    raise ValueError(f"values of type {values.dtype} and shape {values.shape}")
+                if state.dtype != np.uint8 or state.shape != (images,) or state.max(initial=0) > LEFT_OUT:
+                    raise ValueError("a state that is none")
+                known.take(Kept(values, state, entry["measured"], entry["nonfinite"], entry["pixels"]))
+            except DAMAGED as error:
+                _say_damaged(file, error)
+        return known
+
+    def index(self, file):
+        """Return the index of a file, {key: entry}; empty where there is none that can be read."""
+        stamp = _stamp(file)
+        return _index(file, *stamp) if stamp else {}
+
+    def labelled(self, label):
+        """Return the entries of all cells under a label, complete or not, without reading any values."""
+        if self.results is None or self.fresh or not self._folder(label).is_dir():
+            return []
+        return [entry for file in self._folder(label).rglob("*.npz") for entry in self.index(file).values()]
+
+    def save(self, name, cells, label, rank=0):
+        """Write cells, pairs (identity, Kept) of one image set, as the part called `name`: whole or not at all."""
+        if self.results is None or not cells:
+            return
+        folder = self._folder(label) / f"{self._stem(cells[0][0])}.parts"
+        path = folder / f"{name}{f'.rank-{rank}' if rank else ''}.npz"
+        _write(path, cells)
+        self.mine.add(path)
+
+    def pack(self, stem_of, label):
+        """Put the parts of the image set that `stem_of` (an identity) belongs to into their files, and remove them."""
+        if self.results is None:
+            return
+        folder = self._folder(label)
+        parts = folder / f"{self._stem(stem_of)}.parts"
+        if not parts.is_dir():
+            return
+        with FileLock(folder / ".lock"):
+            found = {}
+            files = {file: _stamp(file) for file in sorted(parts.glob("*.npz"))}
+            for file in files:
+                for key, (identity, kept) in _read(file).items():
+                    found.setdefault(identity["kind"], {}).setdefault(key, (identity, kept))[1].take(kept)
+            for kind, cells in found.items():
+                path = folder / f"{self._stem(stem_of)}.{kind}.npz"
+                before = _read(path) if path.exists() else {}
+                if self.fresh and path not in self.mine:  # measured again: what was there before is replaced
+                    before = {key: cell for key, cell in before.items() if key not in cells}
+                for key, cell in cells.items():
+                    before.setdefault(key, cell)[1].take(cell[1])
+                _write(path, list(before.values()))
+                self.mine.add(path)
+            for file, stamp in files.items():
+                if _stamp(file) == stamp:  # else another rank or process has just written more
+                    file.unlink(missing_ok=True)
+            with suppress(OSError):
+                parts.rmdir()
+
+
+def _stamp(file):
+    try:
+        status = file.stat()
+        return status.st_size, status.st_mtime_ns
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _index(file, size, time):
+    """Return the index of a file as it was at that size and time."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if "index" not in arrays.files and "identity" in arrays.files:
+                warnings.warn(
+                    f"{file.parent.parent} holds responses of the first edition, which are measured anew; remove them",
+                    stacklevel=2,
+                )
+                return {}
+            entries = json.loads(str(arrays["index"]))
+        return {key: entry for key, entry in entries.items() if key == key_of(entry["identity"])}
+    except (*DAMAGED, AttributeError, RecursionError) as error:
+        _say_damaged(file, error)
+        return {}
+
+
+def _read(file):
+    """Return {key: (identity, Kept)} of a file; what is damaged in it is said and left out."""
+    found = {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for key, entry in _index(file, *_stamp(file)).items():
+                kept = Kept(
+                    arrays[f"{key}.values"], arrays[f"{key}.state"],
+                    entry["measured"], entry["nonfinite"], entry["pixels"],
+                )  # fmt: skip
+                found[key] = entry["identity"], kept
+    except DAMAGED as error:
+        _say_damaged(file, error)
+    return found
+
+
+def _write(path, cells):
+    index, arrays = {}, {}
+    for identity, kept in cells:
+        key = key_of(identity)
+        index[key] = {
+            "identity": identity,
+            "measured": kept.measured,
+            "nonfinite": kept.nonfinite,
+            "pixels": kept.pixels,
+            "complete": bool((kept.state != UNSEEN).all()),
+            "answered": int((kept.state != UNSEEN).sum()),
+        }
+        arrays |= {f"{key}.values": kept.values, f"{key}.state": kept.state}
+    with atomic(path) as file:
+        np.savez(file, index=np.array(json.dumps(index)), **arrays)
+
+
+def _say_damaged(file, error):
+    warnings.warn(f"{file} is damaged and is measured again ({error})", stacklevel=2)
