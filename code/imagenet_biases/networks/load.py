@@ -250,11 +250,12 @@ def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", c
 
 def _from_registry(entry, checkpoints):
     """What the Network of an entry is made of; so do the functions below for other names."""
+    addresses = [file.address for file in entry.files]  # a name that its package does not know is said first
     body, code = build(entry.arch)
     state, hashes = {}, {}
-    for file in entry.files:
+    for file, address in zip(entry.files, addresses, strict=True):
         path = file.obtain(checkpoints)
-        contents, hashes[file.address] = _read_verified(file.address, path, file.sha256)
+        contents, hashes[address] = _read_verified(address, path, file.sha256)
         part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
