@@ -67,9 +67,9 @@ def layout_for(contents, expected, prefix=""):
     for module, shapes in missing.items():
         alike = [other for other, others in extra.items() if others.items() >= shapes.items()]
         if len(alike) == 1:
-            rename.append((f"^{re.escape(alike[0])}\\.", f"{module}."))
+            rename.append((f"^{re.escape(alike[0])}", module))
             del extra[alike[0]]
-    strangers = [originals[f"{module}.{last}".lstrip(".")] for module, shapes in extra.items() for last in shapes]
+    strangers = [originals[module + last] for module, shapes in extra.items() for last in shapes]
     needed = [name for name in originals.values() if name not in strangers]
     ignore = set()
     for name in strangers:  # by as short a beginning as no needed name has
@@ -84,12 +84,12 @@ def layout_for(contents, expected, prefix=""):
 
 
 def _modules(state, others):
-    """{module: {its tensor's name: shape}} of the names in `state` that are not in `others`."""
+    """{name of a module, with its dot: {its tensor's name: shape}} of the names in `state` that are not in `others`."""
     modules = collections.defaultdict(dict)
     for name, tensor in state.items():
         if name not in others and not name.endswith("num_batches_tracked"):
-            module, _, last = name.rpartition(".")
-            modules[module][last] = tuple(tensor.shape)
+            module, dot, last = name.rpartition(".")
+            modules[module + dot][last] = tuple(tensor.shape)
     return modules
 
 

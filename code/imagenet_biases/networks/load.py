@@ -64,8 +64,8 @@ class Network(torch.nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.channels_last, self.overwrites = True, False
-        self.eval().requires_grad_(False).float()
         with blaming(f"{name}, shown two images,"), torch.no_grad():
+            self.eval().requires_grad_(False).float()
             self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
@@ -174,7 +174,8 @@ def borrowed(module):
         if p is not None
     ]
     buffers = [
-        (part, name, buffer, buffer._version, buffer.detach().clone())
+        # a buffer made in inference mode counts no versions, and cannot be written into outside it
+        (part, name, buffer, None if buffer.is_inference() else buffer._version, buffer.detach().clone())
         for part in module.modules()
         for name, buffer in part._buffers.items()
         if buffer is not None
@@ -194,7 +195,7 @@ def borrowed(module):
                 parameter.grad = gradient
         for part, name, buffer, version, values in buffers:
             part._buffers[name] = buffer
-            if buffer._version != version:
+            if version is not None and buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(values)
 
@@ -209,6 +210,8 @@ def from_module(module, label, *, expected_top1=None, category="", allow_unstabl
     """
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{label}: {type(module).__name__} is not a torch.nn.Module")
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise UserError(f"{label}: some of its weights have no shape yet (lazy modules); show it one batch first")
     facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
     mean, std = NORMALIZATIONS["none"]
     with borrowed(module):
