@@ -116,6 +116,17 @@ def test_an_ordinary_network_loads_without_a_word(tmp_path):
     assert (network.answers, network.wants_batch) == ("logits", False)
 
 
+@pytest.mark.parametrize("kind", ["half", "bfloat16"])
+def test_a_network_that_computes_in_half_precision_is_held_to_that_precision(kind, tmp_path):
+    """Rounded here by an amount that depends on the batch, as products of another size are."""
+    forward = f"h = self.fc(self.conv(x).relu().mean((2, 3)))\nreturn (h * (1 + (len(x) - 1) * 1e-3)).to(torch.{kind})"
+    assert quietly(written(tmp_path, forward))
+    with pytest.raises(UserError, match="differently beside another one"):
+        load_model(written(tmp_path, forward.replace("1e-3", "1e-1")))
+    with pytest.raises(UserError, match="differently beside another one"):
+        load_model(written(tmp_path, forward.replace(f"torch.{kind}", "torch.float32"), name="single.py"))
+
+
 def test_weights_that_are_not_finite_are_no_instability(tmp_path):
     """They are noted where they are filled in, and where answers are not finite."""
     assert quietly(written(tmp_path, "return self.fc(self.conv(x).mean((2, 3))) * float('nan')"))
@@ -129,6 +140,7 @@ def test_weights_that_are_not_finite_are_no_instability(tmp_path):
     [
         "h = self.conv(x)\nreturn self.fc(h.view(len(x), -1)[:, :4])",
         "h = self.conv(x.contiguous())\nreturn self.fc(h.view(len(x), -1)[:, :4])",  # the weights' order counts, too
+        f"assert x.is_contiguous(), 'view size'\n{PLAIN}",
     ],
 )
 def test_view_in_forward(forward, tmp_path):
@@ -546,6 +558,21 @@ def test_torchvision_as_a_source(own, server, tmp_path, monkeypatch):
         (own / "zoo.user.toml").write_text(text.replace("resnet18:IMAGENET1K_V1", location))
         with pytest.raises(UserError, match=message):
             load_model("mine")
+
+
+def test_googlenet_gets_the_input_that_torchvision_gives_it(own, server, tmp_path, monkeypatch):
+    """Filled by torchvision itself, it rescales its input; built bare, it does not."""
+    torch.manual_seed(1)
+    reference = models.googlenet(transform_input=True, init_weights=False).eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pth")
+    text = '[[network]]\nname = "mine"\nsource = "torchvision"\nlocation = "googlenet:IMAGENET1K_V1"\n'
+    (own / "zoo.user.toml").write_text(f'{text}normalization = "none"\n')
+    server.replies[models.GoogLeNet_Weights.IMAGENET1K_V1.url] = zoo_server.Reply(tmp_path / "weights.pth")
+    monkeypatch.setattr(checkpoints, "hash_in_name", lambda _: None)  # these are not the published weights
+    monkeypatch.setattr("imagenet_biases.networks.load.hash_in_name", lambda _: None)
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model("mine")(pixels), reference(pixels), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
