@@ -407,7 +407,10 @@ def test_to_look_names_up_needs_no_torch():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet50.a1_in1kk", r"no network 'resnet50\.a1_in1kk'.*did you mean resnet50\.a1_in1k or (?!resnet50\.a1_in1k[ ?])"),
+        (
+            "resnet50.a1_in1kk",
+            r"no network 'resnet50\.a1_in1kk'.*did you mean resnet50\.a1_in1k or (?!resnet50\.a1_in1k[ ?])",
+        ),
         ("tv_resnet5", "did you mean .*tv_resnet50"),
         ("augmentatoin", "did you mean augmentation"),
         ("x" * 5000, "no network"),
