@@ -44,7 +44,7 @@ def some(names, most=3):
 
 def nearest(name, known):
     """Return a hint at those of `known` that are spelled like `name`, or ''."""
-    close = difflib.get_close_matches(name[:100], known, n=3)
+    close = difflib.get_close_matches(name[:100], dict.fromkeys(known), n=3)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -39,18 +39,20 @@ def fetch(address, folder, *, sha256=None, name=None):
     address to open by hand and the place to put the file, when it cannot be had, is a web page or has another hash.
     """
     path = local_path(address, folder, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is not a file: delete it; {by_hand(address, path)}")
         if page := _web_page(path):
             raise UserError(f"{path} is a web page ({page}), not a checkpoint: delete it; {by_hand(address, path)}")
         return path
     from filelock import FileLock
 
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.exists():  # another process was faster
-            return path
-        part = path.with_name(f"{path.name}.part")
-        try:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists():  # another process was faster
+                return path
             _download(address, part)
             if page := _web_page(part):
                 part.unlink()
@@ -59,9 +61,9 @@ def fetch(address, folder, *, sha256=None, name=None):
             if expected and not (found := file_hash(part)).startswith(expected):
                 part.unlink()
                 raise _Failed(f"its sha256 begins with {found[: len(expected)]}, {expected} was expected")
-        except (_Failed, OSError) as error:  # those of requests and huggingface_hub are OSErrors
-            raise UserError(f"cannot fetch {address}: {reason(error)}; {by_hand(address, path)}") from error
-        os.replace(part, path)
+            os.replace(part, path)
+    except (_Failed, OSError) as error:  # those of requests and huggingface_hub are OSErrors
+        raise UserError(f"cannot fetch {address}: {reason(error)}; {by_hand(address, path)}") from error
     return path
 
 

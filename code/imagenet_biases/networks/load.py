@@ -64,8 +64,8 @@ class Network(torch.nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.channels_last, self.overwrites = True, False
-        self.eval().requires_grad_(False).float()
         with blaming(f"{name}, shown two images,"), torch.no_grad():
+            self.eval().requires_grad_(False).float()
             self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
@@ -100,7 +100,7 @@ class Network(torch.nn.Module):
             self._check_shape(answers, len(chosen))
             if shown._version != version:
                 self.overwrites = True
-            return answers
+            return answers.clone() if self.answers == "logits" else answers
 
         together, again, alone = ask(0, 1), ask(0, 1), [ask(0), ask(1)]
         alone = torch.cat(alone) if self.answers == "logits" else alone[0] + alone[1]
@@ -124,7 +124,7 @@ class Network(torch.nn.Module):
         try:
             self.to(memory_format=torch.channels_last)
             seen = _difference(together, ask(0, 1, order=torch.channels_last)) and not doubt and "its answers differ"
-        except RuntimeError as error:
+        except Exception as error:  # whatever its code raises, an assertion of its own, say
             seen = " ".join(str(error).split())[:160]
         finally:
             self.to(memory_format=torch.contiguous_format)
@@ -151,11 +151,14 @@ def _kind(answers):
 def _difference(answers, others):
     """Say how two answers to the same images differ, '' if they agree up to rounding."""
     if isinstance(answers, list):
-        return "" if answers == others else f"{answers[0]!r}, then {others[0]!r}"[:200]
+        unlike = [f"{one!r}, then {other!r}"[:200] for one, other in zip(answers, others, strict=True) if one != other]
+        return unlike[0] if unlike else ""
+    limit = max(SAME, 4 * torch.finfo(answers.dtype).eps)  # a network may compute in half precision
+    answers, others = answers.float(), others.float()
     same = (answers == others) | (answers.isnan() & others.isnan())
     gap = torch.where(same, 0, (answers - others).abs()).nan_to_num(torch.inf).max().item()
     largest = torch.where(answers.isfinite(), answers, 0).abs().max().item()
-    return f"logits differ by {gap:.3g}, the largest is {largest:.3g}" if gap > SAME * largest else ""
+    return f"logits differ by {gap:.3g}, the largest is {largest:.3g}" if gap > limit * largest else ""
 
 
 @contextlib.contextmanager
@@ -174,7 +177,8 @@ def borrowed(module):
         if p is not None
     ]
     buffers = [
-        (part, name, buffer, buffer._version, buffer.detach().clone())
+        # a buffer made in inference mode counts no versions, and cannot be written into outside it
+        (part, name, buffer, None if buffer.is_inference() else buffer._version, buffer.detach().clone())
         for part in module.modules()
         for name, buffer in part._buffers.items()
         if buffer is not None
@@ -194,7 +198,7 @@ def borrowed(module):
                 parameter.grad = gradient
         for part, name, buffer, version, values in buffers:
             part._buffers[name] = buffer
-            if buffer._version != version:
+            if version is not None and buffer._version != version:
                 with torch.no_grad():
                     buffer.copy_(values)
 
@@ -209,6 +213,8 @@ def from_module(module, label, *, expected_top1=None, category="", allow_unstabl
     """
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{label}: {type(module).__name__} is not a torch.nn.Module")
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+        raise UserError(f"{label}: some of its weights have no shape yet (lazy modules); show it one batch first")
     facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
     mean, std = NORMALIZATIONS["none"]
     with borrowed(module):
@@ -250,11 +256,12 @@ def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", c
 
 def _from_registry(entry, checkpoints):
     """What the Network of an entry is made of; so do the functions below for other names."""
+    addresses = [file.address for file in entry.files]  # a name that its package does not know is said first
     body, code = build(entry.arch)
     state, hashes = {}, {}
-    for file in entry.files:
+    for file, address in zip(entry.files, addresses, strict=True):
         path = file.obtain(checkpoints)
-        contents, hashes[file.address] = _read_verified(file.address, path, file.sha256)
+        contents, hashes[address] = _read_verified(address, path, file.sha256)
         part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")

@@ -106,7 +106,7 @@ def _call(module, name):
     function = name.rpartition(":")[2]
     file = getattr(module, "__file__", None) or module.__name__
     if not callable(getattr(module, function, None)):
-        hint = f": {which_function(file)}" if file.endswith(".py") else ""
+        hint = f": {which_function(file)}" if ".py:" in name else ""
         raise UserError(f"{file} has no function {function!r}{hint}")
     with blaming(name):
         body = getattr(module, function)()

@@ -152,9 +152,9 @@ def registry():
     Raises UserError for a faulty entry, and for a user's entry that has the name of a shipped one or of a group.
     """
     own = own_folder() / "zoo.user.toml"
-    entries = dict(_entries(ZOO, ZOO.stat().st_mtime_ns))
+    entries = dict(_entries(ZOO, _stamp(ZOO)))
     if os.path.isfile(own):
-        for name, entry in _entries(own, own.stat().st_mtime_ns).items():
+        for name, entry in _entries(own, _stamp(own)).items():
             if name in entries or name in groups():
                 raise UserError(f"{own}: entry {name}: the zoo has this name already; give yours another one")
             if entry.in_study:
@@ -163,9 +163,14 @@ def registry():
     return entries
 
 
+def _stamp(path):
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 @cache
 def _entries(path, _):
-    """Read one file of entries; the second argument is its time, so that a changed file is read again."""
+    """Read one file of entries; the second argument is its stamp, so that a changed file is read again."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("network", [])
     except (ValueError, OSError) as error:
@@ -282,7 +287,7 @@ def groups():
     A category's group has its networks in the study; `calibration`, which has none there, all of them.
     """
     found = {"all": []}
-    for entry in _entries(ZOO, ZOO.stat().st_mtime_ns).values():
+    for entry in _entries(ZOO, _stamp(ZOO)).values():
         if entry.in_study:
             found["all"].append(entry.name)
         if entry.in_study or entry.category == "calibration":
