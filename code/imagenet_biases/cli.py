@@ -40,7 +40,7 @@ def _seconds(text):
     return number
 
 
-def make_parser(description, sets=tuple(DECLARATIONS) + ("model-vs-human",)):
+def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     networks = parser.add_argument_group("networks")

@@ -1,6 +1,7 @@
 """The Python door: `evaluate(networks, benchmarks, data, settings)`, from what is asked for to records."""
 
 import contextlib
+import copy
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ import torch
 
 from imagenet_biases import study
 from imagenet_biases.errors import UserError, noted
+from imagenet_biases.files import safe_name
 from imagenet_biases.loop import Loop
 from imagenet_biases.machine import commit, machine, ranks
-from imagenet_biases.networks.load import borrowed, clean_accuracy_warning, from_module, load_model
+from imagenet_biases.networks.load import Network, borrowed, clean_accuracy_warning, from_module, load_model
 from imagenet_biases.networks.registry import network_name, resolve
 from imagenet_biases.plan import make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.results.records import Record, make_record, named, read_record, write_record
@@ -132,7 +134,8 @@ class Measurement:
             for module in modules.values():
                 stack.enter_context(borrowed(module))
             makers = {
-                name: (lambda module=module, name=name: from_module(module, name)) for name, module in modules.items()
+                name: (lambda module=module, name=name: self._from_python(module, name))
+                for name, module in modules.items()
             }
         else:
             names = resolve(modules if isinstance(modules, str) else ",".join(modules))
@@ -161,6 +164,13 @@ class Measurement:
             if twin is not network and twin.name == network.name:
                 networks = [one for one in networks if one is not network]
         return networks, failed
+
+    def _from_python(self, module, label):
+        if not isinstance(module, Network):
+            return from_module(module, label, allow_unstable=self.loading.get("allow_unstable", False))
+        network = copy.copy(module)  # loaded by load_model: the same parameters under this label
+        network.name = safe_name(label)
+        return network
 
     def _measure(self, networks, failed):
         """Measure what is not known yet; write each record as soon as its own conditions are complete."""

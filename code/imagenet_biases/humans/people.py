@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic
+from imagenet_biases.files import atomic, safe_name
 from imagenet_biases.humans.stimulus_sets import (
     CATEGORIES,
     CUE_CONFLICT,
@@ -149,7 +149,7 @@ def write_trials(frame, folder):
     """
     paths = []
     for (name, subj, session), part in frame.groupby(["set", "subj", "session"], sort=False):
-        path = Path(folder) / f"{name}_{subj.replace('_', '-')}_session-{session}.csv"
+        path = Path(folder) / safe_name(f"{name}_{subj.replace('_', '-')}_session-{session}.csv")
         text = io.StringIO()
         part[COLUMNS].to_csv(text, index=False, lineterminator="\n")
         with atomic(path, "w") as file:

@@ -1,0 +1,41 @@
+"""Throw-away benchmark: how much a decision depends on each layer, found by zeroing its weights."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from imagenet_biases.images.sets import image_set
+from imagenet_biases.vocabulary import Benchmark, Condition, Estimate, Pass, Readout
+
+
+@dataclass(frozen=True)
+class Cosine(Readout):
+    dtype: ClassVar[str] = "float64"
+    intact: ClassVar[bool] = True
+
+    def __call__(self, shown):
+        return torch.cosine_similarity(shown.logits.double().softmax(1), shown.intact.double().softmax(1))
+
+
+def zero(network, layer):
+    torch.nn.init.zeros_(network.get_submodule(layer).weight)
+
+
+def resets(network):
+    layers = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    return tuple(Condition(f"zero {layer}", change=zero, settings={"layer": layer}) for layer in layers)
+
+
+def layers(found):
+    one = {one.condition.settings["layer"]: Estimate(1 - one.values.mean()) for one in found.all()}
+    return {"metric/criticality-zero/mean": one}
+
+
+def report(found):
+    yield "metric/criticality-zero/mean", sum(1 - one.values.mean() for one in found.all()) / len(found)
+
+
+BENCHMARK = Benchmark(
+    "reset", lambda data: [Pass(image_set("imagenet", data), resets, Cosine())], report, layers=layers
+)
