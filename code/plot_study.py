@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from imagenet_biases.analysis.plotting import FIGURES, figures, save
-from imagenet_biases.analysis.statistics import FEWEST, statistics, write
+from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import UserError, exit_on_user_error
 from imagenet_biases.results.table import read_table, study, tables
 
@@ -30,8 +30,7 @@ def main(arguments=None):
     networks = study(table, args.source)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
-    found = statistics(networks)
-    write(found, args.out / "statistics.csv")
+    found = shared(networks, args.out)
     for name, figure in figures(table, found):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
