@@ -19,6 +19,7 @@ import functools
 import hashlib
 import itertools
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,9 +139,8 @@ def _ridge(x, y, new):
         (((y - u @ (d[:, None] * components)) / (1 - h)[:, None]) ** 2).sum(0)
         for d, h in zip(shrinkage, leverage, strict=True)
     ]
-    best = shrinkage[np.argmin(errors, axis=0)].T  # [k, m]
-    slopes = vt.T @ (best * components * _divide(np.ones_like(s), s)[:, None])
-    return mean + (new - centre) / scale @ slopes
+    best = PENALTIES[np.argmin(errors, axis=0)]  # [m]
+    return mean + (new - centre) / scale @ vt.T @ (components * s[:, None] / (s[:, None] ** 2 + best))
 
 
 def r_squared(target, predicted, mean, weights=1):
@@ -398,7 +398,9 @@ def _draws(n, groups, resamples, permutations, seed):
 
 def _interval(spread):
     """The central 95 % of `spread` over its first axis; what does not vary in a resample is left out there."""
-    return (np.nanpercentile if np.isnan(spread).any() else np.percentile)(spread, (2.5, 97.5), axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one that never varies has no interval
+        return (np.nanpercentile if np.isnan(spread).any() else np.percentile)(spread, (2.5, 97.5), axis=0)
 
 
 def _values(estimate, low, high, p, networks):
