@@ -14,6 +14,7 @@ from common import ROOT
 from imagenet_biases.analysis import statistics as module
 from imagenet_biases.analysis.statistics import (
     COLUMNS,
+    WITHIN,
     _correlations,
     _holm,
     effective_robustness,
@@ -361,57 +362,73 @@ def close(text, row):
 
 
 def test_the_answers_table_quotes_the_statistics(found):
-    lines = re.findall(rf"^\| ([\w-]+), (\w+) \| {TRIPLE} \| {TRIPLE} \| {TRIPLE} \|$", ANSWER, re.MULTILINE)
-    assert len(lines) == 8
+    cells = r" \| ".join([TRIPLE] * 4)
+    lines = re.findall(rf"^\| ([\w-]+), (\w+) \| {cells} \|$", ANSWER, re.MULTILINE)
+    columns = (
+        (WITHIN, "none"),
+        (WITHIN, "adversarial_training"),
+        (f"{WITHIN} given accuracy", "none"),
+        ("spearman", "none"),
+    )
+    assert len(lines) == 7
     for bias, score, *numbers in lines:
-        for text, (method, excluded) in zip(
-            (numbers[:3], numbers[3:6], numbers[6:]),
-            (("spearman", "none"), ("spearman", "adversarial_training"), ("spearman given accuracy", "none")),
-            strict=True,
-        ):
+        for number, (method, excluded) in enumerate(columns):
+            text = numbers[3 * number : 3 * number + 3]
             assert close(text, one(found, bias, score, method, excluded)), (bias, score, method, excluded)
 
 
 def test_the_answers_predictions_quote_the_statistics(found):
     text = " ".join(ANSWER.split())
-    together, apart = text.split("All seven biases together")[1].split("They do not predict")
-    quoted = [*re.findall(rf"{TRIPLE} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{TRIPLE}", together)]
-    quoted += re.findall(rf"{TRIPLE} for (ID), where ImageNet accuracy alone has {TRIPLE}", together)
-    assert {line[3] for line in quoted} == set(SCORES)
-    for *biases, score, a, b, c in quoted:
-        assert close(biases, one(found, "all biases", score, "R2 leave-one-network-out"))
-        assert close((a, b, c), one(found, "top1_acc/imagenet", score, "R2 leave-one-network-out"))
-    quoted = re.findall(rf"{TRIPLE} for (\w+)", apart)
-    assert {line[3] for line in quoted} == {"Robustness", "Adversarial"}
-    for *numbers, score in quoted:
+    inside = text.split("All seven biases together")[1].split("What only tells")[0]
+    number = r"(-?\d\.\d\d)"
+    quoted = re.findall(rf"{number} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{number}", inside)
+    assert {score for _, score, _ in quoted} == set(SCORES)
+    for together, score, alone in quoted:
+        for value, predictor in ((together, "all biases"), (alone, "top1_acc/imagenet")):
+            row = one(found, predictor, score, "R2 leave-one-network-out within categories")
+            assert float(value) == pytest.approx(row.estimate, abs=0.0051)
+    apart = re.search(rf"whole category from the others: R² is {number} for Robustness and {number} for", text)
+    for value, score in zip(apart.groups(), ("Robustness", "Adversarial"), strict=True):
         row = one(found, "all biases", score, "R2 leave-one-category-out")
-        assert close(numbers, row)
+        assert float(value) == pytest.approx(row.estimate, abs=0.0051)
         assert row.p > 0.05  # no better than permuted
 
 
 def test_the_answers_claims_hold(found):
     text = " ".join(ANSWER.split())
-    spearmans = found[found["method"] == "spearman"]
-    holds = spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["p_holm"] < 0.05
-    categories = spearmans[spearmans["excluded"].isin(["none", *STUDY_CATEGORIES])]
-    always = categories.groupby(["bias", "score"])["p_holm"].max() < 0.05
-    assert f"{holds.sum()} of the {len(holds)} pairs" in text
-    assert f"Only {always.sum()} of them" in text
-    assert set(always[always].index) == {
-        ("HPP", "Robustness"),
-        ("LPP", "Adversarial"),
-        ("bw_norm", "Robustness"),
-        ("shape-bias", "ID"),
-    }
-    partial = found[
-        (found["method"] == "spearman given accuracy") & found["excluded"].isin(["none", *STUDY_CATEGORIES])
-    ]
-    kept = partial.groupby(["bias", "score"])["p_holm"].max() < 0.05
-    assert set(kept[kept].index) == {("LPP", "Adversarial"), ("shape-bias", "Concepts")}
-    assert not holds["cf_norm"].any()
-    for bias in ("HPP", "bw_norm"):
-        with_all, without = (one(found, bias, "Adversarial", excluded=e) for e in ("none", "adversarial_training"))
-        assert with_all.estimate * without.estimate < 0
-    flagged = spearmans[spearmans["excluded"] == "flagged columns"].set_index(["bias", "score"])["estimate"]
-    change = (flagged - spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["estimate"]).abs().max()
-    assert f"more than {np.ceil(change * 1000) / 1000:.3f}" in text
+
+    def pairs(method, excluded=("none",)):
+        some = found[(found["method"] == method) & found["excluded"].isin(excluded)]
+        return {pair for pair, p in some.groupby(["bias", "score"])["p_holm"].max().items() if p < 0.05}
+
+    low_pass, shape, dial = ("LPP", "Adversarial"), ("shape-bias", "Adversarial"), ("shape-bias", "ID")
+    categories = ("none", *STUDY_CATEGORIES)
+    within, overall = pairs(WITHIN), pairs("spearman")
+    assert within == {low_pass, shape, dial} and "3 of the 28 pairs" in text
+    assert pairs(WITHIN, categories) == pairs("spearman between lineages") == {low_pass}
+    assert "each of the 22 lineages (same group and recipe) counts once: 0.88" in text
+    assert one(found, *low_pass, "spearman between lineages").estimate == pytest.approx(0.88, abs=0.005)
+    assert one(found, *shape, WITHIN, "adversarial_training").p_holm < 0.05
+    assert one(found, *shape, WITHIN, "augmentation").p_holm > 0.05
+    assert (
+        one(found, *dial, WITHIN, "adversarial_training").low < 0 < one(found, *dial, f"{WITHIN} given accuracy").high
+    )
+    assert pairs(f"{WITHIN} given accuracy") == {low_pass, shape, ("shape-bias", "Concepts")}
+    assert len(overall) == 15 and "Over all networks 15 pairs" in text
+    assert within < overall and len(overall - within) == 12 and "12 of them are not within" in text
+    assert sum(bias in ("HPP", "spectral bias", "bw_norm") for bias, _ in overall - within) == 10
+    assert not pairs("spearman between categories")
+    shares = re.search(
+        r"ranks: ([\d.]+), ([\d.]+), ([\d.]+); shape bias ([\d.]+), LPP ([\d.]+)\) and of the scores \(ID ([\d.]+), "
+        r"Robustness ([\d.]+), Concepts ([\d.]+), Adversarial ([\d.]+)\)",
+        text,
+    )
+    for value, name in zip(
+        shares.groups(), ("HPP", "spectral bias", "bw_norm", "shape-bias", "LPP", *SCORES), strict=True
+    ):
+        assert float(value) == pytest.approx(one(found, name, "categories", module.ICC).estimate, abs=0.0051)
+    assert not [pair for pair in within | overall if pair[0] == "cf_norm"]
+    assert pairs(WITHIN, ("flagged columns",)) == within
+    rows = found[found["method"] == WITHIN].set_index(["bias", "score"])
+    plain, flagged = (rows.loc[rows["excluded"] == e, "estimate"] for e in ("none", "flagged columns"))
+    assert f"more than {np.ceil((flagged - plain).abs().max() * 1000) / 1000:.3f}" in text

@@ -174,7 +174,8 @@ def _analysed(task):
     study = simulate(rows, STRENGTHS[strength], seed)
     found = statistics(study, RESAMPLES, PERMUTATIONS, seed[-1], ("none", *STUDY_CATEGORIES))
     found = found[~found["method"].str.endswith("permuted")]
-    always = found.groupby(["bias", "score", "method"])["p_holm"].max().rename("p_always").reset_index()
+    every = found.groupby(["bias", "score", "method"])["p_holm"]
+    always = every.max().where(every.size() > 1).rename("p_always").reset_index()
     found = found[found["excluded"] == "none"].merge(always, on=["bias", "score", "method"])
     kinds = {CAUSE: "cause", ALL_BIASES: ALL_BIASES, CONTROL: "accuracy"}
     predictor = found["bias"].map(lambda bias: kinds.get(bias, "company"))
