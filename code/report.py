@@ -19,7 +19,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from imagenet_biases.analysis.plotting import FIGURES, STYLES
-from imagenet_biases.analysis.statistics import FEWEST, statistics
+from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.errors import UserError, exit_on_user_error
 from imagenet_biases.files import atomic
@@ -135,7 +135,7 @@ def main(arguments=None):
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} published networks of the study, too few for statistics")
     records = select(local_records(args.results))[0] if args.results.is_dir() else []
-    data = page_data(table, read_beside(files, "uncertainty"), statistics(networks), records)
+    data = page_data(table, read_beside(files, "uncertainty"), shared(networks, FIGURES), records)
     text = page(data)
     with atomic(args.out, "w") as file:
         file.write(text)

@@ -259,7 +259,8 @@ def test_scatter_of_any_bias_against_any_score(page):
     ]
     points = "document.getElementById('scatter').data.flatMap(trace => trace.customdata).length"
     assert ask(page, points) >= 48
-    assert "ρ = 0.47" in ask(page, "document.getElementById('rho').textContent")
+    assert "ρ = 0.65" in ask(page, "document.getElementById('rho').textContent")  # within categories
+    assert "ρ = 0.47" in ask(page, "document.getElementById('rho').textContent")  # over all networks
     index = ask(page, "data.columns.map(column => column.name)")
     choose(page, "x", str(index.index("HPP")))
     choose(page, "y", str(index.index("Robustness")))
@@ -275,6 +276,10 @@ def test_scatter_of_any_bias_against_any_score(page):
 
 
 def test_correlations_for_each_method_and_exclusion(page):
+    z = ask(page, "document.getElementById('heat').data[0].z[0]")
+    assert [z[0], z[3]] == [pytest.approx(-0.66, abs=0.01), pytest.approx(0.65, abs=0.01)]  # first: within categories
+    choose(page, "method", "spearman between categories")
+    assert "[" not in ask(page, "document.getElementById('heat').data[0].text[0][0]")
     choose(page, "method", "spearman given accuracy")
     z = ask(page, "document.getElementById('heat').data[0].z[0]")
     assert z[2] == pytest.approx(0.72, abs=0.01)

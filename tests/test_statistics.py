@@ -6,18 +6,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from common import ROOT
+from imagenet_biases.analysis import statistics as module
 from imagenet_biases.analysis.statistics import (
     COLUMNS,
+    WITHIN,
     _correlations,
     _holm,
     effective_robustness,
+    intraclass_correlation,
     kendall,
-    partial_spearman,
+    partial,
     predictions,
     r_squared,
-    spearman,
+    rank_correlations,
+    shared,
     statistics,
     write,
 )
@@ -65,10 +72,11 @@ def test_correlations_of_the_published_table_recomputed_from_the_file(found):
         for score, y in scores.items():
             for excluded in ("none", *STUDY_CATEGORIES):
                 kept = raw["category"] != excluded
-                for method, oracle in (("spearman", scipy.stats.spearmanr), ("kendall", scipy.stats.kendalltau)):
-                    row = one(found, bias, score, method, excluded)
-                    assert row.estimate == pytest.approx(oracle(x[kept], y[kept]).statistic, abs=1e-5)
-                    assert row.networks == kept.sum()
+                row = one(found, bias, score, "spearman", excluded)
+                assert row.estimate == pytest.approx(scipy.stats.spearmanr(x[kept], y[kept]).statistic, abs=1e-5)
+                assert row.networks == kept.sum()
+            tau = scipy.stats.kendalltau(x, y).statistic
+            assert one(found, bias, score, "kendall").estimate == pytest.approx(tau, abs=1e-5)
     unflagged_id = (top1["imagenet"] + top1["v2"]) / 2
     expected = scipy.stats.spearmanr(raw["shape-bias"], unflagged_id).statistic
     assert one(found, "shape-bias", "ID", excluded="flagged columns").estimate == pytest.approx(expected, abs=1e-5)
@@ -77,13 +85,11 @@ def test_correlations_of_the_published_table_recomputed_from_the_file(found):
 def test_the_table_is_whole_and_deterministic(found, networks, tmp_path):
     assert tuple(found.columns) == COLUMNS
     assert not found.duplicated(["bias", "score", "method", "excluded"]).any()
-    for method in ("spearman", "kendall", "spearman given accuracy"):
+    for method in ("spearman", "spearman given accuracy", "spearman within categories", "spearman between lineages"):
         for excluded in ("none", *STUDY_CATEGORIES, "flagged columns"):
             assert ((found["method"] == method) & (found["excluded"] == excluded)).sum() == len(BIASES) * len(SCORES)
-    correlations = found[~found["method"].str.startswith("R2")]
-    assert (correlations["low"] <= correlations["estimate"]).all() and (
-        correlations["estimate"] <= correlations["high"]
-    ).all()
+    correlations = found[~found["method"].str.startswith("R2") & found["low"].notna()]
+    assert correlations["estimate"].between(correlations["low"], correlations["high"]).mean() > 0.995
     assert (
         found["p_holm"].dropna().between(0, 1).all() and (found["p_holm"].dropna() >= found["p"].dropna() - 1e-9).all()
     )
@@ -99,14 +105,18 @@ def test_weights_mean_repetition():
     random = np.random.default_rng(0)
     x, y, z = random.integers(0, 9, (3, 30)).astype(float)  # with ties
     counts = random.multinomial(30, np.full(30, 1 / 30), 5)
-    for row in counts:
+    groups = np.repeat([0, 1, 2], 10)
+    every = rank_correlations(np.array([x, y, z]), counts)
+    for row, found in zip(counts, every, strict=True):
         again = np.repeat(np.arange(30), row)
-        assert spearman(x, y, row) == pytest.approx(scipy.stats.spearmanr(x[again], y[again]).statistic)
+        assert found[0, 1] == pytest.approx(scipy.stats.spearmanr(x[again], y[again]).statistic)
         assert kendall(x, y, row) == pytest.approx(scipy.stats.kendalltau(x[again], y[again]).statistic)
-        ranks = [scipy.stats.rankdata(v[again]) for v in (x, y, z)]
+        ranks = np.array([scipy.stats.rankdata(v[again]) for v in (x, y, z)])
         rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-        assert partial_spearman(x, y, z, row) == pytest.approx(np.corrcoef(*rest)[0, 1])
-    assert np.allclose(spearman(x, y, counts), [spearman(x, y, row) for row in counts])
+        assert partial(found, 2)[0, 1] == pytest.approx(np.corrcoef(*rest)[0, 1])
+        within = [r - pd.Series(r).groupby(groups[again]).transform("mean") for r in ranks]
+        found = rank_correlations(np.array([x, y, z]), row, groups)
+        assert found == pytest.approx(np.corrcoef(within))
 
 
 def test_intervals_and_p_values_are_scipys(networks, found):
@@ -130,6 +140,7 @@ def made_up(n, random, **columns):
     rows = rows.assign(category=random.choice(["baseline", "augmentation", "contrastive"], n), **columns)
     rows["top1_acc/imagenet"] = random.uniform(50, 80, n)
     rows[list(SCORES)] = 50 + 5 * rows[list(SCORES)]
+    rows["lineage"] = [f"{i}" for i in range(n)]
     return rows.assign(**{unflagged(score): rows[score] for score in SCORES})
 
 
@@ -139,8 +150,9 @@ def test_intervals_cover_and_p_values_are_uniform_where_nothing_is_there():
     for _ in range(20):
         for _, _, method, values in _correlations(made_up(40, random), resamples=300, permutations=199, seed=0):
             if method != "spearman with effective robustness":
-                covered.append(values["low"] <= 0 <= values["high"])
                 p.append(values["p"])
+                if not np.isnan(values["low"]):
+                    covered.append(values["low"] <= 0 <= values["high"])
     assert 0.90 < np.mean(covered) < 0.98
     assert 0.025 < np.mean(np.array(p) < 0.05) < 0.08
     assert 0.45 < np.mean(p) < 0.55
@@ -230,6 +242,106 @@ def test_nothing_is_predicted_from_what_was_seen():
     assert r_squared(targets[:, 0], mean[:, 0], mean[:, 0]) == 0
 
 
+def test_the_ridge_regression_is_scikit_learns():
+    random = np.random.default_rng(7)
+    features, targets = random.normal(size=(30, 4)) * [1, 10, 0.1, 3], random.normal(size=(30, 5))
+    targets[:, 0] += features[:, 1]
+    predicted, _ = predictions(features, targets)
+    model = make_pipeline(StandardScaler(), RidgeCV(module.PENALTIES, alpha_per_target=True))
+    for i in (0, 13):
+        rest = np.arange(30) != i
+        assert predicted[i] == pytest.approx(model.fit(features[rest], targets[rest]).predict(features[[i]])[0])
+
+
+# Relatives ------------------------------------------------------------------------------------------------------------
+
+
+def test_intraclass_correlations_of_the_published_table(found, networks):
+    expected = {"shape-bias": 0.54, "LPP": 0.67, "HPP": 0.73, "spectral bias": 0.71, "bw_norm": 0.85}
+    expected |= {"ID": 0.67, "Robustness": 0.75, "Concepts": 0.57, "Adversarial": 0.61}
+    for name, value in expected.items():
+        assert one(found, name, "categories", module.ICC).estimate == pytest.approx(value, abs=0.005)
+    groups, alike = np.repeat([0, 1, 2], 4), np.repeat([1.0, 5.0, 2.0], 4)
+    assert intraclass_correlation(alike, groups) == 1
+    assert intraclass_correlation(np.tile([1.0, 2.0, 3.0, 4.0], 3), groups) == pytest.approx(-1 / 3)
+    values = np.array([9, 6, 8, 7, 10, 6, 2, 1, 4, 1, 5, 2.0])  # by hand: MSB 10.0833, MSW 9.4722, groups of 4
+    msb = 4 * np.var([values[groups == g].mean() for g in range(3)], ddof=1)
+    msw = np.mean([np.var(values[groups == g], ddof=1) for g in range(3)])
+    assert intraclass_correlation(values, groups) == pytest.approx((msb - msw) / (msb + 3 * msw))
+
+
+def test_lineages_lie_within_categories(networks):
+    assert networks["lineage"].nunique() == 22
+    assert networks.groupby("lineage")["category"].nunique().max() == 1
+    adversarial = networks[networks["category"] == "adversarial_training"]
+    assert adversarial["lineage"].value_counts().to_dict() == {"adversarial l2": 10, "adversarial linf": 5}
+
+
+def test_within_and_between_by_hand(found, networks):
+    ranks = networks[["shape-bias", "ID"]].rank()
+    inside = ranks - ranks.groupby(networks["category"]).transform("mean")
+    row = one(found, "shape-bias", "ID", "spearman within categories")
+    assert row.estimate == pytest.approx(inside.corr().iloc[0, 1], abs=1e-5) and row.networks == 48
+    means = ranks.groupby(networks["category"]).mean()
+    row = one(found, "shape-bias", "ID", "spearman between categories")
+    oracle = scipy.stats.spearmanr(*means.to_numpy().T)
+    assert row.estimate == pytest.approx(oracle.statistic, abs=1e-5) and row.networks == 7
+    exact = scipy.stats.permutation_test(
+        (means["shape-bias"],),
+        lambda x: scipy.stats.spearmanr(x, means["ID"]).statistic,
+        permutation_type="pairings",
+        n_resamples=np.inf,
+    )
+    assert row.p == pytest.approx(exact.pvalue, abs=1e-5)
+    lineages = ranks.groupby(networks["lineage"]).mean()
+    home = networks.groupby("lineage")["category"].first()
+    ranks = lineages.rank()
+    inside = ranks - ranks.groupby(home).transform("mean")
+    row = one(found, "shape-bias", "ID", "spearman between lineages")
+    assert row.estimate == pytest.approx(inside.corr().iloc[0, 1], abs=1e-5) and row.networks == 22
+
+
+def test_categories_that_differ_are_no_association_within_them():
+    """A bias that does nothing in a world where categories differ: the plain test cries, the one within does not."""
+    random, alarms = np.random.default_rng(11), {"spearman": [], "spearman within categories": []}
+    sizes = (1, 10, 12, 3, 1, 15, 6)
+    names = np.repeat(STUDY_CATEGORIES, sizes)
+    for _ in range(40):
+        shared_parts = random.normal(size=(7, len(BIASES) + len(SCORES))).repeat(sizes, axis=0)
+        values = np.sqrt(0.7) * shared_parts + np.sqrt(0.3) * random.normal(size=shared_parts.shape)
+        rows = made_up(48, random).assign(**dict(zip((*BIASES, *SCORES), values.T, strict=True)), category=names)
+        rows[list(SCORES)] = 50 + 5 * rows[list(SCORES)]
+        for _, _, method, found in _correlations(rows, resamples=2, permutations=199, seed=0):
+            if method in alarms:
+                alarms[method].append(found["p"] < 0.05)
+    low, high = scipy.stats.binom.ppf((0.001, 0.999), 40 * 28, 0.05) / (40 * 28)
+    assert low < np.mean(alarms["spearman within categories"]) < high
+    assert 0.3 < np.mean(alarms["spearman"]) < 0.5
+
+
+def test_an_effect_within_categories_is_found():
+    random = np.random.default_rng(12)
+    rows = made_up(48, random).assign(category=np.repeat(STUDY_CATEGORIES, (1, 10, 12, 3, 1, 15, 6)))
+    shift = dict(zip(STUDY_CATEGORIES, 8 * random.normal(size=7), strict=True))  # categories hide it
+    rows["ID"] = 50 + 2 * rows["LPP"] + rows["category"].map(shift)
+    found = correlations_of(rows)
+    inside = one(found, "LPP", "ID", "spearman within categories")
+    assert inside.p < 0.002 and inside.low > 0.4
+    assert one(found, "LPP", "ID").estimate < inside.estimate
+
+
+def test_the_statistics_are_computed_once(networks, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "statistics", lambda rows: calls.append(1) or statistics(rows, 20, 19))
+    first = shared(networks, tmp_path)
+    pd.testing.assert_frame_equal(shared(networks, tmp_path), first)
+    assert len(calls) == 1
+    shared(networks.assign(LPP=networks["HPP"]), tmp_path)
+    (tmp_path / "statistics.csv").write_text("edited\n")
+    pd.testing.assert_frame_equal(shared(networks, tmp_path), first)
+    assert len(calls) == 3
+
+
 def test_holm_is_statsmodels():
     multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is the oracle")
     p = pd.Series([0.04, 0.001, np.nan, 0.03, 0.2, 0.001])
@@ -250,57 +362,73 @@ def close(text, row):
 
 
 def test_the_answers_table_quotes_the_statistics(found):
-    lines = re.findall(rf"^\| ([\w-]+), (\w+) \| {TRIPLE} \| {TRIPLE} \| {TRIPLE} \|$", ANSWER, re.MULTILINE)
-    assert len(lines) == 8
+    cells = r" \| ".join([TRIPLE] * 4)
+    lines = re.findall(rf"^\| ([\w-]+), (\w+) \| {cells} \|$", ANSWER, re.MULTILINE)
+    columns = (
+        (WITHIN, "none"),
+        (WITHIN, "adversarial_training"),
+        (f"{WITHIN} given accuracy", "none"),
+        ("spearman", "none"),
+    )
+    assert len(lines) == 7
     for bias, score, *numbers in lines:
-        for text, (method, excluded) in zip(
-            (numbers[:3], numbers[3:6], numbers[6:]),
-            (("spearman", "none"), ("spearman", "adversarial_training"), ("spearman given accuracy", "none")),
-            strict=True,
-        ):
+        for number, (method, excluded) in enumerate(columns):
+            text = numbers[3 * number : 3 * number + 3]
             assert close(text, one(found, bias, score, method, excluded)), (bias, score, method, excluded)
 
 
 def test_the_answers_predictions_quote_the_statistics(found):
     text = " ".join(ANSWER.split())
-    together, apart = text.split("All seven biases together")[1].split("They do not predict")
-    quoted = [*re.findall(rf"{TRIPLE} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{TRIPLE}", together)]
-    quoted += re.findall(rf"{TRIPLE} for (ID), where ImageNet accuracy alone has {TRIPLE}", together)
-    assert {line[3] for line in quoted} == set(SCORES)
-    for *biases, score, a, b, c in quoted:
-        assert close(biases, one(found, "all biases", score, "R2 leave-one-network-out"))
-        assert close((a, b, c), one(found, "top1_acc/imagenet", score, "R2 leave-one-network-out"))
-    quoted = re.findall(rf"{TRIPLE} for (\w+)", apart)
-    assert {line[3] for line in quoted} == {"Robustness", "Adversarial"}
-    for *numbers, score in quoted:
+    inside = text.split("All seven biases together")[1].split("What only tells")[0]
+    number = r"(-?\d\.\d\d)"
+    quoted = re.findall(rf"{number} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{number}", inside)
+    assert {score for _, score, _ in quoted} == set(SCORES)
+    for together, score, alone in quoted:
+        for value, predictor in ((together, "all biases"), (alone, "top1_acc/imagenet")):
+            row = one(found, predictor, score, "R2 leave-one-network-out within categories")
+            assert float(value) == pytest.approx(row.estimate, abs=0.0051)
+    apart = re.search(rf"whole category from the others: R² is {number} for Robustness and {number} for", text)
+    for value, score in zip(apart.groups(), ("Robustness", "Adversarial"), strict=True):
         row = one(found, "all biases", score, "R2 leave-one-category-out")
-        assert close(numbers, row)
+        assert float(value) == pytest.approx(row.estimate, abs=0.0051)
         assert row.p > 0.05  # no better than permuted
 
 
 def test_the_answers_claims_hold(found):
     text = " ".join(ANSWER.split())
-    spearmans = found[found["method"] == "spearman"]
-    holds = spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["p_holm"] < 0.05
-    categories = spearmans[spearmans["excluded"].isin(["none", *STUDY_CATEGORIES])]
-    always = categories.groupby(["bias", "score"])["p_holm"].max() < 0.05
-    assert f"{holds.sum()} of the {len(holds)} pairs" in text
-    assert f"Only {always.sum()} of them" in text
-    assert set(always[always].index) == {
-        ("HPP", "Robustness"),
-        ("LPP", "Adversarial"),
-        ("bw_norm", "Robustness"),
-        ("shape-bias", "ID"),
-    }
-    partial = found[
-        (found["method"] == "spearman given accuracy") & found["excluded"].isin(["none", *STUDY_CATEGORIES])
-    ]
-    kept = partial.groupby(["bias", "score"])["p_holm"].max() < 0.05
-    assert set(kept[kept].index) == {("LPP", "Adversarial"), ("shape-bias", "Concepts")}
-    assert not holds["cf_norm"].any()
-    for bias in ("HPP", "bw_norm"):
-        with_all, without = (one(found, bias, "Adversarial", excluded=e) for e in ("none", "adversarial_training"))
-        assert with_all.estimate * without.estimate < 0
-    flagged = spearmans[spearmans["excluded"] == "flagged columns"].set_index(["bias", "score"])["estimate"]
-    change = (flagged - spearmans[spearmans["excluded"] == "none"].set_index(["bias", "score"])["estimate"]).abs().max()
-    assert f"more than {np.ceil(change * 1000) / 1000:.3f}" in text
+
+    def pairs(method, excluded=("none",)):
+        some = found[(found["method"] == method) & found["excluded"].isin(excluded)]
+        return {pair for pair, p in some.groupby(["bias", "score"])["p_holm"].max().items() if p < 0.05}
+
+    low_pass, shape, dial = ("LPP", "Adversarial"), ("shape-bias", "Adversarial"), ("shape-bias", "ID")
+    categories = ("none", *STUDY_CATEGORIES)
+    within, overall = pairs(WITHIN), pairs("spearman")
+    assert within == {low_pass, shape, dial} and "3 of the 28 pairs" in text
+    assert pairs(WITHIN, categories) == pairs("spearman between lineages") == {low_pass}
+    assert "each of the 22 lineages (same group and recipe) counts once: 0.88" in text
+    assert one(found, *low_pass, "spearman between lineages").estimate == pytest.approx(0.88, abs=0.005)
+    assert one(found, *shape, WITHIN, "adversarial_training").p_holm < 0.05
+    assert one(found, *shape, WITHIN, "augmentation").p_holm > 0.05
+    assert (
+        one(found, *dial, WITHIN, "adversarial_training").low < 0 < one(found, *dial, f"{WITHIN} given accuracy").high
+    )
+    assert pairs(f"{WITHIN} given accuracy") == {low_pass, shape, ("shape-bias", "Concepts")}
+    assert len(overall) == 15 and "Over all networks 15 pairs" in text
+    assert within < overall and len(overall - within) == 12 and "12 of them are not within" in text
+    assert sum(bias in ("HPP", "spectral bias", "bw_norm") for bias, _ in overall - within) == 10
+    assert not pairs("spearman between categories")
+    shares = re.search(
+        r"ranks: ([\d.]+), ([\d.]+), ([\d.]+); shape bias ([\d.]+), LPP ([\d.]+)\) and of the scores \(ID ([\d.]+), "
+        r"Robustness ([\d.]+), Concepts ([\d.]+), Adversarial ([\d.]+)\)",
+        text,
+    )
+    for value, name in zip(
+        shares.groups(), ("HPP", "spectral bias", "bw_norm", "shape-bias", "LPP", *SCORES), strict=True
+    ):
+        assert float(value) == pytest.approx(one(found, name, "categories", module.ICC).estimate, abs=0.0051)
+    assert not [pair for pair in within | overall if pair[0] == "cf_norm"]
+    assert pairs(WITHIN, ("flagged columns",)) == within
+    rows = found[found["method"] == WITHIN].set_index(["bias", "score"])
+    plain, flagged = (rows.loc[rows["excluded"] == e, "estimate"] for e in ("none", "flagged columns"))
+    assert f"more than {np.ceil((flagged - plain).abs().max() * 1000) / 1000:.3f}" in text

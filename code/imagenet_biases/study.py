@@ -180,8 +180,8 @@ def _accuracies(names):
     return _names("{}_acc/{}", ("top1", "top5"), names)
 
 
-ACCURACY = {"unit": "% of images", "digits": 2, "better": "higher"}
-MEASURED, PUBLISHED = {"source": "measured"}, {"source": "published"}
+_ACCURACY = {"unit": "% of images", "digits": 2, "better": "higher"}
+_MEASURED, _PUBLISHED = {"source": "measured"}, {"source": "published"}
 _CHANNEL = (
     ("bw", "octaves", "bandwidth", 2),
     ("cf", "cycles/image", "centre frequency", 1),
@@ -210,7 +210,7 @@ DEFINITIONS = (
         _accuracies(["imagenet"]),
         meaning="ImageNet validation (ILSVRC-2012), 50,000 images",
         script="eval_imagenet",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/imagenet-real`",
@@ -219,28 +219,28 @@ DEFINITIONS = (
         script="eval_imagenet_real",
         slip="published: accuracy on the last batch only (326 labelled images), not on 46,837",
         published_images=326,
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/imagenet-v2`, `-a`, `-r`, `-sketch`, top5 likewise",
         _accuracies(["imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch"]),
         meaning="ImageNet-v2 matched frequency; -A and -R ranked among their 200 classes only; ImageNet-Sketch",
         script="eval_imagenet_ood",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/imagenet-c`",
         ["top1_acc/imagenet-c"],
         meaning="ImageNet-C (Hendrycks & Dietterich 2019): mean over all 19 corruptions and 5 severities",
         script="eval_imagenet_c",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/imagenet-c-15`",
         ["top1_acc/imagenet-c-15"],
         meaning="Mean over the 15 usual corruptions and 5 severities",
         script="eval_imagenet_c",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`mCE/imagenet-c`",
@@ -250,42 +250,42 @@ DEFINITIONS = (
         "eval_imagenet_c",
         digits=2,
         better="lower",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/CORRUPTION_SEVERITY`, top5 likewise (ImageNet-C)",
         _names("{}_acc/{}_{}", ("top1", "top5"), CORRUPTIONS, SEVERITIES),
         meaning="One of 19 corruptions at severity 1 (weak) to 5, 50,000 images each",
         script="eval_imagenet_c",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/imagenet-cbar`",
         ["top1_acc/imagenet-cbar"],
         meaning="ImageNet-C̄ (Mintun et al. 2021): mean over 10 corruptions and 5 severities",
         script="eval_imagenet_cbar",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/CORRUPTION_SEVERITY`, top5 likewise (ImageNet-C̄)",
         _names("{}_acc/{}_{}", ("top1", "top5"), CORRUPTIONS_BAR, SEVERITIES),
         meaning="One of 10 corruptions at severity 1 to 5, 50,000 images each",
         script="eval_imagenet_cbar",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/NAME` of the 17 model-vs-human sets",
         _names("top1_acc/{}", HUMAN_SETS),
         meaning="16-category accuracy on the sets of Geirhos et al. (2021); cue-conflict: the shape category",
         script="eval_model_vs_human",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/ood_mean`",
         ["top1_acc/ood_mean"],
         meaning="Mean over the 17 sets without the conditions that are not OOD or on which people are below 20 %",
         script="eval_model_vs_human",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`shape-bias`",
@@ -305,7 +305,7 @@ DEFINITIONS = (
         "eval_vlm",
         r"shape-bias/[\w-]+(/[\w-]+)*",
         digits=3,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/cue-conflict-either/TASK`",
@@ -313,7 +313,7 @@ DEFINITIONS = (
         meaning="Answers in words that name the shape or the texture, of all cue-conflict images",
         script="eval_vlm",
         pattern=r"top1_acc/cue-conflict-either/[\w-]+(/[\w-]+)*",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/vlm/steering`",
@@ -323,7 +323,7 @@ DEFINITIONS = (
         "eval_vlm",
         r"metric/vlm/steering(/[\w-]+)*",
         digits=1,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/vlm/refused`, `unparsed`, `generic`, `order-spread`",
@@ -334,7 +334,7 @@ DEFINITIONS = (
         "eval_vlm",
         r"metric/vlm/(refused|unparsed|generic|order-[\w-]+)(/[\w-]+)*",
         digits=3,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/human/accuracy-difference`",
@@ -343,7 +343,7 @@ DEFINITIONS = (
         "Squared difference of accuracies between network and person, mean over sets, conditions and people",
         "eval_model_vs_human",
         better="lower",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/human/observed-consistency`",
@@ -352,7 +352,7 @@ DEFINITIONS = (
         "Images on which network and person are both right or both wrong",
         "eval_model_vs_human",
         better="higher",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/human/error-consistency`",
@@ -361,7 +361,7 @@ DEFINITIONS = (
         "Cohen's κ of being right or wrong together (Geirhos et al. 2020)",
         "eval_model_vs_human",
         better="higher",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/PGD-40/low`, `/high`",
@@ -369,14 +369,14 @@ DEFINITIONS = (
         meaning="Correct after 40 steps of ℓ∞ PGD with step 2/255, ε = 0.5/255 (low) and 4/255 (high)",
         script="eval_imagenet_adv",
         slip="published: divided by 50,048 images, 48 of which do not exist and count as robust (+0.096 points at 0 %)",
-        **ACCURACY,
+        **_ACCURACY,
     ),
     _definition(
         "`top1_acc/PGD-40/low/corrected`, `/high/corrected`",
         _names("top1_acc/PGD-40/{}/corrected", LEVELS),
         meaning="The published PGD-40 value without the 48 images that do not exist, over 50,000",
         script="-",
-        **ACCURACY | PUBLISHED,
+        **_ACCURACY | _PUBLISHED,
     ),
     _definition(
         "`top1_acc/FGSM/…`, `PGD-…/…`, `AutoAttack/…`",
@@ -385,7 +385,7 @@ DEFINITIONS = (
         "ℓ2 ball (PGD-l2-…); other ε, steps and step sizes by their names",
         script="eval_imagenet_adv",
         pattern=r"top1_acc/(FGSM|PGD|AutoAttack)(-[\w.]+)*/[\w.+-]+",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/bandpass/LFC/c`, `metric/bandpass/HFC/c`",
@@ -400,7 +400,7 @@ DEFINITIONS = (
         "ratio",
         "Means of LFC and HFC over c = 0.1 … 0.5; HPP / (LPP + HPP)",
         "eval_spectral",
-        **MEASURED,
+        **_MEASURED,
     ),
     *_channel(
         [""],
@@ -408,14 +408,14 @@ DEFINITIONS = (
         slip="published: 7 distinct values for 48 networks and bandwidths of 11,295 octaves, the fit of a flat profile",
     ),
     *_channel(["_norm"], "from the noise that halves the noise-free accuracy: what the study plots"),
-    *_channel(["_fine", "_norm_fine"], "from thresholds on a continuous log-noise axis, not whole steps", **MEASURED),
+    *_channel(["_fine", "_norm_fine"], "from thresholds on a continuous log-noise axis, not whole steps", **_MEASURED),
     _definition(
         "`top1_acc/criticalband/…`",
         (),
         meaning="Accuracy on low-contrast grey images without noise and with noise of one octave band",
         script="eval_criticalband",
         pattern=r"top1_acc/criticalband/sd0(\.\d+/f\d+)?",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`top1_acc/solarize/…`",
@@ -424,7 +424,7 @@ DEFINITIONS = (
         "images that survive every threshold (worst; Gavrikov & Keuper 2023)",
         script="eval_solarization",
         pattern=r"top1_acc/solarize/[\w.-]+",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/solarize/worst-alpha`",
@@ -433,7 +433,7 @@ DEFINITIONS = (
         "The threshold α of the grid with the least accuracy",
         "eval_solarization",
         digits=2,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/RandSol-10/…`, top5 likewise",
@@ -442,7 +442,7 @@ DEFINITIONS = (
         "the exact expectation over all thresholds",
         script="eval_solarization",
         pattern=r"top[15]_acc/RandSol-\d+/[\w.-]+",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/border/…`",
@@ -452,7 +452,7 @@ DEFINITIONS = (
         "1 (anomaly), right against left and bottom against top (asymmetry-x, -y)",
         "eval_perturbation",
         r"metric/border/[\w./-]+",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/perturbation-spectrum/…/F`",
@@ -461,7 +461,7 @@ DEFINITIONS = (
         "Power of a perturbation up to F cycles/image from the zero frequency",
         "eval_perturbation",
         r"metric/perturbation-spectrum/([\w.-]+/)*\d+",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/perturbation-spectrum/…/median`",
@@ -471,7 +471,7 @@ DEFINITIONS = (
         "eval_perturbation",
         r"metric/perturbation-spectrum/([\w.-]+/)*median",
         digits=1,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/padding/MODE`, `top1_acc/border-masked/K`",
@@ -480,7 +480,7 @@ DEFINITIONS = (
         "colour",
         script="eval_perturbation",
         pattern=r"top[15]_acc/(padding/\w+|border-masked/\d+)",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/erf/area`",
@@ -488,7 +488,7 @@ DEFINITIONS = (
         "share",
         "Effective receptive field; the study does not define it",
         "-",
-        **PUBLISHED,
+        **_PUBLISHED,
     ),
     _definition(
         "`metric/erf/max_amplitude`",
@@ -496,7 +496,7 @@ DEFINITIONS = (
         "gradient",
         "Largest value of the effective receptive field; the study does not define it",
         "-",
-        **PUBLISHED,
+        **_PUBLISHED,
     ),
     _definition(
         "`metric/erf-luo/area`",
@@ -505,7 +505,7 @@ DEFINITIONS = (
         "Effective receptive field of the last feature map's centre (Luo et al. 2016): share of the pixels whose "
         "gradient is above 4.55 % of the largest",
         "eval_erf",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/erf-luo/size`, `sd`",
@@ -514,7 +514,7 @@ DEFINITIONS = (
         "Its side, the square root of the number of those pixels; its standard deviation about its centre",
         "eval_erf",
         digits=1,
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/quality/ve_…`",
@@ -544,7 +544,7 @@ DEFINITIONS = (
         "ratio",
         "Variance entropy and orthogonality relative to what random filters are expected to have",
         "eval_filters",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/quality/random_share`",
@@ -552,7 +552,7 @@ DEFINITIONS = (
         "share of layers",
         "Layers that cannot be told from random filters by both measures",
         "eval_filters",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/quality/gauss-ks`",
@@ -560,7 +560,7 @@ DEFINITIONS = (
         "KS distance",
         "Largest distance of a layer's weights from their own fitted normal or uniform distribution",
         "eval_filters",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/quality/layer/…`, `metric/quality-K/…`",
@@ -569,7 +569,7 @@ DEFINITIONS = (
         "The same by layer, and for kernels of other sizes (K, or all)",
         "eval_filters",
         r"metric/quality(/layer|-(all|\d+))/.+",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/filter-shift/NETWORK`",
@@ -579,7 +579,7 @@ DEFINITIONS = (
         "divergences of principal components",
         "eval_filters",
         r"metric/filter-shift/.+",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/criticality/mean`, `LAYER`; `criticality-RESET/…`",
@@ -589,7 +589,7 @@ DEFINITIONS = (
         "other resets by their names",
         "eval_criticality",
         r"metric/criticality(-[\w-]+)?(/.+)?(?<!/l1)(?<!/l2)(?<!/recovered)",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/criticality/LAYER/l1`, `/l2`",
@@ -598,7 +598,7 @@ DEFINITIONS = (
         "ℓ1 and ℓ2 distance of those softmax vectors",
         "eval_criticality",
         r"metric/criticality(-[\w-]+)?(/.+)?/l[12]",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`metric/criticality/LAYER/recovered`",
@@ -608,7 +608,7 @@ DEFINITIONS = (
         "eval_criticality",
         r"metric/criticality(-[\w-]+)?(/.+)?/recovered",
         better="higher",
-        **MEASURED,
+        **_MEASURED,
     ),
     _definition(
         "`top1_acc/random-spatial`, `/bn-recalibrated`",
@@ -617,7 +617,7 @@ DEFINITIONS = (
         "2023), batch-norm statistics as they were or estimated anew",
         script="eval_criticality",
         pattern=r"top[15]_acc/random-spatial(/[\w.-]+)*",
-        **ACCURACY | MEASURED,
+        **_ACCURACY | _MEASURED,
     ),
     _definition(
         "`metric/weight_reset/LAYER`",
@@ -628,7 +628,7 @@ DEFINITIONS = (
         r"metric/weight_reset/.+",
         slip="published: one batch of 512 images and one draw, standard errors up to 2 points",
         published_images=512,
-        **PUBLISHED,
+        **_PUBLISHED,
     ),
 )
 

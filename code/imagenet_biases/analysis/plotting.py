@@ -15,7 +15,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from scipy.special import logit
 
-from imagenet_biases.analysis.statistics import ALL_BIASES, effective_robustness
+from imagenet_biases.analysis.power import SHOWN, STRENGTHS
+from imagenet_biases.analysis.statistics import (
+    ALL_BIASES,
+    GIVEN,
+    OUT,
+    OUT_WITHIN,
+    SPEARMAN,
+    WITHIN,
+    effective_robustness,
+)
 from imagenet_biases.files import atomic
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived, study
 from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, SCORES, STUDY_CATEGORIES, about
@@ -144,25 +153,27 @@ def _pick(statistics, method, excluded="none"):
 
 @_figure
 def biases_and_scores(rows, statistics):
-    """The study's figure: each bias against each score, one point a network, with Spearman's ρ and its interval.
+    """The study's figure: each bias against each score, one point a network, with Spearman's ρ within categories.
 
     `rows`: networks with derived columns; `statistics`: as imagenet_biases.analysis.statistics gives it.
     """
     figure = Figure(figsize=(12.4, 7.4), layout="constrained")
     axes = figure.subplots(len(SCORES), len(BIASES), sharex="col", sharey="row")
-    found = _pick(statistics, "spearman")
+    within, overall = (_pick(statistics, method) for method in (WITHIN, SPEARMAN))
     for line, score in zip(axes, SCORES, strict=True):
         line[0].set_ylabel(about(score).label)
         for ax, bias in zip(line, BIASES, strict=True):
             _draw(ax, rows, bias, score)
             _bias_axis(ax, bias)
-            if (bias, score) in found.index:
-                one = found.loc[bias, score]
+            if (bias, score) in within.index:
+                one = within.loc[bias, score]
                 weight = "bold" if one.p_holm < 0.05 else "normal"
-                ax.set_title(f"ρ = {_interval(one, ' ')}", fontweight=weight, fontsize=7.5, pad=3)
+                title = f"{_interval(one, ' ')}, all {_number(overall.loc[bias, score].estimate)}"
+                ax.set_title(title, fontweight=weight, fontsize=7, pad=3)
     for ax, bias in zip(axes[-1], BIASES, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
-    _legend(figure, rows, title="ρ: Spearman's, 95 % bootstrap interval; bold: p < 0.05 after Holm's correction")
+    text = "Spearman's ρ within categories, 95 % interval, and over all networks; bold: p < 0.05 within, after Holm's"
+    _legend(figure, rows, title=f"{text} correction")
     return figure
 
 
@@ -196,11 +207,11 @@ def bandpass_curves(rows):
 
 @_figure
 def rank_correlations(statistics):
-    """Heat map of the rank correlations with their intervals: all networks, without adversarial training, partial."""
+    """Heat map of the rank correlations with their intervals: within categories, given accuracy, over all networks."""
     panels = (
-        ("spearman", "none", "Spearman's ρ, all networks"),
-        ("spearman", "adversarial_training", "without adversarial training"),
-        ("spearman given accuracy", "none", "given ImageNet accuracy, all networks"),
+        (WITHIN, "none", "Spearman's ρ within categories"),
+        (f"{WITHIN} {GIVEN}", "none", "within categories, given ImageNet accuracy"),
+        (SPEARMAN, "none", "all networks, as if none were relatives"),
     )
     figure = Figure(figsize=(12, 4.1), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
@@ -229,23 +240,23 @@ def rank_correlations(statistics):
 
 @_figure
 def leave_one_out(statistics):
-    """Each rank correlation without each category in turn: what hangs on one category."""
+    """Each rank correlation within categories without each category in turn: what hangs on one category."""
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SCORES), sharey=True, sharex=True)
     names = list(BIASES)
     for ax, score in zip(axes, SCORES, strict=True):
         for category in STUDY_CATEGORIES:
-            found = _pick(statistics, "spearman", category).reindex([(bias, score) for bias in names])
+            found = _pick(statistics, WITHIN, category).reindex([(bias, score) for bias in names])
             look = STYLES[category]
             ax.scatter(found["estimate"], range(len(names)), marker=look.marker, s=30, facecolor=look.colour,
                        edgecolor="white", linewidth=0.4, zorder=3, label=f"without {look.label}")  # fmt: skip
-        found = _pick(statistics, "spearman").reindex([(bias, score) for bias in names])
+        found = _pick(statistics, WITHIN).reindex([(bias, score) for bias in names])
         ax.hlines(range(len(names)), found["low"], found["high"], color="#BBBBBB", lw=5, zorder=1, label="all: 95 %")
         ax.scatter(found["estimate"], range(len(names)), marker="|", s=110, color="black", zorder=2, label="all")
         ax.axvline(0, color="#888888", lw=0.7, zorder=0)
         ax.set_title(score)
         ax.set_xlim(-1, 1)
-        ax.set_xlabel("Spearman's ρ")
+        ax.set_xlabel("Spearman's ρ within categories")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
@@ -255,11 +266,15 @@ def leave_one_out(statistics):
 @_figure
 def prediction(statistics, lowest=-1.0):
     """How well all biases together, or ImageNet accuracy alone, predict each score of networks not seen."""
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(10.2, 3.0), layout="constrained")
+    panels = (
+        (OUT_WITHIN, "each network within its category"),
+        (OUT["network"], "each network from the others"),
+        (OUT["category"], "each category from the others"),
+    )
+    axes = figure.subplots(1, len(panels), sharey=True)
     looks = ((ALL_BIASES, "all biases", "#D55E00", "o", -0.14), (CONTROL, "ImageNet accuracy", "#0072B2", "s", 0.14))
-    for ax, left_out in zip(axes, ("network", "category"), strict=True):
-        method = f"R2 leave-one-{left_out}-out"
+    for ax, (method, title) in zip(axes, panels, strict=True):
         found, permuted = _pick(statistics, method), _pick(statistics, f"{method}, permuted")
         for predictors, label, colour, marker, shift in looks:
             for number, score in enumerate(SCORES):
@@ -276,7 +291,7 @@ def prediction(statistics, lowest=-1.0):
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_xlim(-0.5, len(SCORES) - 0.5)
         ax.set_ylim(lowest - 0.05, 1.05)
-        ax.set_title(f"each {left_out} predicted from the others")
+        ax.set_title(title)
     axes[0].set_ylabel("R² of held-out networks")
     handles, labels = axes[0].get_legend_handles_labels()
     handles.append(Line2D([], [], color="#CCCCCC", lw=7))
@@ -365,6 +380,37 @@ def measured_and_published(table):
         ax.set_xlabel(f"published {label}")
         ax.set_ylabel(f"measured {label}")
     axes[0].legend(frameon=False)
+    return figure
+
+
+@_figure
+def power_curves(table):
+    """In how many simulated studies the analysis finds an effect of each strength, for what acts and what does not.
+
+    `table`: as analysis.power gives it.
+    """
+    panels = (
+        ("within", "cause", "acts within categories"),
+        ("between", "cause", "acts between categories only"),
+        ("accuracy", "cause", "acts through ImageNet accuracy only"),
+        ("nothing", "company", "does nothing"),
+    )
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    x = [*STRENGTHS.values()]
+    for ax, (mechanism, predictor, title) in zip(axes, panels, strict=True):
+        for (method, label), style in zip(SHOWN, STYLES.values(), strict=False):
+            joint = method.startswith("R2")
+            some = table[(table["mechanism"] == mechanism) & (table["method"] == method)]
+            some = some[some["predictor"] == (ALL_BIASES if joint else predictor)].set_index("strength")
+            ax.plot(x, some["alarm"].reindex(STRENGTHS), color=style.colour, marker=style.marker, ms=4, lw=1.1,
+                    ls="--" if joint else "-", label=label)  # fmt: skip
+        ax.axhline(0.05, color="#888888", lw=0.7, zorder=0)
+        ax.set_title(title)
+        ax.set_xlabel("strength of the effect")
+    axes[0].set_ylim(0, 1.02)
+    axes[0].set_ylabel("studies with p < 0.05")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -25,6 +25,7 @@ PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", RAW_DATA / "measured.csv"
 KEYS = ("model", "category", "source")
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
+LINEAGES = RAW_DATA / "lineages.csv"  # model, lineage: networks of the same group and recipe
 SIGNIFICANT = "%.6g"  # six significant digits, as the published figures have them
 
 
@@ -130,9 +131,14 @@ def derived(table):
 
 
 def study(table, source="published"):
-    """Return the rows of the study's networks (of STUDY_CATEGORIES) from one source, with derived columns."""
-    rows = table[(table["source"] == source) & table["category"].isin(STUDY_CATEGORIES)]
-    return derived(rows.reset_index(drop=True))
+    """Return the rows of the study's networks (of STUDY_CATEGORIES) from one source, with derived columns.
+
+    The column `lineage` says which of them come from the same group and recipe; a network that lineages.csv does not
+    know is a lineage of its own.
+    """
+    rows = derived(table[(table["source"] == source) & table["category"].isin(STUDY_CATEGORIES)].reset_index(drop=True))
+    known = pd.read_csv(LINEAGES, index_col="model")["lineage"] if LINEAGES.exists() else pd.Series(dtype=str)
+    return rows.assign(lineage=rows["model"].map(known).fillna(rows["model"]))
 
 
 def describe():
