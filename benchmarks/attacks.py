@@ -2,14 +2,12 @@
 
 Run:  python benchmarks/attacks.py        (writes benchmarks/attacks-DEVICE.json; about 2 minutes)
 
-The published attack (imagenet_biases.attacks.pgd) on ResNet-50 as the harness runs it, and foolbox's LinfPGD on the network as
-timm gives it: once as it comes, which has foolbox compute the gradients of the weights as well, and once with its
+The published attack (attacks.pgd) on ResNet-50 as the loop runs it, and foolbox's LinfPGD on the network as timm
+gives it: once as it comes, which has foolbox compute the gradients of the weights as well, and once with its
 parameters frozen. Medians of several rounds in which the three take turns. Target: at least 1.3 times.
 """
 
-import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -17,49 +15,45 @@ import foolbox
 import timm
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
+from common import described, on
 from imagenet_biases.attacks import pgd
-from imagenet_biases.evaluate import Batch, Runner, Settings, float32_precision
 from imagenet_biases.files import write_json
-from imagenet_biases.images.pixels import STUDY
-from imagenet_biases.results.records import device_name, versions
+from imagenet_biases.networks.load import Network
+from imagenet_biases.networks.registry import NORMALIZATIONS
+from imagenet_biases.runner import Runner, float32_precision
+from imagenet_biases.vocabulary import Batch
 
 ROUNDS, STEPS, EPS, STEP_SIZE = 3, 8, 4 / 255, 2 / 255
 
 
-class Normalized(torch.nn.Module):
-    """ResNet-50 with random weights on pixels in [0, 1]."""
-
-    name, identity, native_view = "resnet50", {"network": "random"}, STUDY
-
-    def __init__(self):
-        super().__init__()
-        self.body = timm.create_model("resnet50")
-
-    def forward(self, pixels):
-        return self.body((pixels - 0.45) / 0.225)
+def normalized():
+    """Return ResNet-50 with random weights on pixels in [0, 1]."""
+    mean, std = NORMALIZATIONS["imagenet"]
+    return Network(timm.create_model("resnet50"), name="resnet50", mean=mean, std=std, facts={})
 
 
 def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 64 if device.type == "cuda" else 8
-    settings = Settings(device, batch_size=size)
+    here = on(device, batch_size=size)
     pixels = torch.rand(size, 3, 224, 224, device=device)
     channels_last = pixels.contiguous(memory_format=torch.channels_last)  # as the runner passes pixels
-    plain, frozen = Normalized().eval().to(device), Normalized().eval().to(device).requires_grad_(False)
+    plain, frozen = normalized().to(device).requires_grad_(True), normalized().to(device)
     with torch.no_grad():
         labels = plain(pixels).argmax(1)
-    batch, attack = Batch(torch.arange(size, device=device), 0), pgd("PGD", EPS, STEPS, STEP_SIZE).attack
+    batch, attack = Batch(torch.arange(size, device=device), 0), pgd("PGD", EPS, STEPS, STEP_SIZE)
     theirs = foolbox.attacks.LinfPGD(abs_stepsize=STEP_SIZE, steps=STEPS, random_start=True)
 
     def foolboxs(network):
         model = foolbox.PyTorchModel(network, bounds=(0, 1), device=device)
         return lambda: theirs(model, pixels, labels, epsilons=EPS)
 
-    with float32_precision(settings):
-        runner = Runner(Normalized().eval().requires_grad_(False), STUDY, settings, long=False)
+    with float32_precision(here.precision):
+        runner = Runner(normalized(), 224, here)
         contestants = {
-            "ours": lambda: attack(runner.differentiable, channels_last, labels, batch),
+            "ours": lambda: attack.attack(
+                runner.differentiable(batch), channels_last, labels, batch, **attack.settings
+            ),
             "foolbox": foolboxs(plain),
             "foolbox, frozen parameters": foolboxs(frozen),
         }
@@ -73,9 +67,7 @@ def main():
                 times[name].append(time.perf_counter() - started)
     pace = {name: size * STEPS / statistics.median(some[1:]) for name, some in times.items()}
     figures = {
-        "device": device_name(device),
-        "cores": os.cpu_count(),
-        "versions": versions() | {"foolbox": foolbox.__version__},
+        "machine": described(device) | {"foolbox": foolbox.__version__},
         "batch size": size,
         "image steps per second": {name: round(value, 2) for name, value in pace.items()},
         "times as fast": {name: round(pace["ours"] / value, 2) for name, value in pace.items() if name != "ours"},

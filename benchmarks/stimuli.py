@@ -11,14 +11,11 @@ Two questions, each answered by the median of several rounds in which the contes
    network as timm gives it. Target: at least 2 times on a CPU, 5 times on a GPU.
 """
 
-import os
 import statistics
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyrtools
@@ -26,16 +23,16 @@ import timm
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 import eval_criticalband
 import eval_spectral
-from imagenet_biases.cli import make_parser
-from imagenet_biases.evaluate import Batch, Pass, Runner, Runners, Settings, float32_precision, grouped, measure
+from common import described, on, prepared, show
 from imagenet_biases.files import write_json
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.results.records import Store, device_name, versions
+from imagenet_biases.networks.load import from_module
+from imagenet_biases.runner import Runner, float32_precision
 from imagenet_biases.study import wordnet_ids
+from imagenet_biases.vocabulary import Batch, Data, Pass
 
 ROUNDS = 5
 IMAGES = 32  # of the comparison with the naive loop
@@ -45,8 +42,6 @@ OUR_CONDITIONS, NAIVE_CONDITIONS = 7, 2
 
 class Network(torch.nn.Module):
     """ResNet-50 with random weights, which take the same time as trained ones."""
-
-    name, identity, native_view = "resnet50", {"network": "random"}, STUDY
 
     def __init__(self):
         super().__init__()
@@ -82,10 +77,12 @@ def cost_of_stimuli(conditions, settings):
     rows = torch.randint(0, 256, (size, 224, 224, 3), dtype=torch.uint8, device=device)
     pixels = rows.permute(0, 3, 1, 2).to(torch.float32).div_(255)
     batch = Batch(torch.arange(size, device=device), 0)
-    with float32_precision(settings), torch.no_grad():
-        runner = Runner(Network(), STUDY, settings, long=True)
-        work = {condition.name: partial(condition.stimulus, pixels, batch) for condition in conditions}
-        found = medians({"forward": partial(runner.forward, pixels)} | work, device)
+    with float32_precision(settings.precision), torch.no_grad():
+        runner = Runner(from_module(Network(), "resnet50"), 224, settings, long=True)
+        work = {
+            condition.name: partial(condition.stimulus, pixels, batch, **condition.settings) for condition in conditions
+        }
+        found = medians({"forward": partial(runner.answer, pixels, batch)} | work, device)
     found = {name: 1000 * value / size for name, value in found.items()}
     forward = found.pop("forward")
     return {
@@ -151,14 +148,12 @@ def against_naive(images, conditions, transform, folder, settings):
     ours, theirs = [], []
     step = len(conditions) // OUR_CONDITIONS
     some, fewer = conditions[1::step], conditions[1 :: len(conditions) // NAIVE_CONDITIONS]
-    network, plain = Network(), Network().to(settings.device)
-    runners = Runners(grouped([Pass(images, tuple(some))], [network], settings)[0], settings)
-    runners.get(network, STUDY)  # folding and compiling are done once in a long run, and not timed
+    network, plain = from_module(Network(), "resnet50"), Network().to(settings.device)
+    runners = prepared(network, settings)  # folding and compiling are done once in a long run, and not timed
     for number in range(ROUNDS):
-        groups, _ = grouped([Pass(images, tuple(some))], [network], settings)
-        store = Store(folder / f"{transform.__name__}-{number}")
-        work = measure(groups, store, settings, progress=False, runners=runners)
-        ours.append(seconds(partial(list, work), settings.device) / len(some))
+        results = folder / f"{transform.__name__}-{number}"
+        work = partial(show, [Pass(images, tuple(some))], network, settings, results, runners)
+        ours.append(seconds(work, settings.device) / len(some))
         loop = partial(naive, images, fewer, transform, plain, settings)
         theirs.append(seconds(loop, settings.device) / len(fewer))
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
@@ -168,21 +163,18 @@ def against_naive(images, conditions, transform, folder, settings):
 
 def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(device, batch_size=256 if device.type == "cuda" else 32, compile="on")
+    settings = on(device, compile="on")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         photographs(root / "photographs")
-        args = SimpleNamespace(**vars(make_parser("").parse_args([])))
-        args.imagenet, args.results, args.allow_partial = str(root / "photographs"), str(root / "results"), True
-        images, stimuli, compared = image_set("imagenet", args), [], {}
+        data = Data(imagenet=root / "photographs", allow_partial=True)
+        images, stimuli, compared = image_set("imagenet", data), [], {}
         for module, transform in ((eval_spectral, naive_filter), (eval_criticalband, naive_noise)):
-            conditions = [one for one in module.passes(args)[0].conditions if one.seeded or "cutoff" in one.settings]
+            conditions = [one for one in module.passes(data)[0].conditions if one.seeded or "cutoff" in one.settings]
             stimuli += conditions
             compared[module.BENCHMARK.name] = against_naive(images, conditions, transform, root, settings)
     figures = {
-        "device": device_name(device),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        "machine": described(device),
         "batch size": settings.batch_size,
         "per image and condition, decoding included": compared,
         "stimuli": cost_of_stimuli(stimuli, settings),

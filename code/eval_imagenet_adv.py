@@ -7,7 +7,7 @@ Data:   ILSVRC-2012 validation, as for eval_imagenet.py; --limit N attacks N ima
 Run:    python code/eval_imagenet_adv.py --model tv_resnet50 --imagenet DIR --limit 1000
         ... --attack pgd fgsm tuned    ... --attack autoattack (needs: pip install pyautoattack)
         ... --attack pgd --eps 1/255 --step-size 0.25/255
-Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM and, on request, PGD-tuned and AutoAttack;
+Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM and, if asked for, PGD-tuned, AutoAttack;
         other settings go by names of their own. The published step is four times the low eps, which makes a weak
         attack: PGD-tuned is the well-tuned one. Published PGD-40 of the 48 networks: low 12 to 66, high 0 to 39;
         torchvision's ResNet-50 (tv_resnet50) has 18.31 and 0.00.

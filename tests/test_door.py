@@ -156,9 +156,12 @@ def test_two_networks_under_one_name_are_both_kept(drawn, tmp_path):
 
 def test_an_edited_file_is_another_network(drawn, tmp_path):
     net = tmp_path / "net.py"
-    source = "import torch\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 1000){})\n"
+    source = (
+        "import torch\nfrom torch.nn import *\ndef build():\n    torch.manual_seed(0)\n"
+        "    return Sequential(AdaptiveAvgPool2d(4), Flatten(), Linear(48, 1000){})\n"
+    )
     words = ("--model", f"{net}:build", "--data", drawn, "--results", tmp_path / "r", "--wandb", "disabled")
-    for end in ("", ", torch.nn.Softmax(1)"):
+    for end in ("", ", Softmax(1)"):
         net.write_text(source.format(end))
         assert run("eval_imagenet.py", *words)[0] == 0
     assert len(list((tmp_path / "r" / "net.build").glob("imagenet*.json"))) == 2
@@ -409,7 +412,8 @@ def test_a_log_file_gets_lines(drawn, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(CODE)!r})\nimport imagenet_biases.progress as p; p.PAUSE = 0\n"
         f"import imagenet_biases.loop as l; import itertools, types\n"
-        f"l.time = types.SimpleNamespace(monotonic=iter(range(0, 10**6, 2)).__next__)\nimport eval_imagenet; eval_imagenet.main()"
+        f"l.time = types.SimpleNamespace(monotonic=iter(range(0, 10**6, 2)).__next__)\n"
+        f"import eval_imagenet; eval_imagenet.main()"
     )
     words = ["--model", "calibration", "--data", str(drawn), "--results", str(tmp_path), "--wandb", "disabled"]
     done = subprocess.run([sys.executable, "-c", code, *words, "--batch-size", "20"], capture_output=True, text=True)

@@ -143,7 +143,7 @@ def test_missing_sets_are_named(tmp_path):
         image_sets(data)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="none of the 17 .*--download"):
+    with pytest.raises(UserError, match=r"none of the 17 .*--download"):
         image_sets(Data(model_vs_human=empty, allow_partial=True))
 
 

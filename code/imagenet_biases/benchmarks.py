@@ -1,4 +1,4 @@
-"""The benchmarks by the names of their scripts: eval_NAME.py beside the package, each a declaration called BENCHMARK."""
+"""The benchmarks by the names of their scripts: eval_NAME.py beside the package, each of which declares a BENCHMARK."""
 
 import difflib
 import importlib.util

@@ -207,15 +207,14 @@ def print_plan(measurement):
     from imagenet_biases.forecast import forecast
     from imagenet_biases.progress import duration
 
-    print(
-        f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {measurement.machine.device}, {measurement.machine.precision}"
-    )
+    device, precision = measurement.machine.device, measurement.machine.precision
+    print(f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {device}, {precision}")
     rows, total = [], 0.0
     for job, line in forecast(measurement):
         total += line.seconds
         rows.append(
-            f"  {job.name:16} {len(job.image_sets):4} image sets, {line.images:>11,} images, {line.passes:>15,} forward "
-            f"passes, {line.todo:>15,} to do, about {duration(line.seconds)}"
+            f"  {job.name:16} {len(job.image_sets):4} image sets, {line.images:>11,} images, "
+            f"{line.passes:>15,} forward passes, {line.todo:>15,} to do, about {duration(line.seconds)}"
         )
     print("\n".join(rows))
     for line in measurement.missing:

@@ -204,7 +204,7 @@ class Measurement:
         return Outcome(records, failed)
 
     def _source(self, cells):
-        """What a record is scored from: the responses, by identity and time, and the code. None where that is unknown."""
+        """What a record is scored from: the responses, by identity and time, and the code; None where it is unknown."""
         code = commit()
         if not cells or code is None or code.endswith("+"):
             return None
@@ -212,7 +212,7 @@ class Measurement:
         return key_of({"code": code, "responses": responses})
 
     def _standing(self, pair, plan):
-        """Return the record that stands for a pair already, scored from the same responses by the same code, or None."""
+        """Return the record that stands already, scored from the same responses by the same code, or None."""
         job, network = pair
         cells = plan.cells[pair]
         if self.results is None or any((cell.kept.state == UNSEEN).any() for cell in cells):

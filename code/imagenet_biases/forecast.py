@@ -24,7 +24,7 @@ def forecast(measurement):
     """Yield (job, Line) in the order of the jobs. What several benchmarks need counts for the first of them.
 
     Networks are built without their weights, one an architecture, to see which conditions they meet and how fast they
-    are. What is stored under a network's label counts as done: whether it is of the same weights is seen when they load.
+    are. What is stored under a network's label counts as done; whether it is of the same weights shows when they load.
     """
     networks = measurement.labels()
     built, paces, counted = {}, {}, set()

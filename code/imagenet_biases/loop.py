@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed
+import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
 from tqdm import tqdm
 
 from imagenet_biases.errors import UserError
@@ -333,7 +334,7 @@ class Showing:
         return self.loop.runners.get(network, self.group.view.crop)
 
     def _keep(self, cells, shown, answer, positions, readable):
-        """Store the rows that the readouts make of an answer: only what is missing, so nothing is changed or doubled."""
+        """Store what the readouts make of an answer: only rows that are missing, so that nothing is changed or doubled."""
         words = not isinstance(answer, torch.Tensor)
         shown = replace(shown, words=answer) if words else replace(shown, logits=answer)
         for cell in cells:

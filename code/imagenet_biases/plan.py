@@ -1,4 +1,4 @@
-"""From benchmarks and networks to what has to be shown: cells, the groups that share decoded batches, and their order."""
+"""From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, and their order."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Job:
 
 
 def make_job(benchmark, data, given=None):
-    """Find and check what a benchmark shows, before anything is computed. `given`: its options that are not defaults."""
+    """Find and check what a benchmark shows, before anything is computed. `given`: its options, where not defaults."""
     try:
         options = benchmark.chosen(given)
     except ValueError as error:
@@ -85,7 +85,7 @@ class Group:
     cells: list = field(default_factory=list)
 
     def shows(self, kinds):
-        """Return [(condition, [(network, cells)])] of the conditions of these kinds: a stimulus is made once for all."""
+        """Return [(condition, [(network, cells)])] of these kinds of conditions: a stimulus is made once for all."""
         order = {}
         for cell in self.cells:
             if cell.condition.kind in kinds:

@@ -46,8 +46,8 @@ class Settings:
     """How to run. Only precision, view and seed may change an answer, and they are part of every result's identity.
 
     `device`: auto, cpu, cuda, mps or what torch.device takes; `precision`: fp32, tf32, bf16, fp16; `view`: study
-    (256/224 bilinear for everyone) or native; `batch_size`, `workers` (decoding processes): None chooses by the machine;
-    `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off.
+    (256/224 bilinear for everyone) or native; `batch_size`, `workers` (decoding processes): None chooses by the
+    machine; `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off.
     """
 
     device: str | torch.device = "auto"

@@ -23,19 +23,17 @@ def zero(network, layer):
 
 
 def resets(network):
-    layers = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
-    return tuple(Condition(f"zero {layer}", change=zero, settings={"layer": layer}) for layer in layers)
+    layers = [n for n, module in network.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    return tuple(Condition(f"zero {n}", change=zero, settings={"layer": n}) for n in layers)
 
 
 def layers(found):
-    one = {one.condition.settings["layer"]: Estimate(1 - one.values.mean()) for one in found.all()}
-    return {"metric/criticality-zero/mean": one}
+    values = {one.condition.settings["layer"]: Estimate(1 - one.values.mean()) for one in found.all()}
+    return {"metric/criticality-zero/mean": values}
 
 
 def report(found):
     yield "metric/criticality-zero/mean", sum(1 - one.values.mean() for one in found.all()) / len(found)
 
 
-BENCHMARK = Benchmark(
-    "reset", lambda data: [Pass(image_set("imagenet", data), resets, Cosine())], report, layers=layers
-)
+BENCHMARK = Benchmark("reset", lambda d: [Pass(image_set("imagenet", d), resets, Cosine())], report, layers=layers)

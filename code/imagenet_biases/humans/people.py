@@ -193,7 +193,7 @@ def read_people(paths):
 
 
 def out_of_distribution(frame):
-    """Return the trials on conditions that count as out of distribution (imagenet_biases.humans.stimulus_sets.StimulusSet)."""
+    """Return the trials on conditions that count as out of distribution (stimulus_sets.StimulusSet)."""
     left_out = {(name, level) for name, declared in STIMULUS_SETS.items() for level in declared.left_out}
     return frame[np.array([pair not in left_out for pair in zip(frame.set, frame.level, strict=True)], bool)]
 

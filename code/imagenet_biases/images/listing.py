@@ -77,7 +77,7 @@ def _scan(folder):
 
 
 def _listing(root, folders, keep):
-    """List class folders, {folder: class number}. With a folder `keep` the listing is kept until a class folder changes."""
+    """List class folders, {folder: class number}; in a folder `keep` the listing stays until a class folder changes."""
     times = np.array([os.stat(root / folder).st_mtime_ns for folder in folders], np.int64)
     kept = keep and Path(keep) / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:24]}.npz"
     columns = _read_listing(kept, list(folders), times) if kept else None

@@ -21,7 +21,7 @@ FORMAT = 2
 
 
 class Record:
-    """What a benchmark found on a network: `.model`, `.benchmark`, `.metrics` {name: Estimate}; `.content` is the JSON."""
+    """What a benchmark found on a network: `.model`, `.benchmark`, `.metrics` {name: Estimate}; `.content` is JSON."""
 
     def __init__(self, content):
         self.content = content
@@ -49,7 +49,7 @@ class Record:
 
 
 def named(pairs, benchmark):
-    """Return {metric: Estimate} of what a report yields. Raises UserError for a name given twice or unknown to study.py."""
+    """Return {metric: Estimate} of what a report yields; UserError for a name given twice or unknown to study.py."""
     metrics = {}
     for name, value in pairs:
         if name in metrics:
@@ -162,7 +162,7 @@ def _subset(image_sets, partial, left_out):
     }
 
 
-# Which record is which --------------------------------------------------------------------------------------------------
+# Which record is which ------------------------------------------------------------------------------------------------
 
 
 def variant(record):
@@ -176,7 +176,7 @@ def variant(record):
 
 
 def _rank(record):
-    """Which of several records owns BENCHMARK.json: whole before subset, the study's way before others, then the newest."""
+    """Which record owns BENCHMARK.json: whole before subset, the study's way before others, then the newest."""
     source = record["provenance"]
     usual = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
     unusual = sum(source.get(key) != value for key, value in usual.items()) + bool(source.get("frontend"))

@@ -3,8 +3,8 @@
 results/LABEL/responses/SET.KIND.npz holds what one network (label) answered to one image set under one kind of
 condition; while it is being measured, its parts lie in results/LABEL/responses/SET.parts/. A file has an index, JSON
 text {key: entry}, and for each key the arrays `KEY.values` [N, ...] and `KEY.state` uint8 [N] (UNSEEN, ANSWERED,
-LEFT_OUT). An entry has the identity of what was measured, when and where (`measured`), how many answers were not finite,
-and checksums of the decoded pixels of a few images, by which other images of the same names are noticed.
+LEFT_OUT). An entry has the identity of what was measured, when and where (`measured`), how many answers were not
+finite, and checksums of the decoded pixels of a few images, by which other images of the same names are noticed.
 """
 
 import functools

@@ -87,7 +87,7 @@ class WandbLogger:
                 self._guarded("progress", run.log, counts | mine)
 
     def finish(self, job, network, record, found, pictures):
-        """Log a record that is on disk: config, metrics, pictures of the stimuli, a table by class, the record; close."""
+        """Log a record that is on disk: config, metrics, pictures of stimuli, a table by class, the record; close."""
         if self.mode == "disabled":
             return
         self.start(job, network)
