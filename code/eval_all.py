@@ -48,7 +48,7 @@ def main(arguments=None):
     chosen = args.benchmarks.split(",") if args.benchmarks else list(benchmarks.names())
     demo = not args.model and not any(getattr(args, name) for name in IMAGES)
     if demo:
-        from imagenet_biases.synthetic.calibration import draw
+        from imagenet_biases.synthetic.image_sets import draw
 
         args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
         print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)

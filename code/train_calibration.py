@@ -2,7 +2,7 @@
 
     python code/train_calibration.py [--network silhouette|texture|both] [--seed 0]
 
-Both networks see the same kind of pictures (imagenet_biases/synthetic/calibration.py), with a silhouette and a texture drawn
+Both networks see the same kind of pictures (imagenet_biases/synthetic), with a silhouette and a texture drawn
 independently; one learns to name the silhouette, the other the texture, each under noise at the frequencies of the cue
 that it is to ignore. The weights go to models/calibration/{silhouette,texture}.safetensors.
 
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from imagenet_biases.errors import exit_on_user_error
 from imagenet_biases.files import atomic
-from imagenet_biases.synthetic.calibration import CATEGORIES, LUMA, VIEW, build, picture
+from imagenet_biases.synthetic.drawings import CATEGORIES, LUMA, VIEW, picture
+from imagenet_biases.synthetic.networks import build
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low
@@ -88,11 +89,11 @@ def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
 
 
 @exit_on_user_error
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=(*NOISE, "both"), default="both", help="which one to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures, the first weights and the order")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     pixels, labels = drawn(PICTURES, args.seed)
     for cue in NOISE if args.network == "both" else (args.network,):
         torch.manual_seed(args.seed)

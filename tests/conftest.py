@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory, worker_id):
     """The demo's drawn image sets, drawn once for all test processes."""
-    from imagenet_biases.synthetic.calibration import draw
+    from imagenet_biases.synthetic.image_sets import draw
 
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "drawn"

@@ -20,8 +20,10 @@ from common import CODE, ROOT
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.study import class_numbers, wordnet_ids
-from imagenet_biases.synthetic import calibration
-from imagenet_biases.synthetic.calibration import CATEGORIES, CORRUPTIONS, CORRUPTIONS_BAR, TEXTURE_OCTAVE, VIEW, draw
+from imagenet_biases.synthetic import drawings, image_sets, manipulations, networks
+from imagenet_biases.synthetic.drawings import CATEGORIES, TEXTURE_OCTAVE, VIEW
+from imagenet_biases.synthetic.image_sets import draw
+from imagenet_biases.synthetic.manipulations import CORRUPTIONS, CORRUPTIONS_BAR
 
 NAMES = [category.name for category in CATEGORIES]
 WEIGHTS = ROOT / "models" / "calibration"
@@ -51,7 +53,7 @@ def networks():
     """Both committed networks, loaded strictly."""
     loaded = {}
     for cue in ("silhouette", "texture"):
-        loaded[cue] = calibration.build().eval().requires_grad_(False)
+        loaded[cue] = networks.build().eval().requires_grad_(False)
         loaded[cue].load_state_dict(safetensors.torch.load_file(WEIGHTS / f"{cue}.safetensors"))
     return loaded
 
@@ -60,7 +62,7 @@ def networks():
 
 
 def test_categories_are_imagenet_classes():
-    assert len(NAMES) == len(set(NAMES)) == 16 and list(calibration.SILHOUETTES) == NAMES
+    assert len(NAMES) == len(set(NAMES)) == 16 and list(drawings.SILHOUETTES) == NAMES
     for category in CATEGORIES:
         assert wordnet_ids()[category.number] == category.wnid
         assert category.in_a == (category.number in class_numbers("imagenet-a"))
@@ -76,7 +78,7 @@ def test_same_seed_same_bytes_also_in_place_of_an_older_drawing(drawn, tmp_path)
 
 
 def test_another_seed_draws_other_pictures(drawn, tmp_path):
-    calibration.draw_variants(tmp_path, seed=1)
+    image_sets.draw_variants(tmp_path, seed=1)
     for name in ("imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2"):
         pictures = {digest for file, digest in digests(tmp_path / name).items() if "." in file and "json" not in file}
         assert len(pictures) >= 28 and not pictures & set(digests(drawn / name).values())
@@ -97,7 +99,7 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path):
 
 
 def test_a_killed_drawing_leaves_no_folder(tmp_path):
-    code = f"from imagenet_biases.synthetic.calibration import draw; draw({str(tmp_path / 'drawn')!r})"
+    code = f"from imagenet_biases.synthetic.image_sets import draw; draw({str(tmp_path / 'drawn')!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=CODE)
     while not list(tmp_path.glob("*/new/imagenet/val/*/*")) and process.poll() is None:
         time.sleep(0.01)
@@ -186,7 +188,7 @@ def test_model_vs_human_layouts(drawn):
 
 
 def conditions(name):
-    return calibration.MANIPULATIONS[name][1]
+    return manipulations.MANIPULATIONS[name][1]
 
 
 def test_cue_conflict_pairs(drawn):
@@ -203,7 +205,7 @@ def test_cue_conflict_pairs(drawn):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_texture_lies_in_its_octave_and_has_no_contrast_of_its_own(name):
-    pattern = calibration.texture(np.random.default_rng(0), name, VIEW, VIEW)
+    pattern = drawings.texture(np.random.default_rng(0), name, VIEW, VIEW)
     power = np.abs(np.fft.fft2(pattern * np.outer(np.hanning(VIEW), np.hanning(VIEW)))) ** 2
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(VIEW, 1 / VIEW), np.fft.fftfreq(VIEW, 1 / VIEW)))
     inside = (frequency > TEXTURE_OCTAVE[0] - 2) & (frequency < TEXTURE_OCTAVE[1] + 2)
@@ -213,7 +215,7 @@ def test_texture_lies_in_its_octave_and_has_no_contrast_of_its_own(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_silhouette_is_coarse(name):
-    mask = calibration.silhouette(np.random.default_rng(0), name, VIEW, VIEW)
+    mask = drawings.silhouette(np.random.default_rng(0), name, VIEW, VIEW)
     power = np.abs(np.fft.fft2(mask - mask.mean())) ** 2
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(VIEW, 1 / VIEW), np.fft.fftfreq(VIEW, 1 / VIEW)))
     assert power[frequency < 20].sum() > 0.99 * power.sum()
@@ -227,7 +229,7 @@ def test_colour_says_nothing_about_the_category(cue):
     for index, name in enumerate(NAMES):
         for k in range(32):
             cues = (name, NAMES[k % 16]) if cue == "silhouette" else (NAMES[k % 16], name)
-            values[index, k] = calibration.picture(np.random.default_rng([3, index, k]), *cues).mean((0, 1))
+            values[index, k] = drawings.picture(np.random.default_rng([3, index, k]), *cues).mean((0, 1))
     between, within = values.mean(1).var(0, ddof=1) * 32, values.var(1, ddof=1).mean(0)
     assert (between / within < 2.5).all()  # 1 in 1,000 by chance
 
@@ -279,7 +281,7 @@ def test_training_learns(cue):
 
     torch.manual_seed(0)
     pixels, labels = train_calibration.drawn(50, seed=0)
-    network = calibration.build()
+    network = networks.build()
     steps = train_calibration.train(network, pixels, labels[cue] % 2, train_calibration.NOISE[cue], seed=0, epochs=12)
     losses = list(steps)
     assert len(losses) == 12 and not network.training

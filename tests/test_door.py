@@ -18,7 +18,7 @@ from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import read_record, variant, write_record
-from imagenet_biases.synthetic.calibration import CATEGORIES
+from imagenet_biases.synthetic.drawings import CATEGORIES
 
 SETTINGS = Settings(device="cpu", batch_size=16)
 

@@ -21,7 +21,7 @@ from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.synthetic.calibration import CATEGORIES
+from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses
 
 

@@ -334,7 +334,7 @@ class Showing:
         return self.loop.runners.get(network, self.group.view.crop)
 
     def _keep(self, cells, shown, answer, positions, readable):
-        """Store what the readouts make of an answer: only rows that are missing, so that nothing is changed or doubled."""
+        """Store what the readouts make of an answer: only missing rows, so that nothing is changed or doubled."""
         words = not isinstance(answer, torch.Tensor)
         shown = replace(shown, words=answer) if words else replace(shown, logits=answer)
         for cell in cells:

@@ -1,0 +1,46 @@
+"""The calibration networks: small convolutional networks on drawn pictures, with 1,000 logits like any other."""
+
+import torch
+from torch import nn
+
+from imagenet_biases.synthetic.drawings import CATEGORIES
+
+
+class Network(nn.Module):
+    """A small convolutional network: [N, 3, 224, 224] pixels in [0, 1] -> [N, 1000] logits.
+
+    Each picture is first brought to mean 0 and standard deviation 1 (over all its values). Sixteen logits are learned,
+    one for the class of each category; all other classes get FLOOR, far below them.
+    """
+
+    FLOOR = -100.0
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *_layer(3, 24, kernel=9, stride=4),
+            *_layer(24, 32, kernel=3, stride=2),
+            *_layer(32, 48, kernel=3, stride=2),
+            *_layer(48, 64, kernel=3, stride=1),
+            *_layer(64, 96, kernel=3, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.scores = nn.Linear(96, len(CATEGORIES))
+        numbers = torch.tensor([category.number for category in CATEGORIES])
+        self.register_buffer("numbers", numbers, persistent=False)
+
+    def forward(self, pixels):
+        variance, mean = torch.var_mean(pixels, (1, 2, 3), keepdim=True)
+        scores = self.scores(self.features((pixels - mean) * torch.rsqrt(variance + 1e-5)))
+        return scores.new_full((scores.shape[0], 1000), self.FLOOR).index_copy(1, self.numbers, scores)
+
+
+def _layer(inputs, outputs, kernel, stride):
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+def build():
+    """The architecture of both calibration networks, with random weights (the zoo fills them from safetensors)."""
+    return Network()
