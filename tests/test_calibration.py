@@ -20,10 +20,11 @@ from common import CODE, ROOT
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.study import class_numbers, wordnet_ids
-from imagenet_biases.synthetic import drawings, image_sets, manipulations, networks
+from imagenet_biases.synthetic import drawings, image_sets, manipulations
 from imagenet_biases.synthetic.drawings import CATEGORIES, TEXTURE_OCTAVE, VIEW
 from imagenet_biases.synthetic.image_sets import draw
 from imagenet_biases.synthetic.manipulations import CORRUPTIONS, CORRUPTIONS_BAR
+from imagenet_biases.synthetic.networks import build
 
 NAMES = [category.name for category in CATEGORIES]
 WEIGHTS = ROOT / "models" / "calibration"
@@ -53,7 +54,7 @@ def networks():
     """Both committed networks, loaded strictly."""
     loaded = {}
     for cue in ("silhouette", "texture"):
-        loaded[cue] = networks.build().eval().requires_grad_(False)
+        loaded[cue] = build().eval().requires_grad_(False)
         loaded[cue].load_state_dict(safetensors.torch.load_file(WEIGHTS / f"{cue}.safetensors"))
     return loaded
 
@@ -281,7 +282,7 @@ def test_training_learns(cue):
 
     torch.manual_seed(0)
     pixels, labels = train_calibration.drawn(50, seed=0)
-    network = networks.build()
+    network = build()
     steps = train_calibration.train(network, pixels, labels[cue] % 2, train_calibration.NOISE[cue], seed=0, epochs=12)
     losses = list(steps)
     assert len(losses) == 12 and not network.training
