@@ -21,7 +21,7 @@ def script(name, *arguments, check=True, cwd=None, **environment):
     """Run code/NAME as a user does; return the CompletedProcess with its text. W&B stays off unless asked for."""
     command = [sys.executable, str(CODE / name), *map(str, arguments)]
     result = subprocess.run(
-        command, cwd=cwd or ROOT, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600
+        command, cwd=cwd or ROOT, capture_output=True, text=True, env={**os.environ, **environment}, timeout=1700
     )
     if check and result.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import read_record, variant, write_record
+from imagenet_biases.results.wandb_log import WandbLogger
 from imagenet_biases.synthetic.drawings import CATEGORIES
 
 SETTINGS = Settings(device="cpu", batch_size=16)
@@ -406,6 +408,19 @@ def test_every_run_gets_its_own_accuracy(drawn, monkeypatch):
     last = {(n.name, c): v for seen, one in told for (n, c), v in one.items() if seen == 96}
     assert last["texture", "clean"] == 100 and last["guess", "clean"] < 50 and last["texture", "dark"] < 20
     assert set(last) == {(n, c) for n in networks for c in ("clean", "dark")}
+
+
+def test_live_accuracies_reach_the_wandb_run_of_their_network():
+    """`run` stands for the service's end: what is logged to it."""
+    logged = {"a": [], "b": []}
+    logger = WandbLogger("disabled", None, None)
+    for name, lines in logged.items():
+        logger.runs["job", name] = SimpleNamespace(log=lines.append)
+    group, progress = SimpleNamespace(images=SimpleNamespace(name="imagenet")), SimpleNamespace(seen=32, done=96)
+    logger.watch(group, progress, {("a", "clean"): 70.0, ("b", "clean"): 30.0, ("b", "dark"): 10.0})
+    counts = {"progress/images": 32, "progress/forward passes": 96}
+    assert logged["a"] == [counts | {"progress/imagenet/clean so far": 70.0}]
+    assert logged["b"] == [counts | {"progress/imagenet/clean so far": 30.0, "progress/imagenet/dark so far": 10.0}]
 
 
 def test_a_log_file_gets_lines(drawn, tmp_path):
