@@ -58,7 +58,18 @@ def auto_attack(name, eps):
 
 
 def gradient(network, pixels, labels, loss, rows=None):
-    """Return the gradient of the loss, summed over the batch, with respect to the pixels, and the logits."""
+    """Return the gradient of the loss, summed over the batch, with respect to the pixels, and the logits.
+
+    Of a network that draws (network.draws > 1) both are means over draws (Athalye et al., ICML 2018, section 4).
+    """
+    draws = getattr(network, "draws", 1)
+    if draws > 1:
+        some = [_gradient(network, pixels, labels, loss, rows) for _ in range(draws)]
+        return sum(slope for slope, _ in some) / draws, sum(logits for _, logits in some) / draws
+    return _gradient(network, pixels, labels, loss, rows)
+
+
+def _gradient(network, pixels, labels, loss, rows):
     pixels = pixels.detach().requires_grad_()
     logits = network(pixels, rows=rows)
     return torch.autograd.grad(loss(logits, labels), pixels)[0], logits.detach()

@@ -60,6 +60,12 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     networks.add_argument(
         "--allow-unstable", action="store_true", help="measure a network that answers differently each time, recorded"
     )
+    networks.add_argument(
+        "--frontend",
+        metavar="WHAT",
+        help="what stands before the network: low-pass:0.3, high-pass:0.5, grey, diffusion-noise, file.py:function; "
+        "with @0.5 half of it. A row of its own",
+    )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
     running = parser.add_argument_group("running")
@@ -146,6 +152,7 @@ def measurement_of(args, benchmarks, options, networks=None, **how):
         normalization=args.normalization,
         checkpoints=args.checkpoints,
         allow_unstable=args.allow_unstable,
+        frontend=args.frontend,
         **how,
     )
 

@@ -14,7 +14,7 @@ from imagenet_biases.errors import UserError, noted
 from imagenet_biases.files import safe_name
 from imagenet_biases.loop import Loop
 from imagenet_biases.machine import commit, machine, ranks
-from imagenet_biases.networks.load import Network, borrowed, clean_accuracy_warning, from_module, load_model
+from imagenet_biases.networks.load import Network, behind, borrowed, clean_accuracy_warning, from_module, load_model
 from imagenet_biases.networks.registry import network_name, resolve
 from imagenet_biases.plan import make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.results.records import Record, make_record, named, read_record, write_record
@@ -34,8 +34,8 @@ def evaluate(networks, benchmarks, data, settings=None, **how):
     data, settings: vocabulary.Data, vocabulary.Settings.
     how: `options` {benchmark: {option: value}}; `results`, a folder for records and responses (None: nothing is
     written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'); `progress`, whether to show it;
-    `arch`, `normalization`, `checkpoints`, `allow_unstable`, as the flags of the same names; `label`, a name for the
-    one network.
+    `arch`, `normalization`, `checkpoints`, `allow_unstable`, `frontend`, as the flags of the same names;
+    `label`, a name for the one network.
 
     Records have `.model`, `.benchmark` and `.metrics` {name: Estimate with value, low, high}. Raises UserError for what
     is wrong with the input, also where a network cannot be had or fails.
@@ -167,10 +167,12 @@ class Measurement:
 
     def _from_python(self, module, label):
         if not isinstance(module, Network):
-            return from_module(module, label, allow_unstable=self.loading.get("allow_unstable", False))
-        network = copy.copy(module)  # loaded by load_model: the same parameters under this label
-        network.name = safe_name(label)
-        return network
+            network = from_module(module, label, allow_unstable=self.loading.get("allow_unstable", False))
+        else:
+            network = copy.copy(module)  # loaded by load_model: the same parameters under this label
+            network.name = safe_name(label)
+        frontend = self.loading.get("frontend")
+        return behind(network, frontend) if frontend else network
 
     def _measure(self, networks, failed):
         """Measure what is not known yet; write each record as soon as its own conditions are complete."""

@@ -1,11 +1,16 @@
 """A network made ready on a device: answers without gradients, with gradients for attacks, and under changes."""
 
 import contextlib
+import itertools
+from dataclasses import replace
 
 import torch
 
 from imagenet_biases import fast
 from imagenet_biases.changes import Changed
+from imagenet_biases.errors import UserError
+
+DRAWS = 4  # of a network that draws: over so many an attack averages each gradient (expectation over transformation)
 
 
 class _Pixels(torch.nn.Module):
@@ -64,15 +69,21 @@ class Runner:
     def differentiable(self, batch):
         """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
 
-        `rows`: which images of the batch these are, where they are not all.
+        `rows`: which images of the batch these are, where they are not all. Of a network that draws, every call is a new
+        draw, none the one it is measured with; its attribute `draws` says how many to average a gradient over.
         """
+        calls = itertools.count(1)
 
         def network(pixels, rows=None):
             with self.machine.autocast():
-                if self.network.wants_batch:
-                    return self.network(pixels, batch=batch if rows is None else batch.rows(rows)).float()
-                return self.folded(pixels).float()
+                if not self.network.wants_batch:
+                    return self.folded(pixels).float()
+                mine = batch if rows is None else batch.rows(rows)
+                if len(mine.keys) != len(pixels):
+                    raise UserError(f"{self.network.name} needs to know which images an attack shows it; use another")
+                return self.network(pixels, batch=replace(mine, draw=next(calls))).float()
 
+        network.draws = DRAWS if self.network.wants_batch else 1
         return network
 
     def _run(self, program, pixels, batch):

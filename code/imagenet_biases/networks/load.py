@@ -4,7 +4,9 @@ from_module(module, label) makes one of a torch module; borrowed(module) is how 
 """
 
 import contextlib
+import copy
 import hashlib
+import json
 import math
 import re
 import warnings
@@ -64,19 +66,35 @@ class Network(torch.nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.channels_last, self.overwrites = True, False
+        self.frontends, self._asks = (), self.wants_batch
         with blaming(f"{name}, shown two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
             self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
     def forward(self, pixels, batch=None):
+        for frontend in self.frontends:
+            pixels = frontend(pixels, batch)
         if self.normalized:
             pixels = (pixels - self.mean) / self.std
         elif self.overwrites:
             pixels = pixels.clone()
         if not self.channels_last:
             pixels = pixels.contiguous()
-        return self.body(pixels, batch=batch) if self.wants_batch else self.body(pixels)
+        return self.body(pixels, batch=batch) if self._asks else self.body(pixels)
+
+    def behind(self, frontend):
+        """Return the network behind a FrontEnd: another network, of the same parameters, of which nothing is known."""
+        network = copy.copy(self)
+        network.frontends = (frontend, *self.frontends)
+        network.wants_batch = self._asks or any(one.seeded for one in network.frontends)
+        network.expected_top1 = None
+        text = json.dumps([self.identity["network"], frontend.identity()], sort_keys=True)
+        network.identity = self.identity | {
+            "network": hashlib.sha256(text.encode()).hexdigest(),
+            "frontend": "+".join(filter(None, (frontend.text, self.identity.get("frontend")))),
+        }
+        return network
 
     @property
     def native_view(self):
@@ -230,7 +248,16 @@ def from_module(module, label, *, expected_top1=None, category="", allow_unstabl
         )
 
 
-def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", checkpoints=None, allow_unstable=False):
+def load_model(
+    name,
+    *,
+    label=None,
+    arch="resnet50",
+    normalization="imagenet",
+    checkpoints=None,
+    allow_unstable=False,
+    frontend=None,
+):
     """Return the Network called `name`.
 
     name: registry entry, timm name, checkpoint file, or `file.py:function`.
@@ -239,6 +266,7 @@ def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", c
     normalization: for a checkpoint file: imagenet, inception or none.
     checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
     allow_unstable: take a network whose answers are no function of the image, with a warning.
+    frontend: what stands before it, as text (networks.frontends). An entry of the registry may have one of its own.
     Raises UserError for anything that keeps the network from being complete and as expected.
     """
     kind = registry.kind_of(name)
@@ -251,7 +279,21 @@ def load_model(name, *, label=None, arch="resnet50", normalization="imagenet", c
         made = _from_timm(name, checkpoints)
     else:
         made = _from_file(Path(name), arch, normalization)
-    return Network(**made, name=label, allow_unstable=allow_unstable)
+    network = Network(**made, name=label, allow_unstable=allow_unstable)
+    own = registry.registry()[name].frontend if kind == "registry" else ""
+    if own:  # part of what is published under this name, so it is what is known of it
+        network = behind(network, own, expected_top1=network.expected_top1)
+        network.identity["own_frontend"] = network.identity.pop("frontend")
+    return behind(network, frontend) if frontend else network
+
+
+def behind(network, text, expected_top1=None):
+    """Return a network behind the front end that `text` names (networks.frontends)."""
+    from imagenet_biases.networks.frontends import front_end
+
+    network = network.behind(front_end(text))
+    network.expected_top1 = expected_top1
+    return network
 
 
 def _from_registry(entry, checkpoints):

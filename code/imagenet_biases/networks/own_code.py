@@ -101,15 +101,21 @@ def _imported(arch):
             raise UserError(f"the architecture {arch} needs the package {error.name!r}: install it first") from error
 
 
-def _call(module, name):
-    """Return the torch module that the function of `module`, the last part of `name`, gives."""
+def _function(module, name):
+    """Return the function of `module` that the last part of `name` says."""
     function = name.rpartition(":")[2]
     file = getattr(module, "__file__", None) or module.__name__
     if not callable(getattr(module, function, None)):
         hint = f": {which_function(file)}" if ".py:" in name else ""
         raise UserError(f"{file} has no function {function!r}{hint}")
+    return getattr(module, function)
+
+
+def _call(module, name):
+    """Return the torch module that the function of `module`, the last part of `name`, gives."""
+    function = _function(module, name)
     with blaming(name):
-        body = getattr(module, function)()
+        body = function()
     if not isinstance(body, torch.nn.Module):
         raise UserError(f"{name} returns {type(body).__name__}, not a torch.nn.Module")
     return body
@@ -118,8 +124,16 @@ def _call(module, name):
 _neighbours = set()  # names of modules that came from the folders of users' files
 
 
-def _call_own(path, function):
-    """Call `function` of the user's file; return its module and a hash of that file and the neighbours it imported."""
+def own_function(path, name):
+    """Return the function `name` of a user's file, and a hash of that file and the neighbours it imported."""
+    return _call_own(path, name, _function)
+
+
+def _call_own(path, function, use=None):
+    """Call `function` of the user's file (or let `use` do otherwise with the module and the name).
+
+    Returns what that gives, and a hash of the file and the neighbours it imported.
+    """
     if not path.is_file():
         raise UserError(f"the file {path} does not exist")
     folder, what = path.resolve().parent, f"{path}:{function}"
@@ -135,7 +149,7 @@ def _call_own(path, function):
             spec = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-        body = _call(module, what)
+        body = (use or _call)(module, what)
     finally:
         sys.path.remove(str(folder))
         sys.path.append(str(folder))  # for what the module imports only when it is called

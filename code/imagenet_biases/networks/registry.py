@@ -131,6 +131,7 @@ class Entry:
     link: str
     licence: str  # '' where unknown
     view: dict | None  # resize, crop, interpolation of its own view, where it is neither the study's nor timm's
+    frontend: str  # what stands before it at test time, '' for nothing (networks.frontends)
 
     @property
     def source(self):
@@ -233,6 +234,7 @@ def _entry(
     expected_top1=None,
     licence="",
     view=None,
+    frontend="",
     files=None,
     **file,
 ):
@@ -260,6 +262,7 @@ def _entry(
         link=link,
         licence=licence,
         view=view and _view(**_typed(view)),
+        frontend=frontend,
     )
 
 
