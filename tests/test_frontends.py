@@ -71,7 +71,7 @@ def test_the_noise_has_its_closed_forms(schedule, mean, square):
     assert scale.mean().item() == pytest.approx(2 / 3, abs=1e-3)
     assert noise.square().mean().item() == pytest.approx(square, abs=5e-3)  # four standard errors
     # |z| has the mean sqrt(2 / pi), whatever s
-    assert noise.abs().mean().item() == pytest.approx(mean * math.sqrt(2 / math.pi), abs=2e-3)
+    assert noise.abs().mean().item() == pytest.approx(mean * math.sqrt(2 / math.pi), abs=4e-3)  # likewise
     assert abs(noise.mean().item()) < 3e-3
     from imagenet_biases.networks.frontends import SCHEDULES
 

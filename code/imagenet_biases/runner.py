@@ -69,8 +69,8 @@ class Runner:
     def differentiable(self, batch):
         """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
 
-        `rows`: which images of the batch these are, where they are not all. Of a network that draws, every call is a new
-        draw, none the one it is measured with; its attribute `draws` says how many to average a gradient over.
+        `rows`: which images of the batch these are, where not all. Of a network that draws, every call is a new draw,
+        none of them the one it is measured with; its attribute `draws` says how many to average a gradient over.
         """
         calls = itertools.count(1)
 
