@@ -38,7 +38,7 @@ def described(device):
 
 def prepared(network, here, crop=224, images=10**9):
     """Return Runners with the network made ready: folded, and compiled where the settings say so."""
-    runners = Runners(here, {(id(network), crop): images})
+    runners = Runners(here, {(network, crop): images})
     runners.get(network, crop)
     return runners
 

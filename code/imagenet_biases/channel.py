@@ -12,13 +12,13 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import OptimizeWarning, curve_fit
 
-from imagenet_biases.scores import Estimate
+from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
+from imagenet_biases.vocabulary import Estimate
 
-SDS = (0.0, 0.02, 0.04, 0.08, 0.16)
-BANDS = np.arange(7)
-FREQUENCIES = 1.75 * 2.0**BANDS  # cycles per image
+SDS = (0.0, *NOISE_SDS)
+FREQUENCIES = np.array(BAND_CENTRES)  # cycles per image
+BANDS = np.arange(len(FREQUENCIES))
 FWHM = 2 * math.sqrt(math.log(4))  # full width at half maximum of a Gaussian of standard deviation 1
 
 
@@ -120,6 +120,8 @@ def fit(thresholds):
 
 
 def _least_squares(profile, start, bounds):
+    from scipy.optimize import OptimizeWarning, curve_fit
+
     def gaussian(f, amplitude, mu, sigma):
         return amplitude * np.exp(-((f - mu) ** 2) / (2 * sigma**2))
 

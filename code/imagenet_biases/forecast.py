@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from imagenet_biases.machine import Machine
-from imagenet_biases.networks.load import skeleton
+from imagenet_biases.networks.load import architecture, skeleton
 from imagenet_biases.runner import Runner, float32_precision
 
 
@@ -69,13 +69,17 @@ def _stored(entries):
 
 
 def _build(spec, measurement, built):
-    network = skeleton(spec, arch=measurement.loading.get("arch", "resnet50")) if isinstance(spec, str) else spec
-    return built.setdefault(str(network), network)
+    if not isinstance(spec, str):
+        return spec
+    name = architecture(spec, measurement.loading.get("arch", "resnet50"))
+    if name not in built:
+        built[name] = skeleton(name)
+    return built[name]
 
 
 def _pace(network, machine, paces):
     """Forward passes a second of an architecture, before compiling."""
-    if id(network) not in paces:
+    if network not in paces:
         with float32_precision(machine.precision):
             runner = Runner(network, 224, machine)
             pixels = torch.rand(min(machine.batch_size, 16), 3, 224, 224, device=machine.device)
@@ -85,5 +89,5 @@ def _pace(network, machine, paces):
             answer = runner.answer(pixels, batch)
             if isinstance(answer, torch.Tensor):
                 float(answer.sum())
-            paces[id(network)] = len(pixels) / (time.monotonic() - started)
-    return paces[id(network)]
+            paces[network] = len(pixels) / (time.monotonic() - started)
+    return paces[network]

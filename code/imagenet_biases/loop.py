@@ -84,8 +84,8 @@ class Loop:
                     yield pair
 
         yield from complete()
-        needed = {id(cell) for pair in waiting for cell in self.plan.cells[pair]}
-        groups = [group for group in self.plan.groups if any(id(cell) in needed for cell in group.cells)]
+        needed = {cell for pair in waiting for cell in self.plan.cells[pair]}
+        groups = [group for group in self.plan.groups if needed.intersection(group.cells)]
         groups = [group for group in groups if self.missing(group.cells)]
         if self.runners is None:
             planned = {}
@@ -97,7 +97,7 @@ class Loop:
                         for c, by_network in group.shows(("clean", "stimulus", "attack"))
                         if dict(by_network).get(network)
                     )
-                    key = id(network), group.view.crop
+                    key = network, group.view.crop
                     planned[key] = planned.get(key, 0) + len(group.images) * cost
             self.runners = Runners(self.machine, planned)
         tasks = [self._tasks(group) for group in groups]

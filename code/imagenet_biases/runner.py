@@ -102,13 +102,13 @@ def _floats(answer, count):
 
 
 class Runners:
-    """The networks made ready, each when its first image comes. `planned`: {(id, crop): images to come}."""
+    """The networks made ready, each when its first image comes; `planned`: {(network, crop): passes to come}."""
 
     def __init__(self, machine, planned):
         self.machine, self.planned, self.ready = machine, planned, {}
 
     def get(self, network, crop):
-        key = id(network), crop
+        key = network, crop
         if key not in self.ready:
             self.ready[key] = Runner(network, crop, self.machine, self.machine.compiles(self.planned.get(key, 0)))
         return self.ready[key]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import write_json
+from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class View:
         return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
 
 
-STUDY = View(256, 224)
-AS_IS = View(None, 224)
+STUDY = View(VIEW_RESIZE, VIEW_CROP)
+AS_IS = View(None, VIEW_CROP)
 
 
 class Unreadable(Exception):

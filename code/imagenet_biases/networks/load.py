@@ -432,14 +432,17 @@ def clean_accuracy_warning(name, expected, measured, images):
     return f"{name}: top-1 is {measured:.2f} % on {images} clean images, {known}; likely causes: {causes}"
 
 
-def skeleton(name, arch="resnet50"):
-    """Return the Network that `load_model` takes as `name` without its weights: what can be known without a download.
+def architecture(name, arch="resnet50"):
+    """Return what `load_model` builds for `name`, as text; networks of one architecture differ in their weights."""
+    kind = registry.kind_of(name)
+    return registry.registry()[name].arch if kind == "registry" else arch if kind == "file" else name
+
+
+def skeleton(architecture):
+    """Return a Network of an architecture without its weights: what can be known of it before a download.
 
     A user's own function is called as it is. Raises UserError as `load_model` does.
     """
-    kind = registry.kind_of(name)
-    if kind == "function":
-        return load_model(name)
-    body, code = build(registry.registry()[name].arch if kind == "registry" else name if kind == "timm" else arch)
+    body, code = build(architecture)
     mean, std = NORMALIZATIONS["none"]
-    return Network(body, name=registry.network_name(name), mean=mean, std=std, facts={}, code=code)
+    return Network(body, name="skeleton", mean=mean, std=std, facts={}, code=code, allow_unstable=True)
