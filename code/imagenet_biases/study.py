@@ -563,12 +563,12 @@ DEFINITIONS = (
         **MEASURED,
     ),
     _definition(
-        "`metric/quality/layer/…`, `metric/quality-K/…`",
+        "`metric/quality/layer/…`, `metric/quality-all/…`, `-threshold-T/…`",
         (),
         "as above",
-        "The same by layer, and for kernels of other sizes (K, or all)",
+        "The same by layer; for kernels of all sizes; with another threshold of sparsity",
         "eval_filters",
-        r"metric/quality(/layer|-(all|\d+))/.+",
+        r"metric/quality(-all)?(-threshold-[\d.e-]+)?/.+",
         **MEASURED,
     ),
     _definition(
