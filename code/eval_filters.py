@@ -28,7 +28,7 @@ from imagenet_biases.vocabulary import Benchmark, Estimate, Option
 OPTIONS = (
     Option("kernel", "3", "all: filters of every size above 1 x 1", choices=("3", "all")),
     Option("sparsity_threshold", filters.SPARSITY_THRESHOLD, "share of a layer's largest weight", type=float),
-    Option("shift_to", (), "networks to compare the 3 x 3 filters with", several=True),
+    Option("shift_to", None, "networks to compare the 3 x 3 filters with", several=True),
 )
 AGGREGATES = {
     "ve": ("wmean", "max", "min"),
@@ -42,7 +42,7 @@ LONG = {"sp": "sparsity", "or": "orthogonality"}
 
 def passes(data, shift_to, **_):
     """Show nothing; a network to compare with that does not exist is said before anything is computed."""
-    for name in shift_to:
+    for name in shift_to or ():
         network_name(name)
     return []
 
@@ -85,7 +85,7 @@ def report(found):
     random = filters.random_layers(layers, weights)
     yield f"{prefix(found.options)}/random_share", sum(random.values()) / len(random) if random else None
     yield f"{prefix(found.options)}/gauss-ks", filters.over_layers(layers, "ks", "max")
-    for name in found.options["shift_to"]:
+    for name in found.options["shift_to"] or ():
         yield f"metric/filter-shift/{network_name(name)}", filters.shift(filters.pooled(found.network), reference(name))
 
 
@@ -100,7 +100,7 @@ def by_layer(found):
 
 
 BENCHMARK = Benchmark(
-    "filters", passes, report, sets=(), options=OPTIONS, layers=by_layer, headline=("metric/*mean", "metric/*share")
+    "filters", passes, report, sets=(), options=OPTIONS, layers=by_layer, headline=("*mean", "*share", "*shift/*")
 )
 
 main = partial(run, BENCHMARK, __doc__)

@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 
-import eval_filters
 from common import SHARED, needs_shared, run
 from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.filters import (

@@ -381,8 +381,10 @@ def _chosen(option, value):
         if str(value).lower() not in words:
             raise ValueError(f"{option.name}: '{value}' is neither on nor off")
         return words[str(value).lower()]
-    parts = value.replace(",", " ").split() if option.several and isinstance(value, str) else value
-    parts = list(parts) if option.several and isinstance(parts, list | tuple) else [parts]
+    parts = list(value) if option.several and isinstance(value, list | tuple) else [value]
+    if option.several:  # from the command line, words that may hold several themselves
+        split = [part.replace(",", " ").split() if isinstance(part, str) else [part] for part in parts]
+        parts = [part for one in split for part in one]
     try:
         parts = [option.type(part) if isinstance(part, str) else part for part in parts]
     except ValueError:
