@@ -568,7 +568,7 @@ DEFINITIONS = (
         "as above",
         "The same by layer; for kernels of all sizes; with another threshold of sparsity",
         "eval_filters",
-        r"metric/quality(-all)?(-threshold-[\d.e-]+)?/.+",
+        r"metric/quality(/layer|-all|(-all)?-threshold-[\d.e-]+)/.+",
         **MEASURED,
     ),
     _definition(
