@@ -27,6 +27,14 @@ def proportion(hits, images):
     return Estimate(100 * share, 100 * low, 100 * high)
 
 
+def mean_over_images(values):
+    """Return the mean of one number an image [N] with its normal interval; None without images."""
+    if not len(values):
+        return Estimate(None)
+    value, half = float(np.mean(values)), Z95 * float(np.std(values)) / math.sqrt(len(values))
+    return Estimate(value, value - half, value + half)
+
+
 def correct(responses, k=1):
     """Return for each image whether its label is among the first k answers, bool [N]."""
     ranked = responses.values.reshape(len(responses.values), -1)

@@ -430,8 +430,9 @@ DEFINITIONS = (
         "`metric/solarize/worst-alpha`",
         ["metric/solarize/worst-alpha"],
         "share of the value range",
-        "The threshold α of the grid with the least accuracy",
+        "The threshold α of the grid with the least accuracy; -N for another grid, of N points",
         "eval_solarization",
+        r"metric/solarize/worst-alpha-\d+",
         digits=2,
         **MEASURED,
     ),
@@ -439,9 +440,9 @@ DEFINITIONS = (
         "`top1_acc/RandSol-10/…`, top5 likewise",
         (),
         meaning="Randomised solarisation: images that survive ten random thresholds, drawn against top-1 or top-5, and "
-        "the exact expectation over all thresholds",
+        "the exact expectation over all thresholds; /clean: right without solarisation, too",
         script="eval_solarization",
-        pattern=r"top[15]_acc/RandSol-\d+/[\w.-]+",
+        pattern=r"top[15]_acc/RandSol-\d+/[\w.-]+(/clean)?",
         **ACCURACY | MEASURED,
     ),
     _definition(

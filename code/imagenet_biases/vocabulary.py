@@ -23,7 +23,8 @@ class Data:
 
     `limit`: only so many images of each set, spread over it; `allow_partial`: measure an incomplete set. Both make a
     declared subset. `skip_unreadable`: leave images out that cannot be decoded, recorded. `listings`: a folder where
-    the listings of the corrupted sets (4.75 million files) are kept between runs.
+    the listings of the corrupted sets (4.75 million files) are kept between runs. `seed`: of what passes draw (samples,
+    resets); a run puts its Settings' seed here.
     """
 
     root: str | Path | None = None
@@ -39,6 +40,7 @@ class Data:
     allow_partial: bool = False
     skip_unreadable: bool = False
     listings: Path | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
