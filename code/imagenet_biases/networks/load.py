@@ -398,6 +398,8 @@ def skeleton(name, arch="resnet50"):
     kind = registry.kind_of(name)
     if kind == "function":
         return load_model(name)
-    body, code = build(registry.registry()[name].arch if kind == "registry" else name if kind == "timm" else arch)
+    known = registry.registry()[name].arch if kind == "registry" else name if kind == "timm" else arch
+    body, code = build(known)
     mean, std = NORMALIZATIONS["none"]
-    return Network(body, name=registry.network_name(name), mean=mean, std=std, facts={}, code=code)
+    facts = {"arch": known}
+    return Network(body, name=registry.network_name(name), mean=mean, std=std, facts=facts, code=code)
