@@ -20,6 +20,27 @@ from imagenet_biases.vocabulary import Condition
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
 
 
+def linf_size(text):
+    """Return a change of pixel values in (0, 1] from text such as 4/255 or 0.0157."""
+    return _number(text, 1, "--eps and --step-size", "a number from 0 to 1 such as 4/255 or 0.0157")
+
+
+def length(text):
+    """Return the norm of a change of a whole image, above 0, from text such as 0.5."""
+    return _number(text, 1e3, "--eps-l2", "a number above 0 such as 0.5")
+
+
+def _number(text, most, what, expected):
+    number, _, divisor = text.partition("/")
+    try:
+        value = float(number) / float(divisor or 1)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 < value <= most:
+        raise UserError(f"{what}: '{text}' is not {expected}")
+    return value
+
+
 def fgsm(name, eps):
     """Return the condition of one step of size `eps` along the gradient's sign (Goodfellow et al., ICLR 2015)."""
     return Condition(name, attack=_fgsm, settings={"eps": eps}, cost=4)
@@ -45,12 +66,12 @@ def tuned_pgd(name, eps, steps):
     return Condition(name, attack=_tuned_pgd, settings=settings, seeded=True, cost=6 * steps + 7)
 
 
-def pgd_l2(name, eps, steps, step_size):
+def pgd_l2(name, eps, steps):
     """Return the condition of projected gradient descent in the l2 ball: changes of an image of at most `eps` in norm.
 
-    Steps of length `step_size` along the gradient, from the image itself; the last iterate counts.
+    Steps of length 2.5 eps / steps along the gradient, from the image itself; the last iterate counts.
     """
-    settings = {"eps": eps, "steps": steps, "step_size": step_size}
+    settings = {"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps}
     return Condition(name, attack=_pgd_l2, settings=settings, cost=3 * steps + 1)
 
 

@@ -1,6 +1,7 @@
 """A network made ready on a device: answers without gradients, with gradients for attacks, and under changes."""
 
 import contextlib
+from dataclasses import replace
 
 import torch
 
@@ -55,23 +56,33 @@ class Runner:
         """Return what `answer` does from the network as it was built: the yardstick of a changed one."""
         return self._changes().intact(lambda: _floats(self._run(self.network, pixels, batch), len(pixels)), pixels)
 
-    def changed(self, condition, pixels, batch):
-        """Return the answer of the network under a condition's change, all of which is undone afterwards."""
-        return self._changes().answer(
-            condition, lambda: _floats(self._run(self.network, pixels, batch), len(pixels)), pixels
-        )
+    def changed(self, condition, shown):
+        """Return (what was shown, the answer of the network) under a condition's change, all of it undone afterwards.
 
-    def differentiable(self, batch):
+        An attack that the condition has as well is made on the changed network.
+        """
+
+        def run():
+            now = shown
+            if condition.attack is not None:
+                now = attacked(condition.attack, self.differentiable(shown.batch, self.network), shown)
+            return now, _floats(self._run(self.network, now.pixels, shown.batch), len(now.pixels))
+
+        return self._changes().answer(condition, run, shown.pixels if condition.attack is None else None)
+
+    def differentiable(self, batch, program=None):
         """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
 
-        `rows`: which images of the batch these are, where they are not all.
+        `rows`: which images of the batch these are, where they are not all. `program`: the network to use, where it is
+        not the folded one.
         """
+        program = program or self.folded
 
         def network(pixels, rows=None):
             with self.machine.autocast():
                 if self.network.wants_batch:
                     return self.network(pixels, batch=batch if rows is None else batch.rows(rows)).float()
-                return self.folded(pixels).float()
+                return program(pixels).float()
 
         return network
 
@@ -84,6 +95,13 @@ class Runner:
         if self.changes is None:
             self.changes = Changed(self.network)
         return self.changes
+
+
+def attacked(attack, network, shown, **settings):
+    """Return Shown with what an attack on `network` makes of its pixels."""
+    made = attack(network, shown.pixels, shown.labels, shown.batch, **settings)
+    pixels, given = made if isinstance(made, tuple) else (made, None)
+    return replace(shown, pixels=pixels.detach(), given=given)
 
 
 def _floats(answer, count):

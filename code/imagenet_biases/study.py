@@ -504,7 +504,7 @@ DEFINITIONS = (
         ["metric/erf-luo/area"],
         "share",
         "Effective receptive field of the last feature map's centre (Luo et al. 2016): share of the pixels whose "
-        "gradient is above 4.55 % of the largest",
+        "mean |gradient| is above 4.55 % of the largest",
         "eval_erf",
         **MEASURED,
     ),
