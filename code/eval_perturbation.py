@@ -1,8 +1,7 @@
 """Where a network is attacked: the place of a perturbation by distance from the border, and its spatial frequencies.
 
-Papers: Gavrikov & Keuper, On the Interplay of Convolutional Padding and Adversarial Robustness, 2023, arXiv:2308.06612;
-        Gavrikov, Keuper & Keuper, An Extended Study of Human-like Behavior under Adversarial Training, 2023,
-        arXiv:2303.12669 (cumulative radial power); Alsallakh et al., Mind the Pad, 2021, arXiv:2010.02178 (asymmetry).
+Papers: Gavrikov & Keuper, 2023, arXiv:2308.06612 (padding and adversarial robustness); Gavrikov, Keuper & Keuper, 2023,
+        arXiv:2303.12669 (cumulative radial power); Alsallakh et al., 2021, arXiv:2010.02178 (asymmetric padding).
 Data:   ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
 Run:    python code/eval_perturbation.py --model tv_resnet50 --imagenet DIR
         ... --source gradient pgd-l2 pgd-linf    ... --padding zeros circular    ... --mask 8 16
@@ -10,8 +9,8 @@ Gives:  by source, metric/border/SOURCE/ring-D (mean size D pixels from the bord
         /anomaly, /asymmetry-x, -y; metric/perturbation-spectrum/SOURCE/F (share of the power up to F cycles/image) and
         /median. Images that the network gets wrong are left out of these. The gradient is also taken, and the accuracy
         measured, with the padding of all convolutions switched (top1_acc/padding/MODE) and with the outer K pixels
-        replaced by the mean colour (top1_acc/border-masked/K). Whole profiles are in the record's details. The papers
-        give no figures for ImageNet; white noise has ring-D = 1 and power in proportion to the frequencies.
+        replaced by the mean colour (top1_acc/border-masked/K). Details of the record: whole profiles. There are no
+        published figures for ImageNet; white noise has ring-D = 1 and power in proportion to the frequencies.
 """
 
 import math
@@ -30,7 +29,7 @@ from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass, TopClasse
 STEPS, EPS, EPS_L2, MODES = 40, 4 / 255, 0.5, perturbations.MODES
 OPTIONS = (
     Option("source", ("gradient",), "of perturbations", choices=("gradient", "pgd-linf", "pgd-l2"), several=True),
-    Option("eps", EPS, "of pgd-linf, e.g. 4/255", type=linf_size),
+    Option("eps", EPS, "of pgd-linf", type=linf_size),
     Option("eps_l2", EPS_L2, "of pgd-l2: the norm of the change of an image", type=length),
     Option("padding", MODES, "of the convolutions at test time", choices=MODES, several=True),
     Option("mask", (8,), "widths of the border to cover, in pixels", type=perturbations.width, several=True),
@@ -41,12 +40,12 @@ FREQUENCIES = ("1", "2", "4", "7", "14", "28", "56", "112", "median")
 
 
 def shown(source, eps, eps_l2, mask, **_):
-    """Return {name in the metrics: condition} of what every network meets."""
+    """Return {name in the metrics: condition} of what every network meets; steps that reach every point of a ball."""
     linf = "pgd-linf" if math.isclose(eps, EPS) else f"pgd-linf-eps-{255 * eps:g}"
     l2 = "pgd-l2" if math.isclose(eps_l2, EPS_L2) else f"pgd-l2-eps-{eps_l2:g}"
     made = {
         "gradient": ("gradient", perturbations.slope()),
-        "pgd-linf": (linf, pgd(linf, eps, STEPS, 2.5 * eps / STEPS)),  # steps that reach every point of the ball
+        "pgd-linf": (linf, pgd(linf, eps, STEPS, 2.5 * eps / STEPS)),
         "pgd-l2": (l2, pgd_l2(l2, eps_l2, STEPS)),
     }
     return dict(made[one] for one in source) | {f"gradient-masked-{one}": perturbations.slope(one) for one in mask}
@@ -54,8 +53,8 @@ def shown(source, eps, eps_l2, mask, **_):
 
 def padded(network, padding, **_):
     """Return {name in the metrics: condition} of a network's padding; none where it pads by other means."""
-    modes = padding if perturbations.padding_convolutions(network)[0] else ()
-    return {f"gradient-padding-{mode}": perturbations.slope_padded(mode) for mode in modes}
+    can = perturbations.padding_convolutions(network)[0]
+    return {f"gradient-padding-{mode}": perturbations.slope_padded(mode) for mode in padding if can}
 
 
 def passes(data, probe, **options):

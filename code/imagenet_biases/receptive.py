@@ -1,8 +1,9 @@
 """The effective receptive field of a network's last feature map (Luo et al., NeurIPS 2016, arXiv:1701.04128).
 
-By definition here: the sum over channels of the last feature map's centre, differentiated with respect to the pixels;
-|gradient| summed over the three colours; each image's map in units of its largest value; mean over images. The field is
-the pixels above 4.55 % of the mean map's largest value (1 - 95.45 %, two standard deviations of a normal distribution).
+By definition here: the channels of the last feature map's centre are summed with random signs, the same for every
+image (their plain sum is constant behind a layer norm), and differentiated with respect to the pixels; |gradient| is
+summed over the three colours; each image's map is in units of its largest value; mean over images. The field is the
+pixels above 4.55 % of the mean map's largest value (1 - 95.45 %, two standard deviations of a normal distribution).
 """
 
 import math
@@ -12,7 +13,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from imagenet_biases.errors import UserError
 from imagenet_biases.scores import with_percentiles
 from imagenet_biases.vocabulary import Condition, Readout
 
@@ -25,19 +25,20 @@ def centre_gradient():
 
 
 def answer_by_centre(network):
-    """Have the network answer with its last feature map's centre instead of logits: [B, channels], in place."""
+    """Have the network answer by its last feature map's centre, with signs, instead of logits: [B, channels]."""
     maps = []
 
     def keep(_, __, output):
         if isinstance(output, torch.Tensor) and (found := centre(output)) is not None:
             maps.append(found)
 
-    def answer(*_):
+    def answer(_, __, logits):
         if not maps:
-            raise UserError(f"{network.name}: no module of it gives a feature map: no receptive field can be measured")
+            return logits * 0  # no module gives a map: no gradient
         last = maps.pop()
         maps.clear()
-        return last
+        signs = torch.randint(2, last.shape[1:], generator=torch.Generator().manual_seed(0))
+        return last * (2 * signs - 1).to(last.device)
 
     for module in network.body.modules():
         module.register_forward_hook(keep)
