@@ -18,14 +18,14 @@ def resnet50():
 """
 SMALL = {
     "filters": ["--kernel", "all", "--shift-to", "{net}:load"],
-    "criticality": ["--layers", "*fc", "*.0", "--draws", "2", "--reset", "moments"],
+    "criticality": ["--layers", "fc", "*.0", "--draws", "2", "--reset", "moments"],
     "solarization": ["--alpha", "4", "--draws", "2"],
     "perturbation": ["--source", "gradient", "--padding", "circular", "--mask", "8"],
     "erf": [],
 }
 METRICS = {
     "filters": "metric/quality-all/ve_rel_wmean",
-    "criticality": "metric/criticality-moments-_fc___0/mean",
+    "criticality": "metric/criticality-moments-fc___0/mean",
     "solarization": "top1_acc/RandSol-2/top5",
     "perturbation": "metric/perturbation-spectrum/gradient/median",
     "erf": "metric/erf-luo/sd",
