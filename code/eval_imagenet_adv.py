@@ -6,11 +6,11 @@ Papers: Madry et al., ICLR 2018, arXiv:1706.06083 (PGD); Goodfellow et al., ICLR
 Data:   ILSVRC-2012 validation, as for eval_imagenet.py; --limit N attacks N images only.
 Run:    python code/eval_imagenet_adv.py --model tv_resnet50 --imagenet DIR --limit 1000
         ... --attack pgd fgsm tuned    ... --attack autoattack (needs: pip install pyautoattack)
-        ... --attack pgd --eps 1/255 --step-size 0.25/255
-Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM and, if asked for, PGD-tuned, AutoAttack;
-        other settings go by names of their own. The published step is four times the low eps, which makes a weak
-        attack: PGD-tuned is the well-tuned one. Published PGD-40 of the 48 networks: low 12 to 66, high 0 to 39;
-        torchvision's ResNet-50 (tv_resnet50) has 18.31 and 0.00.
+        ... --attack pgd --eps 1/255 --step-size 0.25/255    ... --attack pgd-l2 --eps-l2 0.5 3
+Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM and, on request, PGD-tuned, AutoAttack;
+        other settings go by names of their own, and so does PGD in the l2 ball (PGD-l2-40/eps-0.5). The published step
+        is four times the low eps, which makes a weak attack: PGD-tuned is the well-tuned one. Published PGD-40 of the
+        48 networks: low 12 to 66, high 0 to 39; torchvision's ResNet-50 (tv_resnet50) has 18.31 and 0.00.
 """
 
 import math
@@ -18,7 +18,7 @@ import sys
 import warnings
 from functools import partial
 
-from imagenet_biases.attacks import auto_attack, fgsm, pgd, tuned_pgd
+from imagenet_biases.attacks import auto_attack, fgsm, length, linf_size, pgd, pgd_l2, tuned_pgd
 from imagenet_biases.cli import run
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set
@@ -27,30 +27,17 @@ from imagenet_biases.study import LEVELS
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
 
 STEPS, STEP_SIZE = 40, 2 / 255  # published
-ATTACKS = ("pgd", "fgsm", "tuned", "autoattack")
-
-
-def amount(text):
-    """Return a change of pixel values in (0, 1] from text such as 4/255 or 0.0157."""
-    number, _, divisor = text.partition("/")
-    try:
-        value = float(number) / float(divisor or 1)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not 0 < value <= 1:
-        raise UserError(f"--eps and --step-size: '{text}' is not a number from 0 to 1 such as 4/255 or 0.0157")
-    return value
-
-
+ATTACKS = ("pgd", "fgsm", "tuned", "autoattack", "pgd-l2")
 OPTIONS = (
     Option("attack", ATTACKS[:2], "tuned takes three times as long as pgd", choices=ATTACKS, several=True),
-    Option("eps", None, "largest change, e.g. 4/255 (default: both published levels)", type=amount),
-    Option("steps", STEPS, "of pgd and tuned", type=int),
-    Option("step_size", STEP_SIZE, "of pgd, e.g. 2/255", type=amount),
+    Option("eps", None, "largest change, e.g. 4/255 (default: both published levels)", type=linf_size),
+    Option("eps_l2", (0.5,), "of pgd-l2: largest norms of the change of an image", type=length, several=True),
+    Option("steps", STEPS, "of pgd, pgd-l2 and tuned", type=int),
+    Option("step_size", STEP_SIZE, "of pgd, e.g. 2/255", type=linf_size),
 )
 
 
-def conditions(attack, eps, steps, step_size):
+def conditions(attack, eps, eps_l2, steps, step_size):
     """Yield the attacks that are asked for; only the published settings get the published names."""
     if steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
@@ -69,6 +56,8 @@ def conditions(attack, eps, steps, step_size):
             yield tuned_pgd(f"PGD-tuned/{level}{count}", size, steps)
         if "autoattack" in attack:
             yield auto_attack(f"AutoAttack/{level}", size)
+    for size in eps_l2 if "pgd-l2" in attack else ():
+        yield pgd_l2(f"PGD-l2-{steps}/eps-{size:g}", size, steps)
 
 
 def level_of(eps):
@@ -95,13 +84,7 @@ def report(found):
         yield f"top1_acc/{name}", top(attacked)
 
 
-BENCHMARK = Benchmark(
-    "imagenet_adv",
-    passes,
-    report,
-    options=OPTIONS,
-    headline=("top1_acc/*",),
-)
+BENCHMARK = Benchmark("imagenet_adv", passes, report, options=OPTIONS, headline=("top1_acc/*",))
 
 main = partial(run, BENCHMARK, __doc__)
 

@@ -1,4 +1,4 @@
-"""Attacks: l-infinity adversarial images of at most `eps` from the original and within [0, 1].
+"""Attacks: images within [0, 1] that are made against a network, most of them at most `eps` from the original.
 
 An attack is called with (network, pixels, labels, batch, **settings): `network(pixels, rows=None)` maps float32 pixels
 [B, 3, H, W] in [0, 1] to logits (normalization inside) and is differentiable, `labels` are int64 [B], `batch` has the
@@ -14,10 +14,31 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.stimuli import streams, uniform
+from imagenet_biases.stimuli import solarize, streams, uniform
 from imagenet_biases.vocabulary import Condition
 
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
+
+
+def linf_size(text):
+    """Return a change of pixel values in (0, 1] from text such as 4/255 or 0.0157."""
+    return _number(text, 1, "--eps and --step-size", "a number from 0 to 1 such as 4/255 or 0.0157")
+
+
+def length(text):
+    """Return the norm of a change of a whole image, above 0, from text such as 0.5."""
+    return _number(text, 1e3, "--eps-l2", "a number above 0 such as 0.5")
+
+
+def _number(text, most, what, expected):
+    number, _, divisor = text.partition("/")
+    try:
+        value = float(number) / float(divisor or 1)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not 0 < value <= most:
+        raise UserError(f"{what}: '{text}' is not {expected}")
+    return value
 
 
 def fgsm(name, eps):
@@ -43,6 +64,24 @@ def tuned_pgd(name, eps, steps):
     """
     settings = {"eps": eps, "steps": steps, "stream": name}
     return Condition(name, attack=_tuned_pgd, settings=settings, seeded=True, cost=6 * steps + 7)
+
+
+def pgd_l2(name, eps, steps):
+    """Return the condition of projected gradient descent in the l2 ball: changes of an image of at most `eps` in norm.
+
+    Steps of length 2.5 eps / steps along the gradient, from the image itself; the last iterate counts.
+    """
+    settings = {"eps": eps, "steps": steps, "step_size": 2.5 * eps / steps}
+    return Condition(name, attack=_pgd_l2, settings=settings, cost=3 * steps + 1)
+
+
+def random_solarization(name, draws, k):
+    """Return the condition of RandSol (Gavrikov & Keuper 2023, arXiv:2308.12661): random thresholds of solarisation.
+
+    An image gets a new threshold as long as its label is among the first `k` answers, `draws` times at most: every
+    level of 1 to 255 with the same probability, a function of (seed, image, draw).
+    """
+    return Condition(name, attack=_random_solarization, settings={"draws": draws, "k": k}, seeded=True, cost=draws + 1)
 
 
 def auto_attack(name, eps):
@@ -97,6 +136,35 @@ def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, stream):
         slope, _ = gradient(network, images, labels, summed_cross_entropy)
         images = torch.clamp(images.add_(slope.sign_(), alpha=step_size), low, high)
     return images
+
+
+def _pgd_l2(network, pixels, labels, batch, *, eps, steps, step_size):
+    images = pixels
+    for _ in range(steps):
+        slope, _ = gradient(network, images, labels, summed_cross_entropy)
+        change = images + step_size * slope / _length(slope) - pixels
+        # a clamp to [0, 1], where the original lies, only brings an image nearer to it
+        images = (pixels + change * (eps / _length(change)).clamp(max=1)).clamp_(0, 1)
+    return images
+
+
+def _length(changes):
+    return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-30)
+
+
+@torch.no_grad()
+def _random_solarization(network, pixels, labels, batch, *, draws, k):
+    solarized = pixels.clone()
+    still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
+    for draw in range(draws):
+        alpha = uniform(streams(batch.rows(still), f"solarisation {draw}"), (1,))
+        solarized[still] = solarize(pixels[still], (alpha[:, 0] * 255).floor().long() + 1)
+        if draw + 1 < draws:  # the last answer is the runner's
+            ranked = network(solarized[still], rows=still).topk(k).indices
+            still = still[(ranked == labels[still, None]).any(1)]
+        if not len(still):
+            break
+    return solarized
 
 
 def _margin(logits, labels):

@@ -22,7 +22,7 @@ from imagenet_biases.images.pixels import Reader, Unreadable
 from imagenet_biases.machine import circumstances
 from imagenet_biases.progress import Progress
 from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, key_of
-from imagenet_biases.runner import Runners
+from imagenet_biases.runner import Runners, attacked
 from imagenet_biases.vocabulary import Batch, Shown
 
 NETWORK_FAULTS = (  # what a stranger's network may raise; our own mistakes in its place are found by the tests
@@ -306,28 +306,25 @@ class Showing:
 
     def _answer(self, condition, network, cells, shown, presented, positions, readable):
         """Show what is presented to one network; keep what its readouts say of the answer."""
-        runner = self._runner(network)
+        runner, now = self._runner(network), replace(shown, pixels=presented)
         if condition.attack is not None:
-            attacked = condition.attack(
-                runner.differentiable(shown.batch), presented, shown.labels, shown.batch, **condition.settings
-            )
-            presented = attacked.detach()
-        self._picture(condition, network, presented)
-        answer = runner.answer(presented, shown.batch)
+            now = attacked(condition.attack, runner.differentiable(shown.batch), now, **condition.settings)
+        self._picture(condition, network, now.pixels)
+        answer = runner.answer(now.pixels, shown.batch)
         intact = None
         if any(cell.readout.intact for cell in cells):
-            intact = answer if presented is shown.pixels else runner.answer(shown.pixels, shown.batch)
-        self._keep(cells, replace(shown, pixels=presented, intact=intact), answer, positions, readable)
+            intact = answer if now.pixels is shown.pixels else runner.answer(shown.pixels, shown.batch)
+        self._keep(cells, replace(now, intact=intact), answer, positions, readable)
 
     def _changed(self, network, shown, positions, readable):
         """Show the pixels to one network under each of its changes."""
         runner, intact = self._runner(network), None
         for condition, by_network in self.group.shows(("change",)):
             for _, cells in self._due([pair for pair in by_network if pair[0] is network], positions):
-                if intact is None:
+                if intact is None and (condition.attack is None or any(cell.readout.intact for cell in cells)):
                     intact = runner.intact(shown.pixels, shown.batch)
-                answer = runner.changed(condition, shown.pixels, shown.batch)
-                self._keep(cells, replace(shown, intact=intact), answer, positions, readable)
+                now, answer = runner.changed(condition, shown)
+                self._keep(cells, replace(now, intact=intact), answer, positions, readable)
                 self._count(condition, positions)
 
     def _runner(self, network):

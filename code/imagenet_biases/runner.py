@@ -60,24 +60,33 @@ class Runner:
         """Return what `answer` does from the network as it was built: the yardstick of a changed one."""
         return self._changes().intact(lambda: _floats(self._run(self.network, pixels, batch), len(pixels)), pixels)
 
-    def changed(self, condition, pixels, batch):
-        """Return the answer of the network under a condition's change, all of which is undone afterwards."""
-        return self._changes().answer(
-            condition, lambda: _floats(self._run(self.network, pixels, batch), len(pixels)), pixels
-        )
+    def changed(self, condition, shown):
+        """Return (what was shown, the answer of the network) under a condition's change, all of it undone afterwards.
 
-    def differentiable(self, batch):
+        An attack that the condition has as well is made on the changed network.
+        """
+
+        def run():
+            now = shown
+            if condition.attack is not None:
+                now = attacked(condition.attack, self.differentiable(shown.batch, self.network), shown)
+            return now, _floats(self._run(self.network, now.pixels, shown.batch), len(now.pixels))
+
+        return self._changes().answer(condition, run, shown.pixels if condition.attack is None else None)
+
+    def differentiable(self, batch, program=None):
         """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
 
-        `rows`: which images of the batch these are, where not all. Of a network that draws, every call is a new draw,
-        none of them the one it is measured with; its attribute `draws` says how many to average a gradient over.
+        `rows`: which images of the batch these are, where not all. `program`: the network to use, where it is not the
+        folded one. Of a network that draws, every call is a new draw, none of them the one it is measured with; its
+        attribute `draws` says how many to average a gradient over.
         """
-        calls = itertools.count(1)
+        calls, program = itertools.count(1), program or self.folded
 
         def network(pixels, rows=None):
             with self.machine.autocast():
                 if not self.network.wants_batch:
-                    return self.folded(pixels).float()
+                    return program(pixels).float()
                 mine = batch if rows is None else batch.rows(rows)
                 if len(mine.keys) != len(pixels):
                     raise UserError(f"{self.network.name} needs to know which images an attack shows it; use another")
@@ -95,6 +104,13 @@ class Runner:
         if self.changes is None:
             self.changes = Changed(self.network)
         return self.changes
+
+
+def attacked(attack, network, shown, **settings):
+    """Return Shown with what an attack on `network` makes of its pixels."""
+    made = attack(network, shown.pixels, shown.labels, shown.batch, **settings)
+    pixels, given = made if isinstance(made, tuple) else (made, None)
+    return replace(shown, pixels=pixels.detach(), given=given)
 
 
 def _floats(answer, count):

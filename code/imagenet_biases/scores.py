@@ -27,6 +27,34 @@ def proportion(hits, images):
     return Estimate(100 * share, 100 * low, 100 * high)
 
 
+def mean_over_images(values):
+    """Return the mean of one number an image [N] with its normal interval; None without images."""
+    if not len(values):
+        return Estimate(None)
+    value, half = float(np.mean(values)), Z95 * float(np.std(values)) / math.sqrt(len(values))
+    return Estimate(value, value - half, value + half)
+
+
+def resampled_means(values, count=1000, seed=0, at_once=50):
+    """Return the mean of values [labels, draws, images] over draws and images, both resampled, [count, labels].
+
+    Images and draws are resampled independently and the same for all labels (Owen 2007, Annals of Applied Statistics 1,
+    the pigeonhole bootstrap). The same seed and shape give the same resamples, so ratios can be taken.
+    """
+    (_, draws, images), random, found = values.shape, np.random.default_rng(seed), []
+    for _ in range(count // at_once):
+        of_images = random.multinomial(images, np.full(images, 1 / images), at_once) / images
+        of_draws = random.multinomial(draws, np.full(draws, 1 / draws), at_once) / draws
+        found.append(np.einsum("ldr,rd->rl", values @ of_images.T, of_draws))
+    return np.concatenate(found)
+
+
+def with_percentiles(value, resampled):
+    """Return a value with the 2.5 % and 97.5 % quantiles of its resamples [count]."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return Estimate(float(value), float(low), float(high))
+
+
 def correct(responses, k=1):
     """Return for each image whether its label is among the first k answers, bool [N]."""
     ranked = responses.values.reshape(len(responses.values), -1)

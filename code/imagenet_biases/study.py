@@ -430,8 +430,9 @@ DEFINITIONS = (
         "`metric/solarize/worst-alpha`",
         ["metric/solarize/worst-alpha"],
         "share of the value range",
-        "The threshold α of the grid with the least accuracy",
+        "The threshold α of the grid with the least accuracy; -N for another grid, of N points",
         "eval_solarization",
+        r"metric/solarize/worst-alpha-\d+",
         digits=2,
         **_MEASURED,
     ),
@@ -439,9 +440,9 @@ DEFINITIONS = (
         "`top1_acc/RandSol-10/…`, top5 likewise",
         (),
         meaning="Randomised solarisation: images that survive ten random thresholds, drawn against top-1 or top-5, and "
-        "the exact expectation over all thresholds",
+        "the exact expectation over all thresholds; /clean: right without solarisation, too",
         script="eval_solarization",
-        pattern=r"top[15]_acc/RandSol-\d+/[\w.-]+",
+        pattern=r"top[15]_acc/RandSol-\d+/[\w.-]+(/clean)?",
         **_ACCURACY | _MEASURED,
     ),
     _definition(
@@ -503,7 +504,7 @@ DEFINITIONS = (
         ["metric/erf-luo/area"],
         "share",
         "Effective receptive field of the last feature map's centre (Luo et al. 2016): share of the pixels whose "
-        "gradient is above 4.55 % of the largest",
+        "mean |gradient| is above 4.55 % of the largest",
         "eval_erf",
         **_MEASURED,
     ),
@@ -563,12 +564,12 @@ DEFINITIONS = (
         **_MEASURED,
     ),
     _definition(
-        "`metric/quality/layer/…`, `metric/quality-K/…`",
+        "`metric/quality/layer/…`, `metric/quality-all/…`, `-threshold-T/…`",
         (),
         "as above",
-        "The same by layer, and for kernels of other sizes (K, or all)",
+        "The same by layer; for kernels of all sizes; with another threshold of sparsity",
         "eval_filters",
-        r"metric/quality(/layer|-(all|\d+))/.+",
+        r"metric/quality(/layer|-all|(-all)?-threshold-[\d.e-]+)/.+",
         **_MEASURED,
     ),
     _definition(

@@ -23,7 +23,8 @@ class Data:
 
     `limit`: only so many images of each set, spread over it; `allow_partial`: measure an incomplete set. Both make a
     declared subset. `skip_unreadable`: leave images out that cannot be decoded, recorded. `listings`: a folder where
-    the listings of the corrupted sets (4.75 million files) are kept between runs.
+    the listings of the corrupted sets (4.75 million files) are kept between runs. `seed`: of what passes draw (samples,
+    resets); a run puts its Settings' seed here.
     """
 
     root: str | Path | None = None
@@ -39,6 +40,7 @@ class Data:
     allow_partial: bool = False
     skip_unreadable: bool = False
     listings: Path | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,15 @@ class Condition:
     """What is done before a network answers: nothing, a stimulus, an attack, or a change of the network.
 
     - `stimulus(pixels, batch, **settings)` returns pixels, the same for every network; it is called without gradients.
-    - `attack(network, pixels, labels, batch, **settings)` returns pixels; `network(pixels, rows=None)` gives logits
-      with gradients (`rows`: which images of the batch these are, where they are not all), while the parameters do not
+    - `attack(network, pixels, labels, batch, **settings)` returns pixels, or with them a tensor of their shape that
+      readouts take for the perturbation (a gradient is no image); `network(pixels, rows=None)` gives logits with
+      gradients (`rows`: which images of the batch these are, where they are not all), while the parameters do not
       require them.
     - `change(network, **settings)` changes parameters, buffers, attributes or hooks of the network in place; all of it
       is undone bit for bit afterwards. The changed and the intact network both run as they were built (batch norms not
       folded, not compiled), so that only the change differs.
+
+    With a change and an attack, the attack is made on the changed network, and the settings are the change's.
 
     Pixels are float32 [B, 3, H, W] in [0, 1], labels int64 [B]. `settings` are JSON-able, stated here once and handed
     to the function. Name, settings, `version` and the function's name are the condition's identity: raise `version`
@@ -123,29 +128,29 @@ class Condition:
 
     def __post_init__(self):
         given = [kind for kind in ("stimulus", "attack", "change") if getattr(self, kind) is not None]
-        if len(given) > 1:
+        if len(given) > 1 and given != ["attack", "change"]:
             raise ValueError(f"condition '{self.name}' is {' and '.join(given)}: it can be one of them")
         json.dumps(dict(self.settings))  # what cannot be stated cannot be found again
 
     @property
     def kind(self):
         """'clean', 'stimulus', 'attack' or 'change'."""
-        return next((kind for kind in ("stimulus", "attack", "change") if getattr(self, kind) is not None), "clean")
+        return next((kind for kind in ("change", "stimulus", "attack") if getattr(self, kind) is not None), "clean")
 
     @property
-    def function(self):
-        """What is called, or None."""
-        return self.stimulus or self.attack or self.change
+    def functions(self):
+        """What is called, in this order."""
+        return [one for one in (self.stimulus, self.change, self.attack) if one is not None]
 
     def identity(self):
         """Return what determines the condition, JSON-able."""
-        named = {} if self.function is None else {"function": _name(self.function), "version": self.version}
-        return {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)} | named
+        names = {"function": " ".join(map(_name, self.functions)), "version": self.version} if self.functions else {}
+        return {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)} | names
 
     def same_function(self, other):
         """Whether another condition of this identity really calls the same code."""
-        one, two = self.function, other.function
-        return one is two or _code(one) == _code(two)
+        pairs = zip(self.functions, other.functions, strict=True)
+        return all(one is two or _code(one) == _code(two) for one, two in pairs)
 
 
 CLEAN = Condition("clean")
@@ -178,6 +183,12 @@ class Shown:
     batch: Batch
     words: list | None = None  # B strings, of a network that answers in words
     intact: torch.Tensor | None = None  # the unchanged network's logits on `before`, where the readout asks for them
+    given: torch.Tensor | None = None  # what an attack gives for the perturbation, float32 [B, 3, H, W]
+
+    @property
+    def perturbation(self):
+        """What the condition does to the pixels, float32 [B, 3, H, W]."""
+        return self.pixels - self.before if self.given is None else self.given
 
 
 @dataclass(frozen=True)
@@ -381,8 +392,10 @@ def _chosen(option, value):
         if str(value).lower() not in words:
             raise ValueError(f"{option.name}: '{value}' is neither on nor off")
         return words[str(value).lower()]
-    parts = value.replace(",", " ").split() if option.several and isinstance(value, str) else value
-    parts = list(parts) if option.several and isinstance(parts, list | tuple) else [parts]
+    parts = list(value) if option.several and isinstance(value, list | tuple) else [value]
+    if option.several:  # from the command line, words that may hold several themselves
+        split = [part.replace(",", " ").split() if isinstance(part, str) else [part] for part in parts]
+        parts = [part for one in split for part in one]
     try:
         parts = [option.type(part) if isinstance(part, str) else part for part in parts]
     except ValueError:

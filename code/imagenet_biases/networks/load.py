@@ -445,4 +445,5 @@ def skeleton(architecture):
     """
     body, code = build(architecture)
     mean, std = NORMALIZATIONS["none"]
-    return Network(body, name="skeleton", mean=mean, std=std, facts={}, code=code, allow_unstable=True)
+    facts = {"arch": architecture}
+    return Network(body, name="skeleton", mean=mean, std=std, facts=facts, code=code, allow_unstable=True)

@@ -1,0 +1,107 @@
+"""Layer criticality: how much the answers change when one layer loses what it has learned, all others kept.
+
+Papers: Gavrikov, Agnihotri, Keuper & Keuper, 2024, arXiv:2410.14470; Zhang, Bengio & Singer, JMLR 23(67), 2022
+        (re-randomisation). All chosen layers at once (--joint): Gavrikov & Keuper, 2023, arXiv:2301.11360.
+Data:   ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
+Run:    python code/eval_criticality.py --model tv_resnet50 --imagenet DIR
+        ... --reset permute    ... --layers bn    ... --layers spatial --reset moments --joint --recalibrate 2000
+Gives:  metric/criticality/mean, 1 - mean cosine of the softmax vectors with and without the reset, mean over draws and
+        layers, and by layer in the record; /l1 and /l2, their distances; /recovered, the accuracy divided by the intact
+        one. Resets: fresh (as in an untrained network), pytorch (PyTorch's default for the layer's type, also where
+        nothing builds an untrained network), permute, moments (Gaussian, same mean and SD), zero. Only the default goes
+        by the plain name (metric/criticality-permute/mean). Batch-norm statistics are kept, unless --recalibrate
+        estimates them anew. Intervals: over images and draws together. metric/weight_reset is another measurement.
+        Published means: 0.401 to 0.933; for torchvision's ResNet-50 (tv_resnet50) 0.700.
+"""
+
+import re
+import sys
+import warnings
+from functools import partial
+
+from imagenet_biases import resets
+from imagenet_biases.cli import run
+from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.scores import top
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
+
+LAYERS = ("conv", "fc")
+OPTIONS = (
+    Option("reset", "fresh", "what becomes of a layer", choices=resets.WAYS),
+    Option("draws", 3, "of the reset's random numbers", type=int),
+    Option("layers", LAYERS, "conv, fc, bn, spatial, all, or patterns of layers' names", several=True),
+    Option("probe", 10_000, "images", type=int),
+    Option("recalibrate", 0, "images to estimate batch-norm statistics on after the reset", type=int),
+    Option("joint", False, "reset all layers at once", flag=True),
+    Option("untrained", None, "file.py:function that builds the network with random weights"),
+)
+
+
+def passes(data, probe, recalibrate, **options):
+    """Show a sample of the images to the network as it is and after every draw of every reset."""
+    images = sampled(image_set("imagenet", data), probe, data.seed)
+    recalibration = resets.Recalibration(images, recalibrate) if recalibrate else None
+    changed = partial(conditions, seed=data.seed, recalibration=recalibration, **options)
+    return [Pass(images), Pass(images, changed), Pass(images, changed, resets.SoftmaxDistances())]
+
+
+def conditions(network, reset, draws, layers, joint, untrained, seed, recalibration):
+    """Return the resets that a network meets: layer by layer, or all at once."""
+    way, maker = resets.way_for(network, reset, untrained)
+    names = resets.layers_of(network, layers)
+    groups = {"joint": names} if joint else {name: [name] for name in names}
+    return [
+        resets.reset(label, group, way, draw, seed, maker, recalibration)
+        for label, group in groups.items()
+        for draw in range(draws)
+    ]
+
+
+def prefix(found):
+    """Return how the names begin: the plain name is that of the published setting."""
+    options, way = found.options, resets.settings_of(found)["way"]
+    words = [way] if way != "fresh" else []
+    words += [re.sub(r"\W+", "_", "_".join(options["layers"]))] if tuple(options["layers"]) != LAYERS else []
+    return "-".join(["metric/criticality", *words, *(["recalibrated"] if options["recalibrate"] else [])])
+
+
+def report(found):
+    """Yield the means over layers, or what all of them together make."""
+    options, way = found.options, resets.settings_of(found).get("way")
+    if way is None:
+        warnings.warn(f"it has no such layers ({', '.join(options['layers'])}): nothing was measured", stacklevel=2)
+        return
+    if way != options["reset"]:
+        text = f"nothing says how to build it untrained (--untrained file.py:function): the reset is {way}"
+        warnings.warn(text, stacklevel=2)
+    for measure, (_, mean) in resets.outcomes(found).items():
+        yield f"{prefix(found)}/{'joint' if options['joint'] else 'mean'}{measure}", mean
+    if options["joint"] and (way, tuple(options["layers"])) == ("moments", ("spatial",)):
+        for k, accuracy in resets.accuracy(found).items():
+            yield f"top{k}_acc/random-spatial{'/bn-recalibrated' if options['recalibrate'] else ''}", accuracy
+
+
+def by_layer(found):
+    """Return the measures by layer."""
+    if not resets.settings_of(found):
+        return {}
+    return {f"{prefix(found)}{measure}": layers for measure, (layers, _) in resets.outcomes(found).items()}
+
+
+def details(found):
+    """Return the reset, what it puts into each layer, and the intact network's accuracy on the images shown."""
+    if not resets.settings_of(found):
+        return {}
+    intact = top(found["imagenet", CLEAN.name]).value
+    return {"reset": resets.settings_of(found), "layers": resets.distributions(found), "intact_top1": intact}
+
+
+HEADLINE = ("*mean", "*joint", "*recovered", "*random*")
+BENCHMARK = Benchmark(
+    "criticality", passes, report, options=OPTIONS, layers=by_layer, details=details, headline=HEADLINE
+)
+
+main = partial(run, BENCHMARK, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Effective receptive field: how much of the image the centre of a network's last feature map looks at.
+
+Paper: Luo, Li, Urtasun & Zemel, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks,
+       NeurIPS 2016, arXiv:1701.04128.
+Data:  ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
+Run:   python code/eval_erf.py --model tv_resnet50 --imagenet DIR
+Gives: metric/erf-luo/area (share of the pixels whose mean |gradient| is above 4.55 % of the largest), /size (the root
+       of their number, in pixels) and /sd (of the mean map as a distribution). The map is the gradient at the centre of
+       feature maps, channels-last maps or tokens, whatever the class; the exact definition stands in receptive.py of
+       the package. The study's metric/erf/area and max_amplitude have no published definition: these are not they. A
+       k x k convolution of ones has a size of k and an sd of the root of (k^2 - 1) / 12.
+"""
+
+import sys
+import warnings
+from functools import partial
+
+from imagenet_biases.cli import run
+from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.receptive import GradientMap, centre_gradient, field
+from imagenet_biases.vocabulary import Benchmark, Option, Pass
+
+CENTRE = centre_gradient()
+NAMES = ("area", "size", "sd")
+
+
+def passes(data, probe):
+    """Show a sample of the images and keep each one's gradient map."""
+    return [Pass(sampled(image_set("imagenet", data), probe, data.seed), (CENTRE,), GradientMap())]
+
+
+def report(found):
+    """Yield the field's area, size and standard deviation."""
+    shown = found["imagenet", CENTRE.name]
+    values = field(shown.values[shown.counts])
+    if not values:
+        warnings.warn(
+            "it has no feature map, or its centre does not depend on the pixels: nothing measured", stacklevel=2
+        )
+    for name in NAMES:
+        yield f"metric/erf-luo/{name}", values.get(name)
+
+
+BENCHMARK = Benchmark("erf", passes, report, options=(Option("probe", 100, "images", type=int),))
+
+main = partial(run, BENCHMARK, __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())
