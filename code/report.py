@@ -33,6 +33,7 @@ from imagenet_biases.study import (
     CUTOFFS,
     DEFINITIONS,
     DERIVED,
+    FURTHER_BIASES,
     SCORES,
     SEVERITIES,
     about,
@@ -51,7 +52,7 @@ def page_data(table, uncertainty, found, records):
     `records`: those behind the measured rows.
     """
     everything = derived(table)
-    main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES]))
+    main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
     shown = [place[column] for column in main if everything[column].notna().any()]
@@ -78,7 +79,7 @@ def page_data(table, uncertainty, found, records):
         "categories": {category: vars(look) for category, look in STYLES.items()},
         "rows": rows,
         "scores": SCORES,
-        "biases": BIASES,
+        "biases": [*BIASES, *FURTHER_BIASES],
         "statistics": json.loads(found.to_json(orient="records")),
         "records": [
             {key: r[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}

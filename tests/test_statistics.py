@@ -29,7 +29,7 @@ from imagenet_biases.analysis.statistics import (
     write,
 )
 from imagenet_biases.results.table import PUBLISHED, read_table, study
-from imagenet_biases.study import BIASES, SCORES, STUDY_CATEGORIES, unflagged
+from imagenet_biases.study import BIASES, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, unflagged
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,10 @@ def test_the_table_is_whole_and_deterministic(found, networks, tmp_path):
     assert not found.duplicated(["bias", "score", "method", "excluded"]).any()
     for method in ("spearman", "spearman given accuracy", "spearman within categories", "spearman between lineages"):
         for excluded in ("none", *STUDY_CATEGORIES, "flagged columns"):
-            assert ((found["method"] == method) & (found["excluded"] == excluded)).sum() == len(BIASES) * len(SCORES)
+            some = (found["method"] == method) & (found["excluded"] == excluded)
+            assert (some & found["bias"].isin(BIASES)).sum() == len(BIASES) * len(SCORES)
+            further = len(FURTHER_BIASES) * len(SCORES) if excluded in module.PREDICTED and method != "kendall" else 0
+            assert (some & found["bias"].isin(FURTHER_BIASES)).sum() == further
     correlations = found[~found["method"].str.startswith("R2") & found["low"].notna()]
     assert correlations["estimate"].between(correlations["low"], correlations["high"]).mean() > 0.995
     assert (
@@ -398,7 +401,7 @@ def test_the_answers_claims_hold(found):
     text = " ".join(ANSWER.split())
 
     def pairs(method, excluded=("none",)):
-        some = found[(found["method"] == method) & found["excluded"].isin(excluded)]
+        some = found[(found["method"] == method) & found["excluded"].isin(excluded) & found["bias"].isin(BIASES)]
         return {pair for pair, p in some.groupby(["bias", "score"])["p_holm"].max().items() if p < 0.05}
 
     low_pass, shape, dial = ("LPP", "Adversarial"), ("shape-bias", "Adversarial"), ("shape-bias", "ID")
@@ -429,6 +432,41 @@ def test_the_answers_claims_hold(found):
         assert float(value) == pytest.approx(one(found, name, "categories", module.ICC).estimate, abs=0.0051)
     assert not [pair for pair in within | overall if pair[0] == "cf_norm"]
     assert pairs(WITHIN, ("flagged columns",)) == within
-    rows = found[found["method"] == WITHIN].set_index(["bias", "score"])
+    rows = found[(found["method"] == WITHIN) & found["bias"].isin(BIASES)].set_index(["bias", "score"])
     plain, flagged = (rows.loc[rows["excluded"] == e, "estimate"] for e in ("none", "flagged columns"))
     assert f"more than {np.ceil((flagged - plain).abs().max() * 1000) / 1000:.3f}" in text
+
+
+def test_the_answer_on_criticality_and_filters(found):
+    """Published values, corrected for their own number: they take nothing from the study's seven."""
+    text = " ".join(ANSWER.split())
+    further = found[found["bias"].isin(FURTHER_BIASES) & (found["excluded"] == "none")]
+    within = further[further["method"] == WITHIN]
+    assert len(within) == 16 and "16 pairs with the scores" in text
+    stand = within[within["p_holm"] < 0.05]
+    assert {(row.bias, row.score) for row in stand.itertuples()} == {
+        ("variance entropy", "ID"),
+        ("variance entropy", "Robustness"),
+    }
+    assert not (further[further["method"] == f"{WITHIN} given accuracy"]["p_holm"] < 0.05).any()
+    assert not (within[within["score"].isin(["Concepts", "Adversarial"])]["p_holm"] < 0.05).any()
+    # Holm's correction by hand: the smallest p times their number, not times 28 + 16
+    assert within["p_holm"].min() == pytest.approx(16 * within["p"].min())
+    for bias, score, method in (
+        ("variance entropy", "ID", WITHIN),
+        ("variance entropy", "Robustness", WITHIN),
+        ("variance entropy", "ID", f"{WITHIN} given accuracy"),
+        ("variance entropy", "Robustness", f"{WITHIN} given accuracy"),
+        ("criticality", "ID", "spearman"),
+        ("criticality", "ID", WITHIN),
+    ):
+        row = one(found, bias, score, method)
+        quoted = f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-0.00", "0.00")
+        assert quoted in text, quoted
+
+
+def test_published_criticality_is_the_released_one():
+    released = pd.read_csv(PUBLISHED.with_name("criticality_networks.csv"), index_col="model_id")["mean_criticality"]
+    rows = study(read_table(PUBLISHED)).set_index("model")
+    assert rows["criticality"].notna().all()
+    assert (100 * rows["criticality"]).to_numpy() == pytest.approx(released[rows.index].to_numpy(), rel=1e-5)

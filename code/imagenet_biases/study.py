@@ -583,11 +583,18 @@ DEFINITIONS = (
         **_MEASURED,
     ),
     _definition(
-        "`metric/criticality/mean`, `LAYER`; `criticality-RESET/…`",
+        "`metric/criticality/mean`",
         ["metric/criticality/mean"],
         "1 − mean cos",
-        "Change of the softmax vectors when one layer is reset (Gavrikov et al. 2024), mean over layers and by layer; "
-        "other resets by their names",
+        "Change of the softmax vectors when one layer is reset, mean over layers (Gavrikov et al. 2024; published: "
+        "three draws, 10,000 images)",
+        "eval_criticality",
+    ),
+    _definition(
+        "`metric/criticality/LAYER`; `criticality-RESET/…`",
+        (),
+        "1 − mean cos",
+        "The same by layer; other resets by their names",
         "eval_criticality",
         r"metric/criticality(-[\w-]+)?(/.+)?(?<!/l1)(?<!/l2)(?<!/recovered)",
         **_MEASURED,
@@ -778,10 +785,20 @@ DERIVED = {
             )
             for name, unit, long, digits in _CHANNEL
         ),
+        *(
+            _derived(name, (part,), unit, f"{long}: `{part}`", reported=part, short=long)
+            for name, part, unit, long in (
+                ("criticality", "metric/criticality/mean", "1 − mean cos", "mean layer criticality"),
+                ("variance entropy", "metric/quality/ve_wmean", "log10", "variance entropy of 3 × 3 filters"),
+                ("sparsity", "metric/quality/sparsity_wmean", "share", "share of sparse 3 × 3 filters"),
+                ("orthogonality", "metric/quality/orthogonality_wmean", "1 − mean |cos|", "orthogonality of filters"),
+            )
+        ),
     )
 }
 SCORES = ("ID", "Robustness", "Concepts", "Adversarial")
 BIASES = ("shape-bias", "LPP", "HPP", "spectral bias", "bw_norm", "cf_norm", "pns_norm")
+FURTHER_BIASES = ("criticality", "variance entropy", "sparsity", "orthogonality")  # of the group's other papers
 
 
 def derive(name, values):

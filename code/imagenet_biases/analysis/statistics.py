@@ -28,7 +28,7 @@ import pandas as pd
 from scipy.special import logit
 
 from imagenet_biases.files import atomic
-from imagenet_biases.study import BIASES, CONTROL, SCORES, STUDY_CATEGORIES, unflagged
+from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, unflagged
 
 COLUMNS = ("bias", "score", "method", "excluded", "estimate", "low", "high", "p", "p_holm", "networks")
 FEWEST = 6  # networks (categories, for what is between them); with fewer there is no row, it would say nothing
@@ -152,11 +152,13 @@ def r_squared(target, predicted, mean, weights=1):
 
 
 def statistics(rows, resamples=2000, permutations=4999, seed=0, exclusions=EXCLUSIONS):
-    """Every association between BIASES and SCORES over `rows` (results.table.study), as a table with COLUMNS.
+    """Every association between biases and SCORES over `rows` (results.table.study), as a table with COLUMNS.
 
-    `bias`, `score`: names as in study.BIASES and SCORES; ALL_BIASES and CONTROL (ImageNet accuracy) also stand as
-    predictors. `excluded`: 'none', the category left out, or 'flagged columns' (scores without the columns that
-    study.FLAGGED names); `exclusions` says which of them to compute. `networks`: how many units the estimate rests on.
+    `bias`, `score`: names as in study.BIASES, FURTHER_BIASES (criticality and filter quality, corrected for their own
+    number; with nothing, adversarial training or the flagged columns excluded) and SCORES; ALL_BIASES (the seven) and
+    CONTROL (ImageNet accuracy) also stand as predictors. `excluded`: 'none', the category left out, or 'flagged columns'
+    (scores without the columns that study.FLAGGED names); `exclusions` says which of them to compute. `networks`: how
+    many units the estimate rests on.
     `method`:
 
     - `spearman`: rank correlation over all networks; `kendall`: tau-b, where nothing is excluded.
@@ -187,12 +189,18 @@ def statistics(rows, resamples=2000, permutations=4999, seed=0, exclusions=EXCLU
         for excluded, some in settings.items()
         for bias, score, method, values in (
             *_correlations(some, resamples, permutations, seed, excluded == "none"),
+            *(
+                _correlations(some, resamples, permutations, seed, biases=FURTHER_BIASES)
+                if excluded in PREDICTED
+                else ()
+            ),
             *(_predictions(some, resamples, permutations // 10, seed) if excluded in PREDICTED else ()),
             *_intraclass(some),
         )
     ]
     table = pd.DataFrame(records)
-    table["p_holm"] = table.groupby(["method", "excluded"])["p"].transform(_holm)
+    further = table["bias"].isin(FURTHER_BIASES)  # a family of their own: they take nothing from the study's seven
+    table["p_holm"] = table.groupby(["method", "excluded", further])["p"].transform(_holm)
     return table[list(COLUMNS)].round(5)
 
 
@@ -208,7 +216,7 @@ def shared(rows, folder):
     A file that is there is used if the key beside it is that of the same rows and the same code.
     """
     path, key = Path(folder) / "statistics.csv", Path(folder) / "statistics.key"
-    columns = sorted({*BIASES, *SCORES, CONTROL, *map(unflagged, SCORES)})
+    columns = sorted({*BIASES, *FURTHER_BIASES, *SCORES, CONTROL, *map(unflagged, SCORES)})
     text = rows[["model", "category", "lineage", *columns]].to_csv(index=False) + Path(__file__).read_text("utf-8")
     own = hashlib.sha256(text.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError):
@@ -221,18 +229,19 @@ def shared(rows, folder):
     return table
 
 
-def _correlations(rows, resamples, permutations, seed, tau=False):
+def _correlations(rows, resamples, permutations, seed, tau=False, biases=BIASES):
     """Yield (bias, score, method, values) of every pair and correlation."""
-    known = rows[[*BIASES, *SCORES, CONTROL]].notna()
+    rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *biases])))
+    known = rows[[*biases, *SCORES, CONTROL]].notna()
     by_networks = {}  # pairs that the same networks know are computed together
-    for bias, score in itertools.product(BIASES, SCORES):
+    for bias, score in itertools.product(biases, SCORES):
         use = (known[bias] & known[score] & known[CONTROL]).to_numpy()
         by_networks.setdefault(use.tobytes(), (use, []))[1].append((bias, score))
     found = {}
     for use, pairs in by_networks.values():
         if use.sum() >= FEWEST:
             found |= _together(rows[use], pairs, resamples, permutations, seed, tau)
-    for bias, score in itertools.product(BIASES, SCORES):
+    for bias, score in itertools.product(biases, SCORES):
         yield from ((bias, score, method, values) for method, values in found.get((bias, score), {}).items())
 
 
