@@ -178,7 +178,23 @@ class _Decoded(torch.utils.data.Dataset):
                 pixels[row] = reader.read(int(reader.images.chosen[position]))
             except Unreadable as error:
                 unreadable[row] = str(error)
-        return torch.from_numpy(pixels), unreadable
+        return _shared(torch.from_numpy(pixels)), unreadable
+
+
+def _shared(pixels):
+    """Put what a decoding process has decoded where the main process can read it.
+
+    torch would do it later, in a thread of its own, where an error is nobody's and the main process waits for ever.
+    """
+    if torch.utils.data.get_worker_info() is None:
+        return pixels
+    try:
+        return pixels.share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"decoding processes have no room for their images in shared memory, /dev/shm ({error}): repeat with fewer "
+            f"--num-workers, 0 for none, or a smaller --batch-size"
+        ) from None
 
 
 def _ignore_interrupts(_):
