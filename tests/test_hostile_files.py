@@ -503,7 +503,7 @@ def odd_command_line(base, dice):
     return words
 
 
-@pytest.mark.parametrize(("number", "last"), [(100, ["--limit", "-1"]), (150, ["--dry-run"])])
+@pytest.mark.parametrize(("number", "last"), [(100, ["--limit", "-1"]), (40, ["--dry-run"])])
 def test_odd_command_lines_are_one_line(drawn, tmp_path, number, last):
     """Nothing is ever measured: the last words are a mistake, or ask for the plan only."""
     base = ["--model", "calibration_texture", "--data", str(drawn), "--results", str(tmp_path / "results")]

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from imagenet_biases.errors import UserError
@@ -74,6 +75,14 @@ def atomic(path, mode="wb"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def sweep(folder):
+    """Remove what killed processes have left half-written under a folder: temporary files older than a day."""
+    for path in Path(folder).rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - 86_400:
+                path.unlink()
 
 
 def write_json(path, value):

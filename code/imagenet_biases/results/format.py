@@ -25,7 +25,7 @@ PROVENANCE = Fields(
 )  # fmt: skip
 RECORD = Fields(
     {"model": label, "benchmark": label, "metrics": {str: NUMBER}, "intervals": {str: Row(NUMBER, NUMBER)},
-     "subset": (False, PART), "provenance": PROVENANCE},
+     "subset": (False, True, PART), "provenance": PROVENANCE},
     {"partial": {str: PART}, "layers": {str: {str: Row(NUMBER, NUMBER, NUMBER)}}, "images": (count, None),
      "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
      "scored": [Fields({"time": str, "changed": [str]})]},

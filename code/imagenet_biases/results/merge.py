@@ -103,14 +103,13 @@ def checked(record, where):
     record = empty | {"images": None, "subset": False, "warnings": [], "provenance": {}} | record
     if isinstance(record["provenance"], dict):
         record["provenance"] = provenance | record["provenance"]
-    if "format" not in record and record["subset"] is True:
-        record["subset"] = {}
     try:
         check(record, RECORD)
     except Malformed as error:
         raise UserError(f"{where} is a damaged record ({error}): remove it or measure again") from None
     if "format" not in record and record["subset"] is not False:
-        part = {key: record["subset"][key] for key in ("images", "of") if key in record["subset"]}
+        about = record["subset"] if isinstance(record["subset"], dict) else {}
+        part = {key: about[key] for key in ("images", "of") if key in about}
         record["partial"] = dict.fromkeys(record["metrics"], part)
     for name, *_ in _values(record):
         try:

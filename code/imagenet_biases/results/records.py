@@ -14,7 +14,7 @@ import numpy as np
 
 from imagenet_biases import study
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name, write_json
+from imagenet_biases.files import safe_name, sweep, write_json
 from imagenet_biases.machine import circumstances, commit
 from imagenet_biases.results.format import FORMAT, RECORD
 from imagenet_biases.schema import Malformed, check, read_json
@@ -190,7 +190,7 @@ def read_record(path):
         record = read_json(path, RECORD)
         variant(record)
         return record
-    except (OSError, Malformed, UserError):
+    except (OSError, Malformed, KeyError, TypeError, UserError):  # the first edition's subset may lack its numbers
         return None
 
 
@@ -204,6 +204,7 @@ def check_place(results, label, benchmark):
     if not os.access(folder, os.W_OK):
         raise UserError(f"nothing can be written in {folder}: give another folder with --results DIR")
     _check_ours(folder / f"{safe_name(benchmark)}.json")
+    sweep(folder)
 
 
 def _check_ours(path):
