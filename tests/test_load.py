@@ -360,9 +360,9 @@ def test_own_entries_and_pins_lie_in_files_of_the_user(own, server, tmp_path):
         'name = "../../etc"': "cannot be the name of a file or folder",
         'name = "mine"\nin_study = true': "in_study is for the networks that the study has published",
         'name = "mine"\nview = {resize = 10000000000000000000, crop = 224}': "no sizes in pixels",
-        'name = "mine"\nview = {resize = "256", crop = 224}': "resize = '256' is of a wrong kind",
+        'name = "mine"\nview = {resize = "256", crop = 224}': 'resize is "256", not a whole number',
         'name = "mine"\nignore = ["("]': "entry mine: missing",
-        'name = "mine"\nignore = "fc"': "ignore = 'fc' is of a wrong kind",
+        'name = "mine"\nignore = "fc"': 'ignore is "fc", not a list',
     }.items():
         (own / "zoo.user.toml").write_text(entry.replace('name = "mine"', change))
         with pytest.raises(UserError, match=message):

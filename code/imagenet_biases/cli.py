@@ -40,6 +40,13 @@ def _seconds(text):
     return number
 
 
+def _folder(text):
+    """Return the path of a folder, which '' is not: it would be the one at hand."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: give a folder")
+    return text
+
+
 def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -82,7 +89,7 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     running.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
     running.add_argument("--dry-run", action="store_true", help="print the plan, with hours by benchmark, and stop")
     records = parser.add_argument_group("records")
-    records.add_argument("--results", metavar="DIR", default="results")
+    records.add_argument("--results", metavar="DIR", default="results", type=_folder)
     records.add_argument("--fresh", action="store_true", help="measure again what is there already")
     records.add_argument("--wandb", choices=["auto", "online", "offline", "disabled"], default="auto")
     return parser

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from imagenet_biases.machine import commit, machine, ranks
 from imagenet_biases.networks.load import Network, behind, borrowed, clean_accuracy_warning, from_module, load_model
 from imagenet_biases.networks.registry import network_name, resolve
 from imagenet_biases.plan import make_job, make_jobs, make_plan, rehearse
-from imagenet_biases.results.records import Record, make_record, named, read_record, write_record
+from imagenet_biases.results.records import Record, check_place, make_record, named, read_record, write_record
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
 from imagenet_biases.runner import float32_precision
@@ -177,6 +178,9 @@ class Measurement:
 
     def _measure(self, networks, failed):
         """Measure what is not known yet; write each record as soon as its own conditions are complete."""
+        if self.results is not None and not self.quiet:
+            for job, network in itertools.product(self.jobs, networks):
+                check_place(self.results, network.name, job.name)
         plan = make_plan(self.jobs, networks, self.machine)
         logger = WandbLogger("disabled" if self.quiet else self.wandb, self.results, self.machine)
         records, todo = [], []
@@ -226,7 +230,7 @@ class Measurement:
             if (
                 record
                 and record["provenance"].get("scored_from") == source
-                and record["options"] == _plain(job.options)
+                and record.get("options") == _plain(job.options)
             ):
                 return record
         return None

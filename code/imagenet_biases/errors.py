@@ -58,35 +58,111 @@ def noted():
     notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
 
 
-def exit_on_user_error(main):
-    """Decorate a script's main(): a UserError becomes one line on stderr and status 2; Ctrl-C and SIGTERM (which a
-    cluster sends before it takes a machine away) save what was measured and become status 130 and 143.
+KEPT = "what was measured so far is kept, the same command goes on from there"
 
-    Warnings become one line each. main() may return an exit status.
+
+def exit_on_user_error(main):
+    """Decorate a script's main(): what ends it becomes one line on stderr and a status.
+
+    2 for a UserError; 1 where the system refuses something (no space, no permission, no memory); 130 for Ctrl-C and 143
+    for SIGTERM (which a cluster sends before it takes a machine away), both of which save what was measured; 141 where
+    the reader of a pipe has seen enough. Warnings become one line each. main() may return an exit status.
     """
 
     @functools.wraps(main)
     def guarded(*args, **kwargs):
-        warnings.formatwarning = lambda message, *_, **__: (
-            f"warning: {clean(message)}\n"
-        )  # a user needs no place in our code
+        # a user needs no place in our code
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {clean(message)}\n"
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminated)
-        try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            print(f"error: {clean(error)}", file=sys.stderr)
-            raise SystemExit(2) from None
-        except BrokenPipeError:  # `... | head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
-        except KeyboardInterrupt:
-            print("\nstopped; what was measured so far is kept, the same command goes on from there", file=sys.stderr)
-            raise SystemExit(130) from None
-        except Terminated:
-            print(
-                "\nterminated; what was measured so far is kept, the same command goes on from there", file=sys.stderr
-            )
-            raise SystemExit(143) from None
+        with _standard_streams():
+            line, status, result = None, None, None
+            try:
+                result = main(*args, **kwargs)
+            except SystemExit as end:
+                status = end.code or 0
+            except UserError as error:
+                line, status = f"error: {clean(error)}", 2
+            except KeyboardInterrupt:
+                line, status = f"\nstopped; {KEPT}", 130
+            except Terminated:
+                line, status = f"\nterminated; {KEPT}", 143
+            except BrokenPipeError:  # `... | head` has seen enough
+                status = 141
+            except Exception as error:
+                reason = refused(error)
+                if reason is None:
+                    raise  # a mistake of ours
+                line, status = f"error: {clean(reason)}; {KEPT}", 1
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+                if not status:
+                    line, status = f"error: standard output cannot be written: {error.strerror}", 1
+            if line:
+                print(line, file=sys.stderr)
+        if status is not None:
+            raise SystemExit(status)
+        return result
 
     return guarded
+
+
+def refused(error):
+    """Return what the operating system refuses, in words, or None for any other error."""
+    if out_of_memory(error):
+        return "out of memory: repeat with a smaller --batch-size or fewer --num-workers"
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.strerror or error, error.filename) if part)
+    return None
+
+
+def out_of_memory(error):
+    """Whether an error says that memory is used up; torch says it in several ways."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def _standard_streams():
+    """Make the standard streams such that no message ends a run: closed ones lead nowhere, stderr never fails.
+
+    Characters that an encoding lacks are shown by their numbers.
+    """
+    before = sys.stdout, sys.stderr
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: the next file to be opened would get its number, and with it what libraries print
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stderr = _Forgiving(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Forgiving:
+    """A stream whose writing never fails: what cannot be said is not worth a measurement."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed in the meantime
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)

@@ -1,9 +1,12 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
+import time
 from pathlib import Path
 
 from imagenet_biases.errors import UserError
@@ -32,6 +35,24 @@ def safe_name(text):
     return text
 
 
+def open_file(path):
+    """Open a file for reading bytes. Raises OSError, also for what is no file: a pipe would be waited for."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path, most=1 << 28):
+    """Return the content of a file. Raises OSError, also for what is no file or is longer than `most` bytes."""
+    with open_file(path) as file:
+        data = file.read(most + 1)  # what the size says is not asked: under /proc it says 0
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"longer than {most:,} bytes", str(path))
+    return data
+
+
 @contextlib.contextmanager
 def atomic(path, mode="wb"):
     """Yield a file open for writing under a temporary name beside `path`; put in place only if the block succeeds.
@@ -56,8 +77,17 @@ def atomic(path, mode="wb"):
         raise
 
 
+def sweep(folder):
+    """Remove what killed processes have left half-written under a folder: temporary files older than a day."""
+    for path in Path(folder).rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - 86_400:
+                path.unlink()
+
+
 def write_json(path, value):
     """Write `value` as JSON, keys in the order given, atomically. Raises ValueError for NaN and infinities."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path, "w") as file:
-        file.write(text + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic(path) as file:
+        # half of a character (of a file name that is not UTF-8) becomes JSON's own escape for it
+        file.write(text.encode("utf-8", "backslashreplace"))

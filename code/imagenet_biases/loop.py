@@ -17,7 +17,7 @@ import torch.distributed
 import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
 from tqdm import tqdm
 
-from imagenet_biases.errors import UserError
+from imagenet_biases.errors import UserError, out_of_memory
 from imagenet_biases.images.pixels import Reader, Unreadable
 from imagenet_biases.machine import circumstances
 from imagenet_biases.progress import Progress
@@ -55,9 +55,7 @@ class Loop:
         for group in self.plan.groups:
             checked = {}
             for cell in group.cells:
-                cell.kept = self.store.load(
-                    cell.identity, cell.network.name, len(group.images), cell.readout.dtype, cell.readout.shape
-                )
+                cell.kept = self.store.load(cell.identity, cell.network.name, len(group.images), cell.readout)
                 if cell.kept.pixels and _other_pixels(group, cell.kept.pixels, checked):
                     warnings.warn(
                         f"{group.images.name}: images have changed since they were measured; {cell.condition.name} is "
@@ -163,7 +161,13 @@ class _Decoded(torch.utils.data.Dataset):
         self.reader = None, None  # of the group at hand: batches come in the order of the groups
 
     def __getitem__(self, task):
-        number, positions = task
+        """Return (pixels, {row: why it is unreadable}), or (None, error): torch hands errors on as their tracebacks."""
+        try:
+            return self._decoded(*task)
+        except (UserError, OSError, MemoryError) as error:
+            return None, error
+
+    def _decoded(self, number, positions):
         if self.reader[0] != number:
             self.reader = number, Reader(*self.sets[number])
         reader = self.reader[1]
@@ -175,7 +179,23 @@ class _Decoded(torch.utils.data.Dataset):
                 pixels[row] = reader.read(int(reader.images.chosen[position]))
             except Unreadable as error:
                 unreadable[row] = str(error)
-        return torch.from_numpy(pixels), unreadable
+        return _shared(torch.from_numpy(pixels)), unreadable
+
+
+def _shared(pixels):
+    """Put what a decoding process has decoded where the main process can read it.
+
+    torch would do it later, in a thread of its own, where an error is nobody's and the main process waits for ever.
+    """
+    if torch.utils.data.get_worker_info() is None:
+        return pixels
+    try:
+        return pixels.share_memory_()
+    except RuntimeError as error:
+        raise UserError(
+            f"decoding processes have no room for their images in shared memory, /dev/shm ({error}): repeat with fewer "
+            f"--num-workers, 0 for none, or a smaller --batch-size"
+        ) from None
 
 
 def _ignore_interrupts(_):
@@ -232,14 +252,13 @@ class Showing:
                     self._save()
                     # many networks and conditions take long to write: never more than a twentieth of the time
                     save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
-        except torch.OutOfMemoryError:
-            self._save()
+        except BaseException as error:
+            self._save()  # also on Ctrl-C: what was measured is kept
+            if not out_of_memory(error):
+                raise
             raise UserError(
                 f"out of memory with --batch-size {self.machine.batch_size}; repeat with half of it"
             ) from None
-        except BaseException:
-            self._save()  # also on Ctrl-C: what was measured is kept
-            raise
         self._save(final=True)
         unseen = [cell for cell in self.group.cells if self._alive(cell) and (cell.kept.state == UNSEEN).any()]
         if unseen:
@@ -250,7 +269,7 @@ class Showing:
 
     def _batch(self, positions):
         """Show one batch under every condition that some image of it still needs."""
-        rows, unreadable = next(self.batches)
+        rows, unreadable = self._decoded()
         self._note_unreadable(unreadable)
         for row in (row for row, position in enumerate(positions) if position in self.sample and row not in unreadable):
             self.crcs[str(positions[row])] = _crc(rows[row].numpy())
@@ -279,6 +298,21 @@ class Showing:
                 cell.kept.state[positions] == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), cell.kept.state[positions]
             )
         self.progress.images(len(positions))
+
+    def _decoded(self):
+        """Return the next batch of _Decoded."""
+        try:
+            rows, unreadable = next(self.batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "a decoding process has died, probably for lack of memory (in RAM or in /dev/shm): repeat with a smaller "
+                "--batch-size, or with --num-workers 0"
+            ) from error
+        if rows is None:
+            raise unreadable
+        return rows, unreadable
 
     def _note_unreadable(self, unreadable):
         if unreadable and not self.loop.skip_unreadable:
@@ -359,12 +393,12 @@ class Showing:
         try:
             action(*arguments)
             return True
-        except (torch.OutOfMemoryError, UserError):
+        except UserError:
             raise
         except NETWORK_FAULTS as error:
+            if out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())[:300]
-            if "allocate memory" in reason:
-                raise torch.OutOfMemoryError(reason) from error
             if len(self.loop.plan.networks) == 1 or self.machine.world > 1:
                 raise UserError(f"{network.name} failed: {type(error).__name__}: {reason}") from error
             self.loop.failed[network] = f"{type(error).__name__}: {reason}"

@@ -15,6 +15,7 @@ import torch
 
 from imagenet_biases.errors import UserError
 
+MEETING = datetime.timedelta(minutes=10)  # how long ranks wait for each other at the start
 COMPILE_FROM = 20_000  # forward passes per network from which compiling (5-60 s) pays
 
 
@@ -48,13 +49,18 @@ class Machine:
 
 def machine(settings, images):
     """Return the Machine for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
-    if settings.workers is not None and settings.workers < 0:
-        raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) or more")
+    if settings.workers is not None and not 0 <= settings.workers <= 1000:
+        raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) to 1000")
     if settings.batch_size is not None and settings.batch_size < 1:
         raise UserError(f"--batch-size {settings.batch_size}: give 1 or more")
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < world:
         raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set; let torchrun set them, or unset all"
+        )
     device = _device(settings.device)
     if settings.precision not in ("fp32", "tf32", "bf16", "fp16"):
         raise UserError(f"precision '{settings.precision}' is unknown: it is fp32, tf32, bf16 or fp16")
@@ -69,7 +75,7 @@ def machine(settings, images):
     if workers is None and images < 512:
         workers = 0  # starting processes would take longer than decoding
     elif workers is None:
-        here = _number("LOCAL_WORLD_SIZE", 1)
+        here = max(1, _number("LOCAL_WORLD_SIZE", 1))
         workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores // here))
     return Machine(
         device=device,
@@ -91,7 +97,7 @@ def _number(variable, default):
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"the environment variable {variable} is '{text}', not a number; unset it") from None
+        raise UserError(f"the environment variable {variable} is '{str(text)[:60]}', not a number; unset it") from None
 
 
 def _device(name):
@@ -105,7 +111,16 @@ def _device(name):
         raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
     if not available[kind]:
         raise UserError(f"--device {name}: this machine has none that torch can use; leave --device out")
-    return torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
+    try:
+        device = torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
+    except (RuntimeError, ValueError, OverflowError):
+        raise UserError(
+            f"there is no device '{name}': it is auto, {', '.join(available)}, or cuda:0, cuda:1, ..."
+        ) from None
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not 0 <= (device.index or 0) < count:
+        raise UserError(f"there is no device {device}: this machine has {count} of that kind (LOCAL_RANK, --device)")
+    return device
 
 
 @functools.cache
@@ -178,6 +193,28 @@ def circumstances(machine, images_per_second=None):
     }
 
 
+def _join(machine):
+    """Meet the other ranks; afterwards one may wait hours for another, which may have slow files."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        meeting = torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING)
+        store, rank, world = next(meeting)
+        store.set_timeout(datetime.timedelta(hours=12))
+        torch.distributed.init_process_group(
+            "nccl" if machine.device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(hours=12),
+        )
+    except (RuntimeError, ValueError, OverflowError, OSError) as error:
+        raise UserError(
+            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, MASTER_PORT) "
+            f"within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let torchrun start them, "
+            f"or unset WORLD_SIZE"
+        ) from None
+
+
 @contextlib.contextmanager
 def ranks(machine):
     """Join the other ranks that torchrun started, if any."""
@@ -186,9 +223,7 @@ def ranks(machine):
         return
     if machine.device.type == "cuda":
         torch.cuda.set_device(machine.device)
-    torch.distributed.init_process_group(
-        "nccl" if machine.device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12)
-    )
+    _join(machine)
     try:
         yield
     finally:

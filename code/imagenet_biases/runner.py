@@ -39,8 +39,10 @@ class Runner:
         self.changes = None
         if network.wants_batch or network.answers == "words":
             return  # their forward is more than a function of pixels
-        # a whole batch: compiled code is made for its shape
-        example = torch.rand((machine.batch_size, 3, crop, crop), generator=torch.Generator().manual_seed(0))
+        # compiled code is made for the shape of a whole batch
+        example = torch.rand(
+            (machine.batch_size if long else 2, 3, crop, crop), generator=torch.Generator().manual_seed(0)
+        )
         example = example.to(machine.device).contiguous(memory_format=self.layout)
         alone = _Pixels(network).eval()
         self.program = self.folded = fast.folded(alone, example[:2])

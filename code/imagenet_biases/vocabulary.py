@@ -213,6 +213,10 @@ class Readout:
         """Return which rows are right, bool [B], or None where that cannot be said of this readout: for progress."""
         return None
 
+    def possible(self, rows):
+        """Whether stored rows can be this readout's: what it never gives must not reach a score."""
+        return True
+
     def identity(self):
         """Return what determines the readout, JSON-able."""
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
@@ -241,6 +245,9 @@ class TopClasses(Readout):
     def hits(self, rows, labels):
         return rows[:, 0] == labels
 
+    def possible(self, rows):
+        return bool(((rows >= 0) & (rows < 1000)).all())
+
 
 @dataclass(frozen=True)
 class Categories(Readout):
@@ -260,6 +267,9 @@ class Categories(Readout):
 
     def hits(self, rows, labels):
         return rows == labels
+
+    def possible(self, rows):
+        return bool(((rows >= 0) & (rows < len(self.groups))).all())
 
 
 @functools.lru_cache(maxsize=256)

@@ -157,8 +157,8 @@ def statistics(rows, resamples=2000, permutations=4999, seed=0, exclusions=EXCLU
     `bias`, `score`: names as in study.BIASES, FURTHER_BIASES (criticality and filter quality, corrected for their own
     number; with nothing, adversarial training or the flagged columns excluded) and SCORES; ALL_BIASES (the seven) and
     CONTROL (ImageNet accuracy) also stand as predictors. `excluded`: 'none', the category left out, or
-    'flagged columns' (scores without the columns that study.FLAGGED names); `exclusions` says which of them to compute. `networks`: how
-    many units the estimate rests on.
+    'flagged columns' (scores without the columns that study.FLAGGED names); `exclusions` says which of them to compute.
+    `networks`: how many units the estimate rests on.
     `method`:
 
     - `spearman`: rank correlation over all networks; `kendall`: tau-b, where nothing is excluded.

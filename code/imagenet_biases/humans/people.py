@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic, safe_name
+from imagenet_biases.files import atomic, read_bytes, safe_name
 from imagenet_biases.humans.stimulus_sets import (
     CATEGORIES,
     CUE_CONFLICT,
@@ -112,13 +112,17 @@ def _read(path):
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        text = io.BytesIO(read_bytes(path))
+        frame = pd.read_csv(text, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # pandas' own are ValueErrors
         raise UserError(f"{path} cannot be read as a trial file: {error}".splitlines()[0]) from None
-    frame.columns = [column.strip().lower() for column in frame.columns]
+    frame.columns = [str(column).strip().lower() for column in frame.columns]
     missing = [column for column in COLUMNS if column not in frame.columns]
-    if missing or frame.empty:
+    double = [column for column in COLUMNS if list(frame.columns).count(column) > 1]
+    if missing or double or frame.empty or not isinstance(frame.index, pd.RangeIndex):
         problem = f"has no column {', '.join(missing)}" if missing else "has no trials"
+        problem = f"has two columns {double[0]}" if double else problem
+        problem = problem if isinstance(frame.index, pd.RangeIndex) else "has more fields in a line than columns"
         raise UserError(f"{path} {problem}; a trial file has the columns {','.join(COLUMNS)} and one line a trial")
     frame = frame[COLUMNS].apply(lambda column: column.str.strip())
     frame["object_response"] = frame.object_response.str.lower()

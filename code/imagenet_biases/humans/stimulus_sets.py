@@ -19,8 +19,9 @@ import numpy as np
 from filelock import FileLock
 
 from imagenet_biases.errors import UserError, some
-from imagenet_biases.images.listing import Listing
+from imagenet_biases.images.listing import Listing, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
+from imagenet_biases.schema import count
 
 CATEGORIES = {
     name: tuple(numbers)
@@ -151,7 +152,7 @@ def image_sets(data, download=False):
             f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({some(missing)}); --download fetches",
             stacklevel=2,
         )
-    manifest, images = read_manifest(root), []
+    manifest, images = read_manifest(root, {str: count}), []
     collection = manifest.get("collection", "imagenet")
     for name, folder in found.items():
         if folder is None:
@@ -202,7 +203,7 @@ def _listing(folder):
             raise UserError(f"{path}: neither its name nor its folder says one of the 16 categories; move it away")
         files.append(path.relative_to(folder).as_posix())
         labels.append(number[category])
-        sizes.append(path.stat().st_size)
+        sizes.append(size_of(path))
     return Listing(folder, tuple(files), np.array(sizes, np.int64), np.array(labels, np.int64))
 
 

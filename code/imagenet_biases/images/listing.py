@@ -2,18 +2,19 @@
 
 import hashlib
 import os
+import stat
 import time
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from imagenet_biases.arrays import open_arrays
 from imagenet_biases.errors import UserError, some
 from imagenet_biases.files import atomic
 from imagenet_biases.images.labels import EXTENSIONS, flat_labels, wordnet_index
+from imagenet_biases.schema import Malformed
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,35 @@ def list_classes(name, top, declared, keep=None):
 
 
 def _scan(folder):
+    """Return [(name, size)] of a folder's images, sorted. Raises UserError where one of them cannot be one."""
     with os.scandir(folder) as entries:
-        return sorted(
-            (entry.name, entry.stat().st_size)
-            for entry in entries
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")
-        )
+        images = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+    return sorted((entry.name, size_of(entry)) for entry in images)
+
+
+def size_of(entry):
+    """Return the size in bytes of an image (a Path or a directory's entry), which is not opened.
+
+    Raises UserError for what can never be read as one: a pipe, a device, a folder, a link that leads nowhere, a name
+    that is not text.
+    """
+    path = os.fspath(entry)
+    try:
+        path.encode()
+        status = entry.stat()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is not UTF-8: rename it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be an image ({error.strerror}): remove it, or mend the link") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is called an image but is no file: remove it")
+    return status.st_size
 
 
 def _listing(root, folders, keep):
     """List class folders, {folder: class number}; in a folder `keep` the listing stays until a class folder changes."""
     times = np.array([os.stat(root / folder).st_mtime_ns for folder in folders], np.int64)
-    kept = keep and Path(keep) / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:24]}.npz"
+    kept = keep and Path(keep) / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.npz"
     columns = _read_listing(kept, list(folders), times) if kept else None
     if columns is None:
         with ThreadPoolExecutor(16) as pool:
@@ -100,13 +118,17 @@ def _listing(root, folders, keep):
 
 
 def _read_listing(path, folders, times):
+    """Return the columns of a kept listing; None where there is none, or a folder has changed, or it does not fit."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if kept["folders"].tolist() == folders and np.array_equal(kept["times"], times):
-                return {column: kept[column] for column in ("files", "sizes", "counts")}
-    except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, EOFError):
+        with open_arrays(path) as kept:
+            if kept["folders"].tolist() != folders or not np.array_equal(kept["times"], times):
+                return None
+            files, sizes, counts = (kept[column] for column in ("files", "sizes", "counts"))
+    except (OSError, Malformed, KeyError):
         return None
-    return None
+    fits = counts.shape == (len(folders),) and files.shape == sizes.shape == (counts.sum(),) and (counts >= 0).all()
+    kinds = files.dtype.kind == "U" and {counts.dtype.str, sizes.dtype.str} == {"<i8"}
+    return {"files": files, "sizes": sizes, "counts": counts} if fits and kinds else None
 
 
 _shared_names = {}

@@ -1,8 +1,9 @@
 """From image files to pixels: the view, decoding, the cache of decoded images."""
 
+import errno
 import hashlib
-import json
 import os
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,13 @@ import numpy as np
 from PIL import Image
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import write_json
+from imagenet_biases.files import open_file, write_json
+from imagenet_biases.schema import Malformed, read_json
 from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what image sets hold: no other decoder of Pillow's is tried
+LONGEST = 100  # sides: a strip of 65,000 x 1 would become one of 16 million x 256 before it is cropped
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,14 @@ class View:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as transforms
 
-        image = image.convert("RGB")
         if self.resize is None:
             if image.size != (self.crop, self.crop):
                 raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
+            image = image.convert("RGB")
         else:
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError(f"is {image.width} x {image.height}, a strip, not a picture")
+            image = image.convert("RGB")
             image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
             image = transforms.center_crop(image, self.crop)
         return np.array(image)
@@ -53,12 +62,22 @@ class Unreadable(Exception):
 
 
 def decode(path, view):
-    """Decode an image file to uint8 pixels [crop, crop, 3] under a view; raises Unreadable."""
+    """Decode an image file to uint8 pixels [crop, crop, 3] under a view.
+
+    Raises Unreadable for whatever a decoder raises: on damaged files that may be anything.
+    """
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             return view(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"{path}: {error}") from None
+    except OSError as error:  # Pillow's own carry no number
+        raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
+    except Exception as error:
+        raise Unreadable(f"{path}: {str(error) or type(error).__name__}") from None
+
+
+def _without_address(error):
+    """Pillow's 'cannot identify image file <_io.BufferedReader name=...>', without the reader."""
+    return str(error).partition(" <_io.")[0]
 
 
 class Reader:
@@ -79,9 +98,9 @@ class Reader:
 
     def _open(self, folder):
         listing, crop = self.images.listing, self.view.crop
-        root = str(listing.root.resolve())
-        description = {"set": self.images.name, "view": str(self.view), "root": root}
-        stem = f"{self.images.name.replace('/', '-')}-{self.view}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
+        root = os.fsencode(listing.root.resolve())
+        description = {"set": self.images.name, "view": str(self.view), "root": os.fsdecode(root)}
+        stem = f"{self.images.name.replace('/', '-')}-{self.view}-{hashlib.sha256(root).hexdigest()[:8]}"
         names = hashlib.sha256("\n".join(listing.files).encode()).hexdigest()
         description |= {"images": len(listing.files), "names": names}
         paths = {kind: folder / f"{stem}.{kind}" for kind in ("json", "u8", "stamps")}
@@ -97,6 +116,8 @@ class Reader:
                 write_json(paths["json"], description)
             self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
         except OSError as error:
+            if error.errno in NO_SPACE:
+                return self._do_without(error)
             raise UserError(
                 f"--cache {folder}: {error}; give a folder that can be written, or leave --cache out"
             ) from None
@@ -106,11 +127,16 @@ class Reader:
     @staticmethod
     def _sound(paths, sizes, description):
         try:
-            return json.loads(paths["json"].read_text()) == description and all(
+            return read_json(paths["json"], dict) == description and all(
                 paths[kind].stat().st_size == size for kind, size in sizes.items()
             )
-        except (OSError, ValueError):
+        except (OSError, Malformed):
             return False
+
+    def _do_without(self, error):
+        """A full disk ends the caching, not the run."""
+        self.pixels = None
+        warnings.warn(f"decoded images are no longer kept: {error.strerror}", stacklevel=3)
 
     def read(self, position):
         """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3]; raises Unreadable."""
@@ -133,7 +159,7 @@ class Reader:
             _write_at(self.files["u8"], pixels.tobytes(), position * pixels.nbytes)
             _write_at(self.files["stamps"], stamp.tobytes(), position * self.STAMP.itemsize)
         except OSError as error:
-            raise UserError(f"the decoded cache cannot be written ({error}); make room, or leave --cache out") from None
+            self._do_without(error)
         return pixels
 
 

@@ -4,7 +4,6 @@ Labels come from folder names (WordNet id or class number) or a label file, neve
 """
 
 import hashlib
-import json
 import os
 import warnings
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from imagenet_biases.errors import UserError, some
 from imagenet_biases.images.listing import Listing, class_of, list_classes
 from imagenet_biases.images.pixels import AS_IS
+from imagenet_biases.schema import Fields, Malformed, count, read_json
 from imagenet_biases.study import DECLARATIONS, class_numbers, wordnet_ids
 
 
@@ -102,6 +102,8 @@ def image_set(name, data):
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
     expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
+    if expected and None in expected:
+        raise UserError(f"{top / 'image-set.json'} names classes that are none; mend it or remove it")
     return check_complete(
         ImageSet(
             name,
@@ -183,14 +185,23 @@ def folder_of(base, data):
     return folder
 
 
-def read_manifest(folder):
-    """Return what `image-set.json` in a folder declares of the set (the drawn set has one), or an empty dict."""
+def manifest_of(images):
+    """Return the shape of image-set.json; `images`: that of its number of images."""
+    return Fields({}, {"collection": str, "images": images, "classes": [str]})
+
+
+def read_manifest(folder, images=count):
+    """Return what `image-set.json` in a folder declares of the set (the drawn set has one), or an empty dict.
+
+    `collection`: where the images come from; `images`: how many there must be; `classes`: the names of the class
+    folders that must be there. Raises UserError for another file of that name.
+    """
     path = folder / "image-set.json"
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path, manifest_of(images))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, Malformed) as error:
         raise UserError(f"{path} cannot be read ({error}); remove it or draw the set again") from None
 
 

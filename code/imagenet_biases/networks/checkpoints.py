@@ -5,7 +5,6 @@ Pins(path)                                                     the hashes of fir
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import write_json
+from imagenet_biases.schema import Malformed, check, read_json
 
 CHUNK = 1 << 17
 ATTEMPTS = 5
@@ -241,16 +241,24 @@ class Pins:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
-                write_json(self.path, dict(sorted({**_pinned(self.path), address: sha256}.items())))
+                pins = {**_pinned(self.path), address: sha256}
+                write_json(self.path, check(dict(sorted(pins.items())), {str: sha256_digits}))
         except OSError as error:
             warnings.warn(f"the hash of {address} could not be pinned in {self.path}: {error}", stacklevel=2)
 
 
 def _pinned(path):
     try:
-        pins = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}): mend it, or take it from the repository again") from error
-    if not isinstance(pins, dict) or not all(isinstance(value, str) for value in pins.values()):
-        raise UserError(f"{path} is no lock file, which has a sha256 for each address: mend it, or delete it")
-    return pins
+        return read_json(path, {str: sha256_digits})
+    except FileNotFoundError:
+        return {}
+    except (OSError, Malformed) as error:
+        raise UserError(
+            f"{path} is no lock file, which has a sha256 for each address ({error}): mend it, or take it from the "
+            f"repository again"
+        ) from error
+
+
+def sha256_digits(value):
+    """A shape: the 64 hexadecimal digits of a sha256."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

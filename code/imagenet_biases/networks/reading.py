@@ -111,6 +111,19 @@ def read(path):
     return contents
 
 
+def plain(path):
+    """Return what a file of torch.save holds if that is plain data (lists, tuples, dicts, texts, numbers, tensors).
+
+    Runs no code. Raises UserError for a file that is not one.
+    """
+    try:
+        size = path.stat().st_size
+        return _zip(path, size) if zipfile.is_zipfile(path) else _legacy(path, size)
+    except BROKEN as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read ({reason}): remove it, or make it again") from error
+
+
 def tensors(contents, path=()):
     """Yield (path, tensor) of what `read` returned; a path is a tuple of keys."""
     for key, value in contents.items():

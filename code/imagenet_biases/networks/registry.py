@@ -18,6 +18,7 @@ from imagenet_biases.errors import UserError, nearest, some
 from imagenet_biases.files import safe_name
 from imagenet_biases.networks import checkpoints as files
 from imagenet_biases.networks import packages
+from imagenet_biases.schema import Fields, Row, check
 
 ROOT = Path(__file__).resolve().parents[3]
 ZOO = ROOT / "models" / "zoo.toml"
@@ -174,7 +175,7 @@ def _entries(path, _):
     """Read one file of entries; the second argument is its stamp, so that a changed file is read again."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("network", [])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: every entry begins with [[network]]")
@@ -182,8 +183,8 @@ def _entries(path, _):
     for row in rows:
         name = row.get("name", "(no name)")
         try:
-            entry = _entry(ROOT if path == ZOO else path.parent, **_typed(row))
-        except (TypeError, ValueError, re.error, UserError) as error:
+            entry = _entry(ROOT if path == ZOO else path.parent, **check(row, ROW))
+        except (TypeError, ValueError, OverflowError, RecursionError, re.error, UserError) as error:
             raise UserError(f"{path}: entry {name}: {str(error).removeprefix('_entry() ')}") from error
         if name in entries:
             raise UserError(f"{path}: entry {name} is there twice")
@@ -191,11 +192,12 @@ def _entries(path, _):
     return entries
 
 
-TYPES = (
-    dict.fromkeys(("wrapper", "ignore", "strip", "rename", "files"), list)
-    | {"in_study": bool, "expected_top1": (int, float), "view": dict}
+ROW = Fields(
+    {},
+    dict.fromkeys(("wrapper", "ignore", "strip"), [str])
+    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
     | dict.fromkeys(
-        [
+        (
             "name",
             "category",
             "source",
@@ -206,19 +208,13 @@ TYPES = (
             "paper",
             "link",
             "licence",
-            "interpolation",
-        ],
+            "frontend",
+        ),
         str,
     )
-    | dict.fromkeys(("resize", "crop"), int)
+    | {"resize": int, "crop": int, "interpolation": str},
 )
-
-
-def _typed(row):
-    for key, value in row.items():
-        if key in TYPES and (not isinstance(value, TYPES[key]) or (value is True and key != "in_study")):
-            raise ValueError(f"{key} = {value!r} is of a wrong kind")
-    return row
+"""What the keys of an entry, of its files and of its view hold; which of them there may be, the functions below say."""
 
 
 def _entry(
@@ -247,7 +243,7 @@ def _entry(
         raise ValueError("normalization 'timm' is for source 'timm' only")
     if expected_top1 is not None and not 0 <= expected_top1 <= 100:
         raise ValueError(f"expected_top1 = {expected_top1} is not in per cent")
-    rows = ([file] if file else []) if files is None else [{**file, **_typed(part)} for part in files]
+    rows = ([file] if file else []) if files is None else [{**file, **check(part, ROW)} for part in files]
     if arch is None:
         arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
     return Entry(
@@ -261,7 +257,7 @@ def _entry(
         paper=paper,
         link=link,
         licence=licence,
-        view=view and _view(**_typed(view)),
+        view=view and _view(**check(view, ROW)),
         frontend=frontend,
     )
 

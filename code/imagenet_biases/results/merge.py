@@ -4,8 +4,6 @@ A record is what one benchmark measured of one network (results/NETWORK/*.json).
 `subset` speaks for all its metrics, and format 2, whose `partial` names the metrics that rest on part of their images.
 """
 
-import json
-import math
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -14,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from imagenet_biases.errors import UserError, some
+from imagenet_biases.results.format import FORMAT, RECORD
 from imagenet_biases.results.table import KEYS, LAYERS, UNCERTAINTY, beside, read_beside, write_beside, write_table
 from imagenet_biases.results.table import read_table as read
+from imagenet_biases.schema import Malformed, check, read_json
 from imagenet_biases.scores import proportion
 from imagenet_biases.study import metric as definition
 from imagenet_biases.study import place
 
-FORMAT = 2
 TOLERANCE = 0.05  # relative difference that is remarked on where there is no interval
 USUAL = {"view": "study", "precision": "fp32", "frontend": ""}  # the study's way; others have rows of their own
 
@@ -73,21 +72,14 @@ def _records(files, where=None):
     records = []
     for path in files:
         try:
-            record = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
-        except (OSError, ValueError) as error:
+            record = read_json(path, (dict, list, str, bool, float, None))
+        except (OSError, Malformed) as error:
             raise UserError(f"{where or path} cannot be read ({error}): measure it again or remove it") from None
         if not isinstance(record, dict) or not {"format", "benchmark", "metrics"} & record.keys():
             print(f"left alone: {where or path} is not a record")
             continue
-        try:
-            records.append(checked(record, where or path))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where or path} is a damaged record ({error}): remove it or measure again") from None
+        records.append(checked(record, where or path))
     return records
-
-
-def _refuse(constant):
-    raise ValueError(f"{constant} is not JSON")
 
 
 def checked(record, where):
@@ -108,25 +100,23 @@ def checked(record, where):
         "source": "",
     }
     empty = {key: {} for key in ("intervals", "partial", "details", "layers")}
-    record = empty | {"images": None, "subset": False, "warnings": []} | record
-    record["provenance"] = provenance | record.get("provenance", {})
-    if "format" not in record and record["subset"]:
+    record = empty | {"images": None, "subset": False, "warnings": [], "provenance": {}} | record
+    if isinstance(record["provenance"], dict):
+        record["provenance"] = provenance | record["provenance"]
+    try:
+        check(record, RECORD)
+    except Malformed as error:
+        raise UserError(f"{where} is a damaged record ({error}): remove it or measure again") from None
+    if "format" not in record and record["subset"] is not False:
         about = record["subset"] if isinstance(record["subset"], dict) else {}
         part = {key: about[key] for key in ("images", "of") if key in about}
         record["partial"] = dict.fromkeys(record["metrics"], part)
-    for name, layer, *numbers in _values(record):
-        if not all(number is None or _is_number(number) for number in numbers):
-            label = f"{name} of {layer}" if layer else name
-            raise UserError(f"{where}: the metric {label} is {numbers[0]!r} {numbers[1:]}, not a number with bounds")
+    for name, *_ in _values(record):
         try:
             place(name)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return record
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _values(record):

@@ -6,6 +6,7 @@ seed, subset or other weights under the same label lie beside it as BENCHMARK.VA
 
 import datetime
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import numpy as np
 
 from imagenet_biases import study
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name, write_json
+from imagenet_biases.files import safe_name, sweep, write_json
 from imagenet_biases.machine import circumstances, commit
+from imagenet_biases.results.format import FORMAT, RECORD
+from imagenet_biases.schema import Malformed, check, read_json
 from imagenet_biases.vocabulary import Estimate
-
-FORMAT = 2
 
 
 class Record:
@@ -186,11 +187,30 @@ def _rank(record):
 def read_record(path):
     """Return a record's content, or None where there is none or it is not one of ours."""
     try:
-        record = json.loads(Path(path).read_text("utf-8"))
+        record = read_json(path, RECORD)
         variant(record)
-        return record if isinstance(record["metrics"], dict) and record["provenance"]["time"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
+        return record
+    except (OSError, Malformed, KeyError, TypeError, UserError):  # the first edition's subset may lack its numbers
         return None
+
+
+def check_place(results, label, benchmark):
+    """Make the folder of a label's records, and see that a record can be written there: before hours of measuring.
+
+    Raises UserError where a file that is not a record has the record's name, and OSError where nothing can be written.
+    """
+    folder = Path(results) / safe_name(label)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"nothing can be written in {folder}: give another folder with --results DIR")
+    _check_ours(folder / f"{safe_name(benchmark)}.json")
+    sweep(folder)
+
+
+def _check_ours(path):
+    """Raise UserError for a file that is there and is no record: what is not ours is never replaced."""
+    if os.path.lexists(path) and read_record(path) is None:
+        raise UserError(f"{path} is not a record of this project; move it away, the responses are kept")
 
 
 def write_record(results, record):
@@ -203,15 +223,15 @@ def write_record(results, record):
     folder = Path(results) / safe_name(record["model"])
     owner = folder / f"{safe_name(record['benchmark'])}.json"
     own = folder / f"{record['benchmark']}.{variant(record)}.json"
+    check(record, RECORD)
     for path in (owner, own):
+        _check_ours(path)
         before = read_record(path)
         if before and variant(before) == variant(record):
             record = _joined(before, record)
             if record == before:
                 return record, path, False
     before = read_record(owner)
-    if before is None and owner.exists():
-        raise UserError(f"{owner} is not a record of this project; move it away, the responses are kept")
     if before and variant(before) != variant(record):
         if _rank(before) > _rank(record):
             write_json(own, record)
@@ -235,7 +255,7 @@ def _joined(before, record):
             merged[part] = kept | record[part]
         merged["details"] = before.get("details", {}) | record["details"]
         merged["provenance"] = record["provenance"] | {
-            "image_sets": before["provenance"]["image_sets"] | record["provenance"]["image_sets"]
+            "image_sets": before["provenance"].get("image_sets", {}) | record["provenance"]["image_sets"]
         }
         merged["images"] = sum(one["images"] for one in merged["provenance"]["image_sets"].values())
         options |= {name: before.get("options", {}) for name in lent if name not in options}
@@ -249,14 +269,18 @@ def _joined(before, record):
     same_responses = _moments(record) <= _moments(before)
     if same_responses or not record["provenance"]["image_sets"]:
         record["provenance"] = record["provenance"] | {
-            key: before["provenance"][key] for key in (*circumstances_keys(before), "measured")
+            key: before["provenance"][key]
+            for key in (*circumstances_keys(before), "measured")
+            if key in before["provenance"]
         }
-        record["scored"] = before["scored"]
-        changed = sorted(key for key in record if key not in ("scored", "provenance") and record[key] != before[key])
+        record["scored"] = before.get("scored", [])
+        changed = sorted(
+            key for key in record if key not in ("scored", "provenance") and record[key] != before.get(key)
+        )
         if not changed:
             return before
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record["scored"] = [*before["scored"], {"time": now, "commit": commit(), "changed": changed}]
+        record["scored"] = [*record["scored"], {"time": now, "commit": commit(), "changed": changed}]
     return record
 
 

@@ -10,19 +10,35 @@ finite, and checksums of the decoded pixels of a few images, by which other imag
 import functools
 import hashlib
 import json
+import os
 import warnings
-import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
+from imagenet_biases.arrays import open_arrays
 from imagenet_biases.files import atomic, safe_name
+from imagenet_biases.schema import Fields, Malformed, check, count, parsed
 
 UNSEEN, ANSWERED, LEFT_OUT = 0, 1, 2
-DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+
+IDENTITY = Fields(
+    {"images": str, "fingerprint": str, "condition": str, "kind": str, "settings": dict, "readout": dict},
+    {"network": str, "view": str, "precision": str, "seed": int, "batch_size": int},
+)
+ENTRY = Fields(
+    {
+        "identity": IDENTITY,
+        "measured": [Fields({"time": str})],
+        "nonfinite": count,
+        "pixels": {str: count},
+        "complete": bool,
+        "answered": count,
+    }
+)
+DAMAGED = (OSError, KeyError, Malformed)
 
 
 class Kept:
@@ -71,12 +87,12 @@ class ResponseStore:
     def _files(self, identity, label):
         folder = self._folder(label)
         parts = sorted((folder / f"{self._stem(identity)}.parts").glob("*.npz"))
-        files = [self.packed(identity, label), *parts]
+        files = [*parts, self.packed(identity, label)]  # in this order: another process may be packing them
         return [file for file in files if not self.fresh or file in self.mine]
 
-    def load(self, identity, label, images, dtype, shape):
-        """Return what is known of a cell: Kept with [images, *shape] values of `dtype`, UNSEEN where nothing is."""
-        known = Kept(np.zeros((images, *shape), dtype), np.zeros(images, np.uint8))
+    def load(self, identity, label, images, readout):
+        """Return what is known of a cell: Kept with [images, *shape] values of a readout, UNSEEN where nothing is."""
+        known = Kept(np.zeros((images, *readout.shape), readout.dtype), np.zeros(images, np.uint8))
         if self.results is None:
             return known
         key = key_of(identity)
@@ -85,13 +101,15 @@ class ResponseStore:
             if entry is None:
                 continue
             try:
-                with np.load(file, allow_pickle=False) as arrays:
-                    values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
-                if values.dtype != known.values.dtype or values.shape != known.values.shape:
-                    raise ValueError(f"values of type {values.dtype} and shape {values.shape}")
-                if state.dtype != np.uint8 or state.shape != (images,) or state.max(initial=0) > LEFT_OUT:
-                    raise ValueError("a state that is none")
-                known.take(Kept(values, state, entry["measured"], entry["nonfinite"], entry["pixels"]))
+                with open_arrays(file) as arrays:
+                    kept = _cell(arrays, key, entry)
+                if kept.values.dtype != known.values.dtype or kept.values.shape != known.values.shape:
+                    raise Malformed(f"values of type {kept.values.dtype} and shape {kept.values.shape}")
+                if not readout.possible(kept.values):
+                    raise Malformed("answers that cannot be given")
+                known.take(kept)
+            except FileNotFoundError:
+                continue
             except DAMAGED as error:
                 _say_damaged(file, error)
         return known
@@ -99,7 +117,7 @@ class ResponseStore:
     def index(self, file):
         """Return the index of a file, {key: entry}; empty where there is none that can be read."""
         stamp = _stamp(file)
-        return _index(file, *stamp) if stamp else {}
+        return (_index(file, *stamp) if stamp else None) or {}
 
     def labelled(self, label):
         """Return the entries of all cells under a label, complete or not, without reading any values."""
@@ -128,11 +146,11 @@ class ResponseStore:
             found = {}
             files = {file: _stamp(file) for file in sorted(parts.glob("*.npz"))}
             for file in files:
-                for key, (identity, kept) in _read(file).items():
+                for key, (identity, kept) in _read_for_replacement(file).items():
                     found.setdefault(identity["kind"], {}).setdefault(key, (identity, kept))[1].take(kept)
             for kind, cells in found.items():
                 path = folder / f"{self._stem(stem_of)}.{kind}.npz"
-                before = _read(path) if path.exists() else {}
+                before = _read_for_replacement(path) if path.exists() else {}
                 if self.fresh and path not in self.mine:  # measured again: what was there before is replaced
                     before = {key: cell for key, cell in before.items() if key not in cells}
                 for key, cell in cells.items():
@@ -156,35 +174,56 @@ def _stamp(file):
 
 @functools.lru_cache(maxsize=4096)
 def _index(file, size, time):
-    """Return the index of a file as it was at that size and time."""
+    """Return the index of a file as it was at that size and time; None of one that is damaged or foreign."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "index" not in arrays.files and "identity" in arrays.files:
+        with open_arrays(file) as arrays:
+            if "index" not in arrays and "identity" in arrays:
                 warnings.warn(
                     f"{file.parent.parent} holds responses of the first edition, which are measured anew; remove them",
                     stacklevel=2,
                 )
-                return {}
-            entries = json.loads(str(arrays["index"]))
-        return {key: entry for key, entry in entries.items() if key == key_of(entry["identity"])}
-    except (*DAMAGED, AttributeError, RecursionError) as error:
+                return None
+            entries = parsed(str(arrays["index"]).encode(), {str: ENTRY})
+        if strange := [key for key, entry in entries.items() if key != key_of(entry["identity"])]:
+            raise Malformed(f"{strange[0]} is not the key of its identity")
+        return entries
+    except FileNotFoundError:  # packed by another process
+        return None
+    except DAMAGED as error:
         _say_damaged(file, error)
-        return {}
+        return None
+
+
+def _cell(arrays, key, entry):
+    """Return the Kept of a cell. Raises KeyError or Malformed."""
+    values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
+    if state.dtype != np.uint8 or values.shape[:1] != state.shape or state.max(initial=0) > LEFT_OUT:
+        raise Malformed("a state that is none")
+    return Kept(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
 
 
 def _read(file):
-    """Return {key: (identity, Kept)} of a file; what is damaged in it is said and left out."""
-    found = {}
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            for key, entry in _index(file, *_stamp(file)).items():
-                kept = Kept(
-                    arrays[f"{key}.values"], arrays[f"{key}.state"],
-                    entry["measured"], entry["nonfinite"], entry["pixels"],
-                )  # fmt: skip
-                found[key] = entry["identity"], kept
-    except DAMAGED as error:
-        _say_damaged(file, error)
+    """Return {key: (identity, Kept)} of a file, and whether that is all it should hold; what is damaged is said."""
+    found, whole = {}, True
+    entries = _index(file, *(_stamp(file) or (0, 0)))
+    if entries is None:
+        return found, False
+    for key, entry in entries.items():
+        try:
+            with open_arrays(file) as arrays:
+                found[key] = entry["identity"], _cell(arrays, key, entry)
+        except DAMAGED as error:
+            _say_damaged(file, error)
+            whole = False
+    return found, whole
+
+
+def _read_for_replacement(file):
+    """Return {key: (identity, Kept)} of a file that is about to be replaced; a damaged one is set aside, not lost."""
+    found, whole = _read(file)
+    if not whole:
+        with suppress(FileNotFoundError):
+            os.replace(file, f"{file}.damaged")
     return found
 
 
@@ -201,6 +240,7 @@ def _write(path, cells):
             "answered": int((kept.state != UNSEEN).sum()),
         }
         arrays |= {f"{key}.values": kept.values, f"{key}.state": kept.state}
+    check(index, {str: ENTRY}, path.name)
     with atomic(path) as file:
         np.savez(file, index=np.array(json.dumps(index)), **arrays)
 

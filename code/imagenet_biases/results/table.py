@@ -5,12 +5,14 @@ folder) holds the rows that were merged from records. Both have the same form an
 belong to a table STEM.csv: STEM_uncertainty.csv (columns UNCERTAINTY) and STEM_layers.csv (columns LAYERS).
 """
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic
+from imagenet_biases.files import atomic, read_bytes
 from imagenet_biases.study import (
     CORRECTED,
     DEFINITIONS,
@@ -50,7 +52,7 @@ def read_table(paths=None):
 
 def _read(path):
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(KEYS, str)).copy()
+        table = _csv(path, KEYS)
         if missing := [key for key in KEYS if key not in table]:
             raise UserError(f"{path} lacks the column {missing[0]!r}: is it a merged table?")
         metrics = [column for column in table.columns if column not in KEYS]
@@ -60,7 +62,9 @@ def _read(path):
             f"there is no table {path}: `git checkout raw-data/benchmark.csv` brings the repository's back, "
             "`python code/merge_results.py` makes the measured one"
         ) from None
-    except ValueError as error:
+        if np.isinf(table[metrics].to_numpy()).any():
+            raise ValueError("it holds infinite values")
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a merged table: {error}") from None
     for column in metrics:
         try:
@@ -71,6 +75,14 @@ def _read(path):
         row = table[double].iloc[0]
         raise UserError(f"{path} has two rows for {row.model} ({row.source})")
     return table
+
+
+def _csv(path, texts):
+    """Read a CSV file with the columns `texts` as such. Raises OSError, also for what is no file, and ValueError."""
+    frame = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=dict.fromkeys(texts, str)).copy()
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("it has more fields in a line than columns")
+    return frame
 
 
 def write_table(table, path):
@@ -100,8 +112,13 @@ def read_beside(paths, what):
         file = beside(path, what)
         if file.exists():
             try:
-                found.append(pd.read_csv(file, dtype={"model": str, "source": str, "layer": str})[[*columns]])
-            except (ValueError, KeyError) as error:
+                texts = [name for name in columns if name in ("model", "source", "metric", "layer")]
+                numbers = dict.fromkeys((name for name in columns if name not in texts), float)
+                frame = _csv(file, texts)[[*columns]].astype(numbers)
+                if frame[texts].isna().to_numpy().any() or np.isinf(frame[[*numbers]].to_numpy()).any():
+                    raise ValueError("a key is missing, or a number is infinite")
+                found.append(frame)
+            except (OSError, ValueError, OverflowError, KeyError) as error:
                 raise UserError(f"{file} is no table of {what} ({error}): remove it and merge again") from None
     frames = [frame for frame in found if len(frame)] or found[:1]
     keys = [key for key in ("model", "source", "metric", "layer") if key in columns]
@@ -137,7 +154,11 @@ def study(table, source="published"):
     know is a lineage of its own.
     """
     rows = derived(table[(table["source"] == source) & table["category"].isin(STUDY_CATEGORIES)].reset_index(drop=True))
-    known = pd.read_csv(LINEAGES, index_col="model")["lineage"] if LINEAGES.exists() else pd.Series(dtype=str)
+    known = (
+        _csv(LINEAGES, ("model", "lineage")).set_index("model")["lineage"]
+        if LINEAGES.exists()
+        else pd.Series(dtype=str)
+    )
     return rows.assign(lineage=rows["model"].map(known).fillna(rows["model"]))
 
 

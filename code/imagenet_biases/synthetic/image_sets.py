@@ -1,6 +1,5 @@
 """The drawn image sets on disk: every set that a benchmark asks for, small, in the layout of its release."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +9,9 @@ from PIL import Image
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import write_json
+from imagenet_biases.images.labels import REAL
+from imagenet_biases.images.sets import manifest_of
+from imagenet_biases.schema import Malformed, check, count, read_json
 from imagenet_biases.synthetic.drawings import (
     CATEGORIES,
     DRAWING,
@@ -63,7 +65,10 @@ def draw(folder, seed=0):
 def _label(folder):
     """What a drawn folder says about itself, None for any other."""
     file = folder / "drawn.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return read_json(file, dict)
+    except (OSError, Malformed):
+        return None
 
 
 def _save(path, pixels, mode=None):
@@ -77,8 +82,8 @@ def _save(path, pixels, mode=None):
 
 
 def _manifest(folder, images, classes=None):
-    manifest = {"collection": "drawn", "images": images}
-    write_json(folder / "image-set.json", manifest | ({"classes": sorted(classes)} if classes else {}))
+    manifest = {"collection": "drawn", "images": images} | ({"classes": sorted(classes)} if classes else {})
+    write_json(folder / "image-set.json", check(manifest, manifest_of((count, {str: count}))))
 
 
 def _canvas(rng):
@@ -109,7 +114,7 @@ def _draw_imagenet(folder, seed, per_class=6):
         sources.setdefault(category.wnid, path)
         other = CATEGORIES[index - 1].number
         real.append({3: [], 7: sorted([category.number, other])}.get(number % 20, [category.number]))
-    write_json(folder / "real.json", real)
+    write_json(folder / "real.json", check(real, REAL))
     _manifest(folder, len(order), sources)
     return sources
 

@@ -1,0 +1,33 @@
+"""What a record (results/LABEL/BENCHMARK.json) holds: for those who write it, merge it and show it."""
+
+from imagenet_biases.errors import UserError
+from imagenet_biases.files import safe_name
+from imagenet_biases.schema import Fields, Row, count
+
+FORMAT = 2
+
+
+def label(value):
+    """A shape: what can be the name of a results folder or of a file in it."""
+    try:
+        return safe_name(value) == value
+    except UserError:
+        return False
+
+
+NUMBER = (float, None)
+PART = Fields({}, {"images": count, "of": count, "without": [str]})
+IMAGES = Fields({"fingerprint": str, "images": count}, {"subset": (dict, None), "sample": (dict, None)})
+PROVENANCE = Fields(
+    {"view": str, "precision": str, "seed": int, "collection": str, "time": str},
+    {"network": (str, None), "source": (str, None), "category": str, "frontend": str, "image_sets": {str: IMAGES},
+     "measured": [Fields({"time": str})], "scored_from": (str, None)},
+)  # fmt: skip
+RECORD = Fields(
+    {"model": label, "benchmark": label, "metrics": {str: NUMBER}, "intervals": {str: Row(NUMBER, NUMBER)},
+     "subset": (False, True, PART), "provenance": PROVENANCE},
+    {"partial": {str: PART}, "layers": {str: {str: Row(NUMBER, NUMBER, NUMBER)}}, "images": (count, None),
+     "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
+     "scored": [Fields({"time": str, "changed": [str]})]},
+)  # fmt: skip
+"""What a record holds. Its first edition lacks some of it and calls every subset True or False."""
