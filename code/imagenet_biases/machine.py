@@ -209,9 +209,9 @@ def _join(machine):
         )
     except (RuntimeError, ValueError, OverflowError, OSError) as error:
         raise UserError(
-            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, MASTER_PORT) "
-            f"within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let torchrun start them, "
-            f"or unset WORLD_SIZE"
+            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, MASTER_PORT)"
+            f" within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let torchrun start "
+            f"them, or unset WORLD_SIZE"
         ) from None
 
 

@@ -194,7 +194,7 @@ def _entries(path, _):
 
 ROW = Fields(
     {},
-    dict.fromkeys(("wrapper", "ignore", "strip"), [str])
+    {"wrapper": [str], "ignore": [str], "strip": [str]}
     | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
     | dict.fromkeys(
         (
