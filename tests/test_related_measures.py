@@ -25,7 +25,7 @@ SMALL = {
 }
 METRICS = {
     "filters": "metric/quality-all/ve_rel_wmean",
-    "criticality": "metric/criticality-moments-fc___0/mean",
+    "criticality": "metric/criticality-moments-fc__0/mean",
     "solarization": "top1_acc/RandSol-2/top5",
     "perturbation": "metric/perturbation-spectrum/gradient/median",
     "erf": "metric/erf-luo/sd",
