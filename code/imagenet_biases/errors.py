@@ -21,11 +21,13 @@ def clean(text, most=1200):
     of a server) passes here once, where it is printed: escape sequences would act on the terminal, and a name may be a
     megabyte long.
     """
-    text = str(text)
-    if len(text) > most:
-        text = f"{text[: most * 2 // 3]} [...] {text[-most // 3 :]}"
+    text = " ".join(_cut(str(text), most).split())
     # what is not printable (also half a character of a file name that is not UTF-8) is shown by its number
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
+
+
+def _cut(text, most):
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} [...] {text[-most // 3 :]}"
 
 
 class Terminated(BaseException):

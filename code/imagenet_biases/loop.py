@@ -307,8 +307,8 @@ class Showing:
             if "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                "a decoding process has died, probably for lack of memory (RAM or /dev/shm): repeat with a smaller "
-                "--batch-size, or with --num-workers 0"
+                "a decoding process has died, probably for lack of memory (in RAM or in /dev/shm): repeat with a "
+                "smaller --batch-size, or with --num-workers 0"
             ) from error
         if rows is None:
             raise unreadable

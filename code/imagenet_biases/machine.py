@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,22 +198,43 @@ def _join(machine):
     """Meet the other ranks; afterwards one may wait hours for another, which may have slow files."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        meeting = torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING)
-        store, rank, world = next(meeting)
+        store = _waited_for(
+            lambda: next(torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING))[0]
+        )
         store.set_timeout(datetime.timedelta(hours=12))
         torch.distributed.init_process_group(
             "nccl" if machine.device.type == "cuda" else "gloo",
             store=store,
-            rank=rank,
-            world_size=world,
+            rank=machine.rank,
+            world_size=machine.world,
             timeout=datetime.timedelta(hours=12),
         )
     except (RuntimeError, ValueError, OverflowError, OSError) as error:
         raise UserError(
-            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, MASTER_PORT)"
-            f" within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let torchrun start "
-            f"them, or unset WORLD_SIZE"
+            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, "
+            f"MASTER_PORT) within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let "
+            f"torchrun start them, or unset WORLD_SIZE"
         ) from None
+
+
+def _waited_for(action):
+    """Return what an action gives that blocks without a look at signals: in a thread, so that Ctrl-C ends the wait."""
+    outcome = []
+
+    def act():
+        try:
+            outcome.append((action(), None))
+        except Exception as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def _of_numbers(names, wnids, path):
 
 
 def _meta(path):
-    """Return the WordNet ids of torchvision's meta.bin: (WordNet id -> names, ids in the order of the file numbers)."""
+    """Return the second part of torchvision's meta.bin: the WordNet ids in the order of the file numbers."""
     from imagenet_biases.networks.reading import plain
 
     content = plain(path)
@@ -141,7 +141,7 @@ def _label(word, path, line):
     counted = "; classes are counted from 0, in the order of the WordNet ids" if word == "1000" else ""
     raise UserError(
         f"{path}, line {line}: '{word}' is neither a WordNet id of ImageNet-1k nor a class number 0-999{counted}; "
-        f"mend it"
+        f"mend that line"
     )
 
 

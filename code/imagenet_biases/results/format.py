@@ -16,6 +16,8 @@ def label(value):
 
 
 NUMBER = (float, None)
+BOUNDS = (Row(float, float), Row(None, None))  # both or none
+LAYER = (Row(NUMBER, float, float), Row(NUMBER, None, None))
 PART = Fields({}, {"images": count, "of": count, "without": [str]})
 IMAGES = Fields({"fingerprint": str, "images": count}, {"subset": (dict, None), "sample": (dict, None)})
 PROVENANCE = Fields(
@@ -24,9 +26,9 @@ PROVENANCE = Fields(
      "measured": [Fields({"time": str})], "scored_from": (str, None)},
 )  # fmt: skip
 RECORD = Fields(
-    {"model": label, "benchmark": label, "metrics": {str: NUMBER}, "intervals": {str: Row(NUMBER, NUMBER)},
+    {"model": label, "benchmark": label, "metrics": {str: NUMBER}, "intervals": {str: BOUNDS},
      "subset": (False, True, PART), "provenance": PROVENANCE},
-    {"partial": {str: PART}, "layers": {str: {str: Row(NUMBER, NUMBER, NUMBER)}}, "images": (count, None),
+    {"partial": {str: PART}, "layers": {str: {str: LAYER}}, "images": (count, None),
      "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
      "scored": [Fields({"time": str, "changed": [str]})]},
 )  # fmt: skip

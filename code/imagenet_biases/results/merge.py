@@ -111,7 +111,7 @@ def checked(record, where):
         about = record["subset"] if isinstance(record["subset"], dict) else {}
         part = {key: about[key] for key in ("images", "of") if key in about}
         record["partial"] = dict.fromkeys(record["metrics"], part)
-    for name, *_ in _values(record):
+    for name in [*record["partial"], *(name for name, *_ in _values(record))]:
         try:
             place(name)
         except UserError as error:

@@ -84,12 +84,10 @@ def make_record(benchmark, label, network, found, metrics, machine, *, options=N
         "model": label,
         "benchmark": benchmark.name,
         "metrics": {name: _number(one.value) for name, one in metrics.items()},
-        "intervals": {
-            name: [_number(one.low), _number(one.high)] for name, one in metrics.items() if one.low is not None
-        },
+        "intervals": {name: bounds for name, one in metrics.items() if (bounds := _bounds(one)) != [None, None]},
         "partial": partial,
         "layers": {
-            metric: {layer: [_number(one.value), _number(one.low), _number(one.high)] for layer, one in values.items()}
+            metric: {layer: [_number(one.value), *_bounds(one)] for layer, one in values.items()}
             for metric, values in layers.items()
         },
         "images": sum(len(images) for images in image_sets),
@@ -131,6 +129,12 @@ def _measured(found, machine):
 
 def _number(value):
     return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _bounds(estimate):
+    """Return the interval of an estimate: both bounds, or [None, None]."""
+    bounds = [_number(estimate.low), _number(estimate.high)]
+    return [None, None] if None in bounds else bounds
 
 
 def _partial(metrics, image_sets):
