@@ -69,11 +69,10 @@ def test_ring_0_of_a_convolution_of_ones_is_the_closed_form(mode, size, expected
     )
     rows = Rings()(shown(given))
     interior = (given[0, 0, size // 2, size // 2] / given[0].abs().max()).abs()
-    within = 1e-6 if size == 16 else 1e-5  # float32 sums over 892 pixels of the ring, and over the whole image
-    assert (rows[:, 0] / interior).tolist() == pytest.approx([expected] * 3, abs=within)
+    assert (rows[:, 0] / interior).tolist() == pytest.approx([expected] * 3, abs=1e-6)
     if size > 2 * RINGS:
-        assert border(rows.numpy())["ring-0"].value == pytest.approx(expected, abs=1e-5)
-        assert border(rows.numpy())["ring-5"].value == pytest.approx(1, abs=1e-5)
+        assert border(rows.numpy())["ring-0"].value == pytest.approx(expected, abs=1e-6)
+        assert border(rows.numpy())["ring-5"].value == pytest.approx(1, abs=1e-6)
         assert border(rows.numpy())["asymmetry-x"].value == pytest.approx(0, abs=1e-6)
 
 

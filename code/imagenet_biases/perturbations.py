@@ -102,7 +102,7 @@ class Rings(Readout):
     shape: ClassVar[tuple[int, ...]] = (RINGS + 5,)
 
     def __call__(self, shown):
-        size = _scaled(shown.perturbation).abs().mean(1)
+        size = _scaled(shown.perturbation).abs().mean(1).to(_wide(shown.perturbation.device))
         height, width = size.shape[1:]
         rings = size.flatten(1) @ _shares(_ring, height, width, size.device)
         strips = (size[:, :, :EDGE], size[:, :, -EDGE:], size[:, :EDGE], size[:, -EDGE:])
@@ -119,7 +119,7 @@ class Radii(Readout):
     shape: ClassVar[tuple[int, ...]] = (HIGHEST + 1,)
 
     def __call__(self, shown):
-        power = torch.fft.fft2(_scaled(shown.perturbation)).abs().square().sum(1)
+        power = torch.fft.fft2(_scaled(shown.perturbation)).abs().square().sum(1).to(_wide(shown.perturbation.device))
         height, width = power.shape[1:]
         radii = power.flatten(1) @ _members(_radius, height, width, power.device)
         return radii / radii.sum(1, keepdim=True).clamp(min=1e-30)
@@ -129,6 +129,11 @@ def _scaled(perturbation):
     """Return it in units of its largest value an image: the square of a gradient would leave the range of float32."""
     perturbation = perturbation.detach().float()
     return perturbation / perturbation.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-37)
+
+
+def _wide(device):
+    """Return the type to sum in: float32 is 3e-4 off over 28,224 pixels; but MPS has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _ring(height, width):
@@ -144,9 +149,9 @@ def _radius(height, width):
 
 @cache
 def _members(place, height, width, device):
-    """Return which pixel is where, float32 [H * W, places]."""
+    """Return which pixel is where, [H * W, places]."""
     where, places = place(height, width)
-    return torch.nn.functional.one_hot(torch.from_numpy(where).flatten(), places).float().to(device)
+    return torch.nn.functional.one_hot(torch.from_numpy(where).flatten(), places).to(device, _wide(device))
 
 
 @cache
