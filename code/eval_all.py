@@ -20,6 +20,9 @@ IMAGES = ("data", "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagen
           "imagenet_cbar", "model_vs_human")  # fmt: skip
 
 
+DEMO_THRESHOLDS = "21"  # of solarisation: all 101 would take half of the demo's time
+
+
 def options_of(words):
     """Return {benchmark: {option: text}} of --option BENCHMARK.NAME=VALUE."""
     found = {}
@@ -53,6 +56,7 @@ def main(arguments=None):
         args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
         print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
         draw(args.data)
+        options.setdefault("solarization", {}).setdefault("alpha", DEMO_THRESHOLDS)
     if not args.model:
         raise UserError("--model is missing: name networks or a group, e.g. --model all")
     measurement = measurement_of(args, chosen, options, skip_missing=True)
