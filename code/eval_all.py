@@ -56,7 +56,8 @@ def main(arguments=None):
         args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
         print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
         draw(args.data)
-        options.setdefault("solarization", {}).setdefault("alpha", DEMO_THRESHOLDS)
+        if "solarization" in chosen:
+            options.setdefault("solarization", {}).setdefault("alpha", DEMO_THRESHOLDS)
     if not args.model:
         raise UserError("--model is missing: name networks or a group, e.g. --model all")
     measurement = measurement_of(args, chosen, options, skip_missing=True)
