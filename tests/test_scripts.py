@@ -163,7 +163,7 @@ MISTAKES = {
     "no such folder": (["eval_imagenet.py", "--model", "calibration", "--imagenet", "nowhere"], "no folder nowhere"),
     "not a set": (
         ["eval_imagenet.py", "--model", "calibration", "--imagenet", "{drawn}/model-vs-human"],
-        "wnid|WordNet",
+        "WordNet|image-set.json",
     ),
     "unknown flag": (["eval_imagenet.py", "--modle", "x"], "--modle"),
     "bad number": (["eval_imagenet.py", "--model", "calibration", "--limit", "0"], "--limit"),
