@@ -193,7 +193,7 @@ def _entries(path, _):
 
 ROW = Fields(
     {},
-    dict.fromkeys(("wrapper", "ignore", "strip"), [str])
+    {key: [str] for key in ("wrapper", "ignore", "strip")}
     | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
     | dict.fromkeys(
         ("name", "category", "source", "location", "sha256", "arch", "normalization", "paper", "link", "licence"), str

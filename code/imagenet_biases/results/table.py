@@ -57,13 +57,13 @@ def _read(path):
             raise UserError(f"{path} lacks the column {missing[0]!r}: is it a merged table?")
         metrics = [column for column in table.columns if column not in KEYS]
         table = table.fillna({"category": ""}).astype(dict.fromkeys(metrics, float))
+        if np.isinf(table[metrics].to_numpy()).any():
+            raise ValueError("it holds infinite values")
     except FileNotFoundError:
         raise UserError(
             f"there is no table {path}: `git checkout raw-data/benchmark.csv` brings the repository's back, "
             "`python code/merge_results.py` makes the measured one"
         ) from None
-        if np.isinf(table[metrics].to_numpy()).any():
-            raise ValueError("it holds infinite values")
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a merged table: {error}") from None
     for column in metrics:
