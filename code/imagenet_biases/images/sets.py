@@ -97,8 +97,8 @@ def image_set(name, data):
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
     top = folder_of(base, data)
-    manifest = read_manifest(top)
     listing = list_classes(name, _variant_folder(top, variant, declared), declared, data.listings)
+    manifest = read_manifest(top)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
     expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes

@@ -194,7 +194,7 @@ def _entries(path, _):
 
 ROW = Fields(
     {},
-    {"wrapper": [str], "ignore": [str], "strip": [str]}
+    {key: [str] for key in ("wrapper", "ignore", "strip")}
     | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
     | dict.fromkeys(
         (

@@ -1,18 +1,8 @@
 """What a record (results/LABEL/BENCHMARK.json) holds: for those who write it, merge it and show it."""
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name
 from imagenet_biases.schema import Fields, Row, count
 
 FORMAT = 2
-
-
-def label(value):
-    """A shape: what can be the name of a results folder or of a file in it."""
-    try:
-        return safe_name(value) == value
-    except UserError:
-        return False
 
 
 NUMBER = (float, None)
@@ -26,7 +16,7 @@ PROVENANCE = Fields(
      "measured": [Fields({"time": str})], "scored_from": (str, None)},
 )  # fmt: skip
 RECORD = Fields(
-    {"model": label, "benchmark": label, "metrics": {str: NUMBER}, "intervals": {str: BOUNDS},
+    {"model": str, "benchmark": str, "metrics": {str: NUMBER}, "intervals": {str: BOUNDS},
      "subset": (False, True, PART), "provenance": PROVENANCE},
     {"partial": {str: PART}, "layers": {str: {str: LAYER}}, "images": (count, None),
      "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
