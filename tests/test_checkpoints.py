@@ -489,5 +489,5 @@ def test_pins(tmp_path):
     with pytest.raises(UserError, match=f"x.pth has sha256 {'3' * 64}, but https://a.org/x had {'1' * 64}"):
         pins.check("https://a.org/x", "3" * 64, "x.pth")
     (tmp_path / "lock.json").write_text("<<<<<<< mine")
-    with pytest.raises(UserError, match=r"lock\.json is not JSON"):
+    with pytest.raises(UserError, match=r"lock\.json is no lock file.*it is not JSON"):
         pins.check("https://a.org/x", "1" * 64, "x.pth")

@@ -177,7 +177,7 @@ MISTAKES = {
     ),
     "incomplete": (["eval_imagenet.py", "--model", "calibration", "--imagenet", "{short}"], "--allow-partial"),
     "unknown benchmark": (["eval_all.py", "--model", "calibration", "--benchmarks", "imagenet_d"], "imagenet_d"),
-    "nothing given": (["eval_all.py", "--model", "calibration"], "no image set"),
+    "nothing given": (["eval_all.py", "--model", "calibration", "--benchmarks", "imagenet"], "no image set"),
 }
 
 

@@ -7,10 +7,10 @@ import pyrtools
 import pytest
 import scipy.stats
 import torch
-from imagenet_biases.evaluate import Batch
 from PIL import Image
 
 from imagenet_biases import stimuli
+from imagenet_biases.vocabulary import Batch
 
 CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 LOW_RADII = (1, 11, 22, 33, 44, 56, 67, 78, 89, 100, 110)

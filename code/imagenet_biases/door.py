@@ -230,6 +230,7 @@ class Measurement:
             if (
                 record
                 and record["provenance"].get("scored_from") == source
+                and record["provenance"]["seed"] == self.machine.seed
                 and record.get("options") == _plain(job.options)
             ):
                 return record
