@@ -21,7 +21,7 @@ from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import UserError, exit_on_user_error
-from imagenet_biases.results.table import read_table, study, tables
+from imagenet_biases.results.table import read_beside, read_table, study, tables
 
 
 @exit_on_user_error
@@ -44,7 +44,7 @@ def main(arguments=None):
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     found = shared(networks, args.out)
-    for name, figure in figures(table, found):
+    for name, figure in figures(table, found, read_beside(files, "layers")):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")

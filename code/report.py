@@ -83,6 +83,11 @@ def page_data(table, uncertainty, found, records):
         "statistics": json.loads(found.to_json(orient="records")),
         "records": [
             {key: r[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
+            | {
+                "criticality": {
+                    layer: value for layer, (value, *_) in r["layers"].get("metric/criticality", {}).items()
+                }
+            }
             for r in records
         ],
         "corruptions": [*CORRUPTIONS, *CORRUPTIONS_BAR],

@@ -12,6 +12,7 @@ import eval_perturbation
 from common import SHARED, measured, needs_shared, run
 from imagenet_biases import Data
 from imagenet_biases.attacks import pgd_l2
+from imagenet_biases.errors import UserError
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.perturbations import (
     HIGHEST,
@@ -167,6 +168,17 @@ def test_convolutions_that_pad_by_other_means_are_not_switched():
     network = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3, padding="same"), Own(3, 3, 3, padding=1))
     switchable, others = padding_convolutions(network)
     assert switchable == [network[1]] and others == 1
+
+
+@pytest.mark.parametrize(("mode", "size", "fits"), [("reflect", 3, False), ("reflect", 4, True), ("circular", 3, True)])
+def test_a_feature_map_too_small_for_a_padding_is_one_clear_line(mode, size, fits):
+    network = nn.Sequential(nn.Conv2d(3, 1, 7, padding=3))
+    pad(network, mode=mode)
+    if fits:
+        assert network(torch.ones(1, 3, size, size)).shape == (1, 1, size, size)
+        return
+    with pytest.raises(UserError, match=r"3 x 3 by 3, too much for reflect .*--padding zeros replicate circular"):
+        network(torch.ones(1, 3, size, size))
 
 
 def test_a_change_and_an_attack_go_together_and_others_do_not():

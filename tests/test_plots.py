@@ -13,8 +13,8 @@ from matplotlib.collections import PathCollection
 from common import CODE, ROOT, script
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
-from imagenet_biases.results.table import LINEAGES, PUBLISHED, derived, read_table, study, write_table
-from imagenet_biases.study import BIASES, CUTOFFS, SCORES
+from imagenet_biases.results.table import LAYERS, LINEAGES, PUBLISHED, derived, read_table, study, write_table
+from imagenet_biases.study import BIASES, CUTOFFS, FURTHER_BIASES, SCORES
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,11 @@ def test_categories_differ_in_colour_and_marker():
 
 
 def test_measured_networks_show_up_open(with_measured, quick):
-    drawn = dict(plotting.figures(with_measured, quick))
+    layers = pd.DataFrame(
+        [("my.net", "measured", "metric/criticality", layer, 0.5, None, None) for layer in ("conv1", "fc", "stem")],
+        columns=LAYERS,
+    )
+    drawn = dict(plotting.figures(with_measured, quick, layers))
     everything = offsets(drawn["bias_spread"].axes[0])
     assert everything == 48 + 4
     assert offsets(drawn["biases_and_scores"].axes[0]) == 48 + 2  # drawn images have no place among photographs
@@ -92,6 +96,24 @@ def test_measured_networks_show_up_open(with_measured, quick):
     assert "calibration (drawn) (2)" in titles and "baseline (2)" in titles
     compared = drawn["measured_and_published"].axes[0]
     assert offsets(compared) == 10  # the accuracies of tv_resnet50, the only network with both
+    own = drawn["criticality_by_layer"].axes[0].get_lines()[-1]
+    assert own.get_label() == "my.net, measured" and np.isfinite(own.get_ydata()).sum() == 2  # stem is not a ResNet's
+
+
+def test_the_published_curves_are_drawn_as_released(table, quick):
+    drawn = dict(plotting.figures(table, quick, pd.DataFrame(columns=LAYERS)))
+    released = pd.read_csv(PUBLISHED.with_name("solarization_curves.csv"), index_col="alpha").drop(columns="k")
+    lines = {line.get_label().split(" ")[0]: line for line in drawn["solarization_curves"].axes[0].get_lines()}
+    assert set(lines) == set(released)
+    for name, line in lines.items():
+        np.testing.assert_allclose(line.get_ydata(), released[name], rtol=1e-5)
+        np.testing.assert_allclose(line.get_xdata(), released.index, atol=1e-9)
+    released = pd.read_csv(PUBLISHED.with_name("criticality_layers.csv"))
+    mean, baseline = drawn["criticality_by_layer"].axes[0].get_lines()
+    np.testing.assert_allclose(mean.get_ydata(), released["mean_over_50"] / 100)
+    np.testing.assert_allclose(baseline.get_ydata(), released["tv_resnet50"] / 100)
+    further = drawn["further_biases"].axes
+    assert len(further) == len(FURTHER_BIASES) * len(SCORES) and offsets(further[0]) == 48
 
 
 def test_without_measured_networks_there_is_nothing_to_compare(table):
@@ -113,7 +135,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path)
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
-    assert len(names) == 7
+    assert len(names) == 10
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir() if path.suffix != ".key")
     assert len(pd.read_csv(tmp_path / "statistics.csv")) > 900
 
@@ -149,7 +171,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     pytest.importorskip("ipykernel")
     shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "raw-data").mkdir()
-    for path in (PUBLISHED, LINEAGES):
+    for path in (PUBLISHED, LINEAGES, PUBLISHED.with_name("criticality_layers.csv")):
         shutil.copy(path, tmp_path / "raw-data")
     write_table(with_measured[with_measured["source"] == "measured"], tmp_path / "raw-data" / "measured.csv")
     notebook = nbformat.read(tmp_path / "code" / "plots.ipynb", 4)
@@ -161,7 +183,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     assert "calibration_silhouette" in text and "calibration_texture" in text
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(pictures) == 8 and len(saved) == 2 * 8 + 2 and "statistics.csv" in saved
+    assert len(pictures) == 11 and len(saved) == 2 * 11 + 2 and "statistics.csv" in saved
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 

@@ -13,7 +13,10 @@ from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.vocabulary import Benchmark, Condition, Option, Pass, TopClasses
+from imagenet_biases.perturbations import Radii, Rings
+from imagenet_biases.receptive import GradientMap
+from imagenet_biases.resets import SoftmaxDistances
+from imagenet_biases.vocabulary import Batch, Benchmark, Categories, Condition, Option, Pass, Shown, TopClasses
 from throwaway import layer_reset, perturbation_spectrum, weight_statistic, words
 
 SETTINGS = Settings(device="cpu", batch_size=5)
@@ -197,6 +200,26 @@ def test_a_change_that_fails_half_way_is_undone(drawn):
 
 
 # Benchmarks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "readout",
+    [TopClasses(), Categories((("a", (0, 1)), ("b", (2,)))), SoftmaxDistances(), Rings(), Radii(), GradientMap()],
+)
+def test_a_readout_knows_what_it_can_give(readout):
+    """What it gives of extreme and of useless logits and perturbations is possible; a value outside is not."""
+    random = torch.Generator().manual_seed(0)
+    logits = 100 * torch.randn(6, 1000, generator=random)
+    logits[0], logits[1] = 0, float("nan")
+    pixels, labels = torch.rand(6, 3, 224, 224, generator=random), torch.arange(6)
+    given = torch.randn(6, 3, 224, 224, generator=random)
+    given[0], given[1], given[2] = 0, float("nan"), 1e-38
+    shown = Shown(logits, pixels, pixels, labels, Batch(labels, 0), intact=logits.flip(0), given=given)
+    rows = np.asarray(readout(shown)).astype(readout.dtype)
+    assert rows.shape == (6, *readout.shape) and readout.possible(rows)
+    for wrong in (-2, 1001):
+        rows.flat[3] = wrong
+        assert not readout.possible(rows)
 
 
 def test_a_condition_is_one_thing():

@@ -13,7 +13,7 @@ import torch
 from imagenet_biases.attacks import gradient, summed_cross_entropy
 from imagenet_biases.errors import UserError
 from imagenet_biases.scores import mean_over_images
-from imagenet_biases.vocabulary import Condition, Readout
+from imagenet_biases.vocabulary import Condition, Readout, between
 
 RINGS = 28  # rings of one pixel from the border inwards; what is further inside is the centre
 EDGE = 7  # pixels of the outer strips that are compared, left with right and top with bottom
@@ -84,9 +84,27 @@ def unswitched(network):
 
 
 def pad(network, *, mode):
-    """Switch the padding of a network's convolutions in place; its widths stay."""
+    """Switch the padding of a network's convolutions in place; its widths stay.
+
+    Running it raises UserError where a feature map is too small to be continued by its own values.
+    """
     for one in padding_convolutions(network)[0]:
         one.padding_mode = mode
+        one.register_forward_pre_hook(_fits)
+
+
+def _fits(convolution, inputs):
+    room = {"reflect": -1, "circular": 0}.get(convolution.padding_mode)
+    if room is None:
+        return
+    height, width = inputs[0].shape[-2:]
+    left, right, top, bottom = convolution._reversed_padding_repeated_twice
+    if max(left, right) > width + room or max(top, bottom) > height + room:
+        others = " ".join(one for one in MODES if one != convolution.padding_mode)
+        raise UserError(
+            f"a convolution pads a feature map of {height} x {width} by {max(left, right, top, bottom)}, too much for "
+            f"{convolution.padding_mode} padding: leave it out (--padding {others})"
+        )
 
 
 # What is kept ---------------------------------------------------------------------------------------------------------
@@ -108,6 +126,9 @@ class Rings(Readout):
         strips = (size[:, :, :EDGE], size[:, :, -EDGE:], size[:, :EDGE], size[:, -EDGE:])
         return torch.cat([rings, torch.stack([one.mean((1, 2)) for one in strips], 1)], 1)
 
+    def possible(self, rows):
+        return between(rows, 0, 1 + 1e-5)
+
 
 @dataclass(frozen=True)
 class Radii(Readout):
@@ -123,6 +144,9 @@ class Radii(Readout):
         height, width = power.shape[1:]
         radii = power.flatten(1) @ _members(_radius, height, width, power.device)
         return radii / radii.sum(1, keepdim=True).clamp(min=1e-30)
+
+    def possible(self, rows):
+        return between(rows, 0, 1 + 1e-5)
 
 
 def _scaled(perturbation):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from imagenet_biases.scores import with_percentiles
-from imagenet_biases.vocabulary import Condition, Readout
+from imagenet_biases.vocabulary import Condition, Readout, between
 
 THRESHOLD = 1 - 0.9545
 
@@ -84,6 +84,9 @@ class GradientMap(Readout):
     def __call__(self, shown):
         size = shown.perturbation.abs().sum(1)
         return (size / size.amax((1, 2), keepdim=True).clamp(min=1e-37)).half()
+
+    def possible(self, rows):
+        return between(rows, 0, 1)
 
 
 def field(maps, count=200, seed=0):

@@ -24,7 +24,7 @@ from imagenet_biases.errors import UserError
 from imagenet_biases.networks.own_code import build
 from imagenet_biases.scores import correct, resampled_means, with_percentiles
 from imagenet_biases.stimuli import bits, normal
-from imagenet_biases.vocabulary import CLEAN, Condition, Estimate, Readout, TopClasses
+from imagenet_biases.vocabulary import CLEAN, Condition, Estimate, Readout, TopClasses, between
 
 WAYS = ("fresh", "pytorch", "permute", "moments", "zero")
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -249,6 +249,9 @@ class SoftmaxDistances(Readout):
         # |p|, |q| from their sum of squares: 1 - cosine is exactly 0 for equal vectors
         cosine = (p * q).sum(1) / ((p * p).sum(1) * (q * q).sum(1)).sqrt()
         return torch.stack([1 - cosine, gap.abs().sum(1), gap.square().sum(1).sqrt()], 1)
+
+    def possible(self, rows):
+        return between(rows, -1e-5, np.array([1, 2, np.sqrt(2)]) + 1e-5)
 
 
 def settings_of(found):

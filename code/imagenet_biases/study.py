@@ -424,7 +424,7 @@ DEFINITIONS = (
         "images that survive every threshold (worst; Gavrikov & Keuper 2023)",
         script="eval_solarization",
         pattern=r"top1_acc/solarize/[\w.-]+",
-        **_ACCURACY | _MEASURED,
+        **_ACCURACY,
     ),
     _definition(
         "`metric/solarize/worst-alpha`",
@@ -434,7 +434,6 @@ DEFINITIONS = (
         "eval_solarization",
         r"metric/solarize/worst-alpha-\d+",
         digits=2,
-        **_MEASURED,
     ),
     _definition(
         "`top1_acc/RandSol-10/…`, top5 likewise",

@@ -246,7 +246,7 @@ class TopClasses(Readout):
         return rows[:, 0] == labels
 
     def possible(self, rows):
-        return bool(((rows >= 0) & (rows < 1000)).all())
+        return between(rows, 0, 999)
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,12 @@ class Categories(Readout):
         return rows == labels
 
     def possible(self, rows):
-        return bool(((rows >= 0) & (rows < len(self.groups))).all())
+        return between(rows, 0, len(self.groups) - 1)
+
+
+def between(rows, low, high):
+    """Whether all values lie between two bounds; NaN, of a network whose answers are not finite, may be among them."""
+    return not bool(((rows < low) | (rows > high)).any())
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
@@ -27,7 +28,7 @@ from imagenet_biases.analysis.statistics import (
 )
 from imagenet_biases.files import atomic
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived, study
-from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, SCORES, STUDY_CATEGORIES, about
+from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, about
 
 FIGURES = RAW_DATA.parent / "figures"
 
@@ -152,17 +153,17 @@ def _pick(statistics, method, excluded="none"):
 
 
 @_figure
-def biases_and_scores(rows, statistics):
+def biases_and_scores(rows, statistics, biases=BIASES):
     """The study's figure: each bias against each score, one point a network, with Spearman's ρ within categories.
 
     `rows`: networks with derived columns; `statistics`: as imagenet_biases.analysis.statistics gives it.
     """
-    figure = Figure(figsize=(12.4, 7.4), layout="constrained")
-    axes = figure.subplots(len(SCORES), len(BIASES), sharex="col", sharey="row")
+    figure = Figure(figsize=(1.2 + 1.6 * len(biases), 7.4), layout="constrained")
+    axes = figure.subplots(len(SCORES), len(biases), sharex="col", sharey="row")
     within, overall = (_pick(statistics, method) for method in (WITHIN, SPEARMAN))
     for line, score in zip(axes, SCORES, strict=True):
         line[0].set_ylabel(about(score).label)
-        for ax, bias in zip(line, BIASES, strict=True):
+        for ax, bias in zip(line, biases, strict=True):
             _draw(ax, rows, bias, score)
             _bias_axis(ax, bias)
             if (bias, score) in within.index:
@@ -170,10 +171,10 @@ def biases_and_scores(rows, statistics):
                 weight = "bold" if one.p_holm < 0.05 else "normal"
                 title = f"{_interval(one, ' ')}, all {_number(overall.loc[bias, score].estimate)}"
                 ax.set_title(title, fontweight=weight, fontsize=7, pad=3)
-    for ax, bias in zip(axes[-1], BIASES, strict=True):
+    for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
-    text = "Spearman's ρ within categories, 95 % interval, and over all networks; bold: p < 0.05 within, after Holm's"
-    _legend(figure, rows, title=f"{text} correction")
+    text = "Spearman's ρ within categories, 95 % interval, and over all networks;{}bold: p < 0.05 within, after Holm's"
+    _legend(figure, rows, title=text.format(" " if len(biases) > 5 else "\n") + " correction")
     return figure
 
 
@@ -202,6 +203,57 @@ def bandpass_curves(rows):
     figure.supxlabel(
         "cut-off: share of the spectrum that is kept   (dashed: baseline, bold with markers: median)", fontsize=8
     )
+    return figure
+
+
+@_figure
+def solarization_curves(rows):
+    """Accuracy when all pixel values from a threshold on are inverted; every network that has the published grid."""
+    thresholds = [column for column in rows if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
+    alphas = [float(column.rpartition("/")[2]) for column in thresholds]
+    some = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
+    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+    ax = figure.subplots()
+    published = (some["source"] == "published").sum()
+    shades = iter(mpl.colormaps["viridis"](np.linspace(0, 0.9, max(published, 2))))
+    for _, row in some.iterrows():
+        measured, baseline = row["source"] != "published", row["category"] == "baseline"
+        look = {"color": "black" if baseline else next(shades), "lw": 0.9} if not measured else {"lw": 2}
+        look |= {"ls": (0, (4, 2))} if baseline and not measured else {}
+        label = f"{row['model']}, {row['source']}" if measured else row["model"]
+        given = row[thresholds].astype(float).dropna()
+        ax.plot([alphas[thresholds.index(name)] for name in given.index], given, label=label, **look)
+    ax.set_xlabel("threshold α: values from α on are inverted (0: all of them)")
+    ax.set_ylabel("top-1 [%]")
+    ax.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+@_figure
+def criticality_by_layer(layers):
+    """Criticality of each layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
+
+    `layers`: as results.table.read_beside gives them; networks with other layers' names are left out.
+    """
+    published = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer")
+    names = list(published.index)
+    mean, spread = published["mean_over_50"] / 100, published["sd_over_50"] / 100
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    ax = figure.subplots()
+    x = np.arange(len(names))
+    ax.fill_between(x, mean - spread, mean + spread, color="#DDDDDD", label="50 published networks, mean ± SD")
+    ax.plot(x, mean, color="#888888", lw=1.2)
+    ax.plot(x, published["tv_resnet50"] / 100, color="black", lw=0.9, ls=(0, (4, 2)), label="tv_resnet50, published")
+    measured = layers[(layers["metric"] == "metric/criticality") & layers["layer"].isin(names)]
+    for (model, source), some in measured.groupby(["model", "source"], sort=False):
+        values = some.set_index("layer")["value"].reindex(names)
+        ax.plot(x, values, marker="o", mfc="none", ms=4, lw=1, label=f"{model}, {source}")
+    ax.set_xticks(x, names, rotation=90, fontsize=6)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_ylim(0, 1.02)
+    ax.set_ylabel(f"criticality of the layer [{about('criticality').unit}]")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -414,8 +466,11 @@ def power_curves(table):
     return figure
 
 
-def figures(table, statistics):
-    """Yield (name, Figure) of all figures. `table`: as read_table gives it; `statistics`: of its study networks."""
+def figures(table, statistics, layers):
+    """Yield (name, Figure) of all figures.
+
+    `table`: as read_table gives it; `statistics`: of its study networks; `layers`: as read_beside gives them.
+    """
     networks = study(table)
     everything = derived(table)
     shown = everything[
@@ -430,6 +485,9 @@ def figures(table, statistics):
     yield "prediction", prediction(statistics)
     yield "accuracy_on_the_line", accuracy_on_the_line(networks)
     yield "bias_spread", bias_spread(shown)
+    yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES)
+    yield "criticality_by_layer", criticality_by_layer(layers)
+    yield "solarization_curves", solarization_curves(everything)
     if compared := measured_and_published(table):
         yield "measured_and_published", compared
 
