@@ -14,10 +14,9 @@ published rows, never changes.
   python code/merge_results.py --wandb-offline results/wandb         # runs that W&B kept offline
 """
 
-import argparse
 from pathlib import Path
 
-from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.results.merge import (
     compare,
     local_records,
@@ -34,7 +33,7 @@ from imagenet_biases.results.table import MEASURED, PUBLISHED, read_table
 @exit_on_user_error
 def main(arguments=None):
     """Parse the command line; merge or compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: results)")
     parser.add_argument("--wandb-project", action="append", default=[], metavar="ENTITY[/PROJECT]")
     parser.add_argument("--wandb-offline", type=Path, action="append", default=[], metavar="DIR", help="local runs")

@@ -12,7 +12,6 @@ that were measured here are added to the figures.
 power.pdf/.png besides.
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -20,14 +19,14 @@ from imagenet_biases.analysis.plotting import FIGURES, figures, power_curves, sa
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
-from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.results.table import read_beside, read_table, study, tables
 
 
 @exit_on_user_error
 def main(arguments=None):
     """Parse the command line; write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
     parser.add_argument("--out", type=Path, default=FIGURES, help="default: figures/")
     parser.add_argument("--source", choices=["published", "measured"], default="published", help="of the statistics")

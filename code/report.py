@@ -8,7 +8,6 @@ data put in.
   python code/report.py                # raw-data/benchmark.csv, measured.csv and results/ -> figures/report.html
 """
 
-import argparse
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from imagenet_biases.analysis.plotting import FIGURES, STYLES
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
-from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.table import KEYS, derived, read_beside, read_table, study, tables
@@ -129,7 +128,7 @@ def page(data):
 @exit_on_user_error
 def main(arguments=None):
     """Parse the command line; write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
     parser.add_argument("--results", type=Path, default=Path("results"), help="records behind measured rows")
     parser.add_argument("--out", type=Path, default=FIGURES / "report.html", help="default: figures/report.html")

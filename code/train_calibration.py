@@ -11,7 +11,6 @@ noise hurts at frequency index 0 to 5, and 5 to 6; a low-pass at 0.1 leaves 100 
 91 %.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from imagenet_biases.errors import exit_on_user_error
+from imagenet_biases.errors import Parser, exit_on_user_error
 from imagenet_biases.files import atomic
 from imagenet_biases.synthetic.drawings import CATEGORIES, LUMA, VIEW, picture
 from imagenet_biases.synthetic.networks import build
@@ -90,7 +89,7 @@ def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--network", choices=(*NOISE, "both"), default="both", help="which one to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures, the first weights and the order")
     args = parser.parse_args(arguments)

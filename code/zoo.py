@@ -10,12 +10,11 @@ Files lie in models/checkpoints, or --checkpoints DIR, or the folder in the envi
 A network of your own is one entry in models/zoo.user.toml, or in zoo.user.toml in the folder that ZOO_FOLDER names.
 """
 
-import argparse
 import sys
 
 import requests
 
-from imagenet_biases.errors import UserError, clean, exit_on_user_error
+from imagenet_biases.errors import Parser, UserError, clean, exit_on_user_error
 from imagenet_biases.networks.checkpoints import reason, web_address
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import registry, resolve
@@ -84,7 +83,7 @@ def each(names, action):
 
 @exit_on_user_error
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     todo = parser.add_mutually_exclusive_group(required=True)
     todo.add_argument("--list", action="store_true", help="print a table of all networks")
     todo.add_argument("--fetch", metavar="NAME|GROUP|@LIST", help="fetch and verify; comma-separated")

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common import CODE
 from hostile import SEED
@@ -154,6 +156,32 @@ def test_a_full_standard_output_is_one_line(drawn, tmp_path):
         one_line(start(ONE, drawn, tmp_path, stdout=full), 1, "No space left")
         assert len(records(tmp_path)) == 1  # what was measured is kept
         assert end(start(ONE, drawn, tmp_path, stderr=full))[0] == 0  # what cannot be said does not end a run
+        one_line(start(("eval_imagenet.py", "--help"), drawn, tmp_path, stdout=full), 1, "No space left")
+
+
+def test_a_deleted_working_directory_is_one_line(tmp_path):
+    command = f"cd {tmp_path} && rmdir {tmp_path} && exec {sys.executable} {CODE / ONE[0]} --help"
+    process = subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    one_line(process, 1, "working directory has been deleted")
+
+
+ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []  # root may read all
+
+
+@pytest.mark.skipif(bool(ANYBODY) and not shutil.which("setpriv"), reason="root reads everything, and no setpriv here")
+def test_what_may_not_be_read_or_written_is_one_line(tmp_path):
+    folder, results = tmp_path / "set" / "val" / "n01440764", tmp_path / "results"
+    folder.mkdir(parents=True)
+    results.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    for closed, mode in ((folder, 0o000), (results, 0o555)):
+        closed.chmod(mode)
+        command = [*ANYBODY, sys.executable, CODE / ONE[0], *ONE[1:], "--imagenet", folder.parents[1], "--results"]
+        process = subprocess.Popen(
+            [*command, results, "--allow-partial"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        one_line(process, 1, "Permission denied", str(closed))
+        closed.chmod(0o755)
 
 
 def test_closed_standard_streams_end_no_run(drawn, tmp_path, undisturbed):

@@ -201,6 +201,14 @@ def test_calibration_networks_are_admitted_on_drawn_images(place):
     assert place.merge().loc[("calibration_texture", "measured"), "category"] == "calibration"
 
 
+@pytest.mark.parametrize(("category", "collection"), [("", "imagenet"), ("calibration", "drawn")])
+def test_what_is_measured_of_the_weights_alone_goes_with_any_images(place, category, collection):
+    place.add("net", "imagenet", {"top1_acc/imagenet": 99.0}, collection=collection, category=category)
+    place.add("net", "filters", {"metric/quality/ve_wmean": 0.5}, collection="none", category=category)
+    row = place.merge().loc[("net", "measured")]
+    assert (row["top1_acc/imagenet"], row["metric/quality/ve_wmean"]) == (99.0, 0.5)
+
+
 def test_seeds_become_mean_and_spread_and_a_repetition_replaces(place):
     name = "metric/criticalband/bw_norm"
     for seed, value, low in ((0, 4.0, 3.0), (1, 5.0, 4.0), (2, 6.0, 5.0)):
@@ -253,10 +261,11 @@ def test_a_broken_record_stops_with_one_line_and_changes_nothing(place, text, pr
 
 def test_other_json_is_left_alone_and_nothing_measured_is_said(place):
     (place.path / "results" / "drawn").mkdir()
-    (place.path / "results" / "drawn" / "drawn.json").write_text('{"seed": 0}')
+    for name in ("drawn", "mine"):
+        (place.path / "results" / "drawn" / f"{name}.json").write_text('{"seed": 0}')
     result = place.run()
     assert result.returncode == 2 and "measure first" in result.stderr
-    assert "drawn.json is not a record" in result.stdout
+    assert "mine.json is not a record" in result.stdout and "drawn.json" not in result.stdout
 
 
 # Weights & Biases -----------------------------------------------------------------------------------------------------

@@ -292,9 +292,9 @@ def test_resolve(tmp_path):
     for spec, message in {
         "": "no network is named",
         "resnet5": "no network 'resnet5'.*did you mean",
-        "@nowhere.txt": "list of networks nowhere.txt does not exist",
-        "tv_resnet50,a/x.pth": r"the file a/x\.pth does not exist",
-        "a/net.py:build": r"the file a/net\.py does not exist",
+        "@nowhere.txt": "nowhere.txt does not exist: give a list of networks",
+        "tv_resnet50,a/x.pth": r"a/x\.pth does not exist",
+        "a/net.py:build": r"a/net\.py does not exist",
     }.items():
         with pytest.raises(UserError, match=message):
             model_zoo.resolve(spec)

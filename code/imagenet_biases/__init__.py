@@ -5,6 +5,13 @@ records = evaluate("tv_resnet50", "spectral", Data(imagenet=folder))
 records[0].metrics["metric/bandpass/LPP"].value
 """
 
+import os
+
+try:
+    os.getcwd()
+except FileNotFoundError:  # nothing that comes after would say so: the libraries of torch end the process
+    raise SystemExit("error: the working directory has been deleted: change to one that exists") from None
+
 
 def __getattr__(name):
     """Import the door only when it is used: a command line has to answer --help before torch is there."""

@@ -2,20 +2,12 @@
 
 import argparse
 import fnmatch
-import os
 import sys
 from dataclasses import fields
 
-from imagenet_biases.errors import UserError, clean, exit_on_user_error
+from imagenet_biases.errors import Parser, UserError, clean, exit_on_user_error
 from imagenet_biases.study import DECLARATIONS
 from imagenet_biases.vocabulary import Data, Settings
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message):
-        raise UserError(f"{message}; see {os.path.basename(sys.argv[0])} --help")
 
 
 def whole(text):
@@ -49,7 +41,7 @@ def _folder(text):
 
 def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--model",

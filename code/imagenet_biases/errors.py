@@ -1,5 +1,6 @@
-"""A user's mistake: one clear line, exit status 2, no traceback."""
+"""A user's mistake: one clear line, exit status 2, no traceback; the parser of command lines."""
 
+import argparse
 import contextlib
 import difflib
 import functools
@@ -58,6 +59,21 @@ def noted():
         warnings.simplefilter("always", UserWarning)
         yield notes
     notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line. `description`: a script's docstring, shown as it is."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def print_help(self, file=None):  # argparse's own does not mind a stream that cannot be written
+        print(self.format_help(), end="", file=file)
 
 
 KEPT = "what was measured so far is kept, the same command goes on from there"

@@ -44,6 +44,15 @@ def open_file(path):
     return os.fdopen(handle, "rb")
 
 
+def demand_file(path, what):
+    """Raise UserError unless `path` is a file: a pipe would be waited for, a device read without end.
+
+    `what`: what a user has to give, for the message.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} {'is not a file' if os.path.lexists(path) else 'does not exist'}: give {what}")
+
+
 def read_bytes(path, most=1 << 28):
     """Return the content of a file. Raises OSError, also for what is no file or is longer than `most` bytes."""
     with open_file(path) as file:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name
+from imagenet_biases.files import demand_file, safe_name
 from imagenet_biases.images.pixels import STUDY, View
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash, hash_in_name
@@ -332,8 +332,7 @@ def _from_registry(entry, checkpoints):
 
 
 def _from_file(path, arch, normalization):
-    if not path.is_file():
-        raise UserError(f"the file {path} does not exist")
+    demand_file(path, "a checkpoint file")
     if normalization not in NORMALIZATIONS:
         raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
     body, code = build(arch)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from imagenet_biases.errors import UserError, nearest
+from imagenet_biases.files import demand_file
 from imagenet_biases.networks import packages
 from imagenet_biases.networks.registry import split_function, which_function
 
@@ -134,8 +135,7 @@ def _call_own(path, function, use=None):
 
     Returns what that gives, and a hash of the file and the neighbours it imported.
     """
-    if not path.is_file():
-        raise UserError(f"the file {path} does not exist")
+    demand_file(path, "a file of Python code")
     folder, what = path.resolve().parent, f"{path}:{function}"
     while _neighbours:  # the `utils` of another folder must not answer for this one's
         sys.modules.pop(_neighbours.pop(), None)

@@ -20,7 +20,6 @@ import contextlib
 import io
 import math
 import mmap
-import os
 import pickle
 import pickletools
 import re
@@ -36,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from imagenet_biases.errors import UserError
+from imagenet_biases.files import demand_file
 
 # What reading hostile bytes can raise, in torch, zipfile, pickle and numpy. RuntimeError covers RecursionError,
 # ValueError covers UnicodeDecodeError, OSError covers end-of-file in zipfile.
@@ -84,10 +84,7 @@ def read(path):
     sizes or is no checkpoint.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # a pipe would be waited for, a device read without end
-        raise UserError(
-            f"{path} {'is not a file' if os.path.exists(path) else 'does not exist'}: give a checkpoint file"
-        )
+    demand_file(path, "a checkpoint file")
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from imagenet_biases.errors import UserError, nearest, some
-from imagenet_biases.files import safe_name
+from imagenet_biases.files import demand_file, safe_name
 from imagenet_biases.networks import checkpoints as files
 from imagenet_biases.networks import packages
 from imagenet_biases.schema import Fields, Row, check
@@ -311,15 +311,14 @@ def resolve(spec):
         network_name(name)
         kind = kind_of(name)
         path = split_function(name)[0] if kind == "function" else Path(name)
-        if kind in ("function", "file") and not os.path.isfile(path):
-            raise UserError(f"the file {path} does not exist")
+        if kind in ("function", "file"):
+            demand_file(path, "a checkpoint file" if kind == "file" else "a file of Python code")
     return names
 
 
 def _listed(path):
     """The lines of a list of networks, without comments."""
-    if not os.path.isfile(path):
-        raise UserError(f"the list of networks {path} does not exist")
+    demand_file(path, "a list of networks")
     try:
         data = Path(path).read_bytes()
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -31,7 +31,8 @@ def local_records(results):
 
     Raises UserError for a damaged one.
     """
-    return _records(sorted(Path(results).glob("*/*.json")))
+    files = sorted(Path(results).glob("*/*.json"))
+    return _records([path for path in files if path.name != "drawn.json"])  # which marks the demo's own image set
 
 
 def offline_records(folder):
@@ -175,7 +176,9 @@ def _reason_to_leave_out(record, wanted):
     collection, usual = provenance["collection"] or "imagenet", "imagenet"
     if provenance["category"] == "calibration":
         usual = "drawn"  # what these networks were made for
-    return f"measured on {collection} images, its row is for {usual} ones" if collection != usual else None
+    if collection in (usual, "none"):  # none: of the weights alone
+        return None
+    return f"measured on {collection} images, its row is for {usual} ones"
 
 
 def _whole(record):
