@@ -1,10 +1,14 @@
-"""Train the two calibration networks of the demo on drawn pictures: minutes on a CPU, no data needed.
+"""Train networks whose biases are known on drawn pictures: minutes each on a CPU, no data needed.
 
-    python code/train_calibration.py [--network silhouette|texture|both] [--seed 0]
+    python code/train_calibration.py                      # the demo's two networks
+    python code/train_calibration.py --network dial       # twelve between them: six steps, two seeds; an hour
 
-Both networks see the same kind of pictures (imagenet_biases/synthetic), with a silhouette and a texture drawn
-independently; one learns to name the silhouette, the other the texture, each under noise at the frequencies of the cue
-that it is to ignore. The weights go to models/calibration/{silhouette,texture}.safetensors.
+All networks see the same kind of pictures (imagenet_biases/synthetic), with a silhouette and a texture drawn
+independently. A network learns to name the silhouette where the silhouette's category is one of its own, and the
+texture otherwise, each under noise at the frequencies of the cue that it is to ignore there. With all 16 categories its
+own it is the silhouette network, with none the texture network; with k of them, drawn by seed, it is a step on a dial
+whose shape bias is set: k / 16, the share of conflicts that the silhouette decides. The weights go to
+models/calibration/: silhouette, texture and dial/K-SEED.safetensors.
 
 Expected (silhouette, texture; seed 0): 100 % on the drawn imagenet set; shape bias 1.00 and 0.00; critical-band
 noise hurts at frequency index 0 to 5, and 5 to 6; a low-pass at 0.1 leaves 100 % and 4 %, a high-pass at 0.9 10 % and
@@ -26,7 +30,13 @@ from imagenet_biases.synthetic.networks import build
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low
+STEPS, SEEDS = (0, 3, 6, 10, 13, 16), (0, 1)  # of the dial: numbers of categories that are told by their silhouettes
 PICTURES, EPOCHS, BATCH, RATE = 4000, 10, 50, 4e-3
+
+
+def path(name):
+    """Return where the weights of a network lie."""
+    return FOLDER / f"{name}.safetensors"
 
 
 def drawn(number, seed):
@@ -40,11 +50,27 @@ def drawn(number, seed):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), dict(zip(NOISE, torch.from_numpy(labels), strict=True))
 
 
+def told_by_silhouette(number, seed):
+    """Return which of the 16 categories are: `number` of them, bool [16]; a larger number adds to a smaller one's."""
+    chosen = np.random.default_rng([seed, 200]).permutation(len(CATEGORIES))[:number]
+    return torch.from_numpy(np.isin(np.arange(len(CATEGORIES)), chosen))
+
+
+def taught(labels, own):
+    """Return what a network is to answer, int64 [N], and the range of its noise's slope, float32 [N, 2].
+
+    labels: {cue: int64 [N]}; own: which categories are told by their silhouettes, bool [16].
+    """
+    by_silhouette = own[labels["silhouette"]]
+    slopes = torch.where(by_silhouette[:, None], torch.tensor(NOISE["silhouette"]), torch.tensor(NOISE["texture"]))
+    return torch.where(by_silhouette, labels["silhouette"], labels["texture"]), slopes
+
+
 def augmented(pixels, slopes, generator):
     """Random grey or colour, contrast, level and coloured noise: uint8 [B, 3, H, W] -> float32 in [0, 1].
 
-    The contrasts reach below the fifth that critical-band masking leaves of a picture, the levels to where a high-pass
-    filtered picture is: around black, its lower half clipped.
+    slopes [B, 2]: the range of each picture's noise. The contrasts reach below the fifth that critical-band masking
+    leaves of a picture, the levels to where a high-pass filtered picture is: around black, its lower half clipped.
     """
 
     def uniform(low, high):
@@ -56,7 +82,8 @@ def augmented(pixels, slopes, generator):
     side = uniform(-1, 1)
     level = 0.5 + 0.5 * side * side.abs()  # mostly grey, now and then close to black or white
     pixels = (pixels - pixels.mean((1, 2, 3), keepdim=True)) * 10 ** uniform(-1, 0.1) + level
-    return (pixels + uniform(0, 0.1) * coloured_noise(uniform(*slopes), generator)).clamp(0, 1)
+    strength, slope = uniform(0, 0.1), uniform(*slopes.view(-1, 2, 1, 1, 1).unbind(1))
+    return (pixels + strength * coloured_noise(slope, generator)).clamp(0, 1)
 
 
 def coloured_noise(slope, generator):
@@ -68,7 +95,10 @@ def coloured_noise(slope, generator):
 
 
 def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
-    """Train `network` in place on uint8 pixels [N, 3, 224, 224] and categories [N]; yield the loss of each step."""
+    """Train `network` in place on uint8 pixels [N, 3, 224, 224]; yield the loss of each step.
+
+    labels [N], slopes [N, 2]: as `taught` gives them.
+    """
     generator = torch.Generator().manual_seed(seed)
     numbers = network.numbers
     steps = epochs * -(-len(pixels) // BATCH)
@@ -77,7 +107,7 @@ def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
     network.train().to(memory_format=torch.channels_last)
     for _ in range(epochs):
         for chosen in torch.randperm(len(pixels), generator=generator).split(BATCH):
-            logits = network(augmented(pixels[chosen], slopes, generator))
+            logits = network(augmented(pixels[chosen], slopes[chosen], generator))
             loss = nn.functional.cross_entropy(logits, numbers[labels[chosen]])
             optimizer.zero_grad()
             loss.backward()
@@ -90,20 +120,28 @@ def train(network, pixels, labels, slopes, seed, epochs=EPOCHS):
 @exit_on_user_error
 def main(arguments=None):
     parser = Parser(__doc__)
-    parser.add_argument("--network", choices=(*NOISE, "both"), default="both", help="which one to train")
+    parser.add_argument("--network", choices=(*NOISE, "both", "dial"), default="both", help="which to train")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures, the first weights and the order")
     args = parser.parse_args(arguments)
-    pixels, labels = drawn(PICTURES, args.seed)
-    for cue in NOISE if args.network == "both" else (args.network,):
-        torch.manual_seed(args.seed)
-        network = build()
-        steps = train(network, pixels, labels[cue], NOISE[cue], args.seed)
-        for loss in (bar := tqdm(steps, cue, EPOCHS * -(-PICTURES // BATCH), unit="step")):
-            bar.set_postfix(loss=f"{loss:.3f}")
-        state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        with atomic(FOLDER / f"{cue}.safetensors") as file:
-            file.write(safetensors.torch.save(state))
-        print(f"{FOLDER / cue}.safetensors written, last loss {loss:.3f}")
+    ends = {"silhouette": len(CATEGORIES), "texture": 0}
+    wanted = {cue: (ends[cue], args.seed) for cue in ends if args.network in (cue, "both")}
+    if args.network == "dial":
+        wanted = {f"dial/{number}-{seed}": (number, seed) for seed in SEEDS for number in STEPS}
+    missing = {name: one for name, one in wanted.items() if args.network != "dial" or not path(name).exists()}
+    for seed in dict.fromkeys(seed for _, seed in missing.values()):
+        pixels, labels = drawn(PICTURES, seed)
+        for name in (name for name, one in missing.items() if one[1] == seed):
+            torch.manual_seed(seed)
+            network = build()
+            steps = train(network, pixels, *taught(labels, told_by_silhouette(*missing[name])), seed)
+            for loss in (bar := tqdm(steps, name, EPOCHS * -(-PICTURES // BATCH), unit="step")):
+                bar.set_postfix(loss=f"{loss:.3f}")
+            state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+            with atomic(path(name)) as file:
+                file.write(safetensors.torch.save(state))
+            print(f"{path(name)} written, last loss {loss:.3f}")
+    if args.network == "dial":
+        print("measure them: python code/eval_all.py --model dial --data results/drawn")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ PROVENANCE = Fields(
 RECORD = Fields(
     {"model": str, "benchmark": str, "metrics": {str: NUMBER}, "intervals": {str: BOUNDS},
      "subset": (False, True, PART), "provenance": PROVENANCE},
-    {"partial": {str: PART}, "layers": {str: {str: LAYER}}, "images": (count, None),
+    {"partial": {str: PART}, "layers": {str: {str: LAYER}}, "halves": {str: str}, "images": (count, None),
      "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
      "scored": [Fields({"time": str, "changed": [str]})]},
 )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from imagenet_biases import study
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import safe_name, sweep, write_json
+from imagenet_biases.halves import as_text, halves
 from imagenet_biases.machine import circumstances, commit
 from imagenet_biases.results.format import FORMAT, RECORD
 from imagenet_biases.schema import Malformed, check, read_json
@@ -61,7 +62,7 @@ def named(pairs, benchmark):
 
 
 def make_record(benchmark, label, network, found, metrics, machine, *, options=None, image_sets=(), notes=()):
-    """Return a record of `metrics` {name: Estimate}.
+    """Return a record of `metrics` {name: Estimate}; its `halves` (halves.as_text) say how sure differences are.
 
     `network`: a Network, or None where the answers came from files; `found`: the Found behind the metrics;
     `image_sets`: those shown; `notes`: warnings.
@@ -90,6 +91,7 @@ def make_record(benchmark, label, network, found, metrics, machine, *, options=N
             metric: {layer: [_number(one.value), *_bounds(one)] for layer, one in values.items()}
             for metric, values in layers.items()
         },
+        "halves": {name: as_text(values) for name, values in halves(benchmark, found).items()},
         "images": sum(len(images) for images in image_sets),
         "subset": _subset(image_sets, partial, left_out),
         "warnings": list(notes),
@@ -254,7 +256,7 @@ def _joined(before, record):
     options = dict(before.get("metric_options", {}))
     if lent:
         merged = dict(record)
-        for part in ("metrics", "intervals", "partial", "layers"):
+        for part in ("metrics", "intervals", "partial", "layers", "halves"):
             kept = {name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]}
             merged[part] = kept | record[part]
         merged["details"] = before.get("details", {}) | record["details"]
