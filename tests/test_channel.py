@@ -125,12 +125,12 @@ def test_wrong_shapes_are_refused():
 
 def test_resampled_tables_have_the_binomial_spread():
     hits = np.random.default_rng(1).random((5, 7, 400)) < 0.3
-    tables = channel.resampled(hits, resamples=500)
+    tables = channel.resampled(hits, count=500)
     accuracy = 100 * hits.mean(2)
     assert tables.shape == (500, 5, 7)
     assert np.abs(tables.mean(0) - accuracy).max() < 5 * 2.3 / np.sqrt(500)
     assert tables.std(0) / np.sqrt(accuracy * (100 - accuracy) / 400) == pytest.approx(np.ones((5, 7)), abs=0.15)
-    same = channel.resampled(np.repeat(hits[:1], 5, 0), resamples=3)
+    same = channel.resampled(np.repeat(hits[:1], 5, 0), count=3)
     assert np.array_equal(same[:, 0], same[:, 4])  # an image is drawn with all its conditions
 
 
@@ -147,7 +147,7 @@ def test_interval_covers_the_truth():
     truth = centre(100 * share).centre_frequency
     for _ in range(25):
         hits = random.random((5, 7, 300)) < share[..., None]
-        others = [centre(accuracy) for accuracy in channel.resampled(hits, resamples=30)]
+        others = [centre(accuracy) for accuracy in channel.resampled(hits, count=30)]
         estimate = channel.estimates(centre(100 * hits.mean(2)), others)["cf"]
         covered += estimate.low <= truth <= estimate.high
     assert covered >= 20  # 95 % would be 23.75; so few resamples make the interval a little narrow
