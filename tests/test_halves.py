@@ -10,7 +10,6 @@ from imagenet_biases.halves import FEWEST, SPLITS, as_text, difference, from_tex
 from imagenet_biases.scores import mean_over_images
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Found, Responses
 
-
 STUDIES = 80
 
 
