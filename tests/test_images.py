@@ -185,10 +185,11 @@ def test_corrupted_listing_is_kept_until_a_folder_changes(drawn, tmp_path):
     shutil.copy(drawn / "imagenet-c" / "image-set.json", folder)
     data = Data(imagenet_c=folder, listings=tmp_path / "listings")
     before = time.time() - 100
-    for path in folder.glob("fog/1/*"):
+    for path in folder.glob("fog/*/*"):
         os.utime(path, (before, before))
-    first = image_set("imagenet-c/fog/1", data)
-    assert len(list((tmp_path / "listings").iterdir())) == 1
+    first, second = (image_set(f"imagenet-c/fog/{severity}", data) for severity in (1, 2))
+    assert first.listing.names is second.listing.names  # the same photographs: one copy, one file
+    assert len(list((tmp_path / "listings").iterdir())) == 3
     assert image_set("imagenet-c/fog/1", data).files == first.files
     file = next(folder.glob("fog/1/*/*"))
     file.rename(file.with_name("ILSVRC2012_val_00099999.JPEG"))

@@ -1,7 +1,9 @@
 """From image files to pixels: the view, decoding, the cache of decoded images."""
 
 import errno
+import functools
 import hashlib
+import io
 import os
 import warnings
 import zlib
@@ -12,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import open_file, write_json
+from imagenet_biases.files import read_bytes, write_json
+from imagenet_biases.images.archives import Opened
 from imagenet_biases.schema import Malformed, read_json
 from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
 
@@ -61,13 +64,14 @@ class Unreadable(Exception):
     """An image that cannot be decoded: its path and why."""
 
 
-def decode(path, view):
+def decode(path, view, data=None):
     """Decode an image file to uint8 pixels [crop, crop, 3] under a view.
 
-    Raises Unreadable for whatever a decoder raises: on damaged files that may be anything.
+    `data`: a function that gives the file's bytes where they do not lie at `path`. Raises Unreadable for whatever a
+    decoder raises: on damaged files that may be anything.
     """
     try:
-        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data() if data else read_bytes(path)), formats=FORMATS) as image:
             return view(image)
     except OSError as error:  # Pillow's own carry no number
         raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
@@ -93,6 +97,8 @@ class Reader:
 
     def __init__(self, images, view, folder=None):
         self.images, self.view, self.pixels = images, images.view(view), None
+        members = images.listing.members
+        self.opened = Opened(members) if members else None
         if folder is not None:
             self._open(Path(folder))
 
@@ -140,20 +146,16 @@ class Reader:
 
     def read(self, position):
         """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3]; raises Unreadable."""
-        path = self.images.path(position)
         if self.pixels is None:
-            return decode(path, self.view)
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise Unreadable(f"{path}: {error}") from None
+            return self._decoded(position)
+        size, time = self._status(position)
         stamp = self.stamps[position]
-        if stamp["crc"] and (stamp["size"], stamp["time"]) == (status.st_size, status.st_mtime_ns):
+        if stamp["crc"] and (stamp["size"], stamp["time"]) == (size, time):
             pixels = np.array(self.pixels[position])
             if _checksum(pixels) == stamp["crc"]:
                 return pixels
-        pixels = decode(path, self.view)
-        stamp = np.array((_checksum(pixels), status.st_size, status.st_mtime_ns), self.STAMP)
+        pixels = self._decoded(position)
+        stamp = np.array((_checksum(pixels), size, time), self.STAMP)
         try:
             # pwrite reports a full disk as an error; writing through the memory map would kill the process
             _write_at(self.files["u8"], pixels.tobytes(), position * pixels.nbytes)
@@ -161,6 +163,23 @@ class Reader:
         except OSError as error:
             self._do_without(error)
         return pixels
+
+    def _decoded(self, position):
+        data = None
+        if self.opened:
+            size = int(self.images.listing.sizes[position])
+            data = functools.partial(self.opened.read, position, size)
+        return decode(self.images.path(position), self.view, data)
+
+    def _status(self, position):
+        """Return size and time of the file (of the archive's, for an image in one)."""
+        try:
+            if self.opened:
+                return int(self.images.listing.sizes[position]), self.opened.time(position)
+            status = self.images.path(position).stat()
+        except OSError as error:
+            raise Unreadable(f"{self.images.path(position)}: {error}") from None
+        return status.st_size, status.st_mtime_ns
 
 
 def _checksum(pixels):
