@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import shutil
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -241,6 +242,14 @@ def test_compressed_archives_come_with_the_line_that_unpacks_them(drawn, tmp_pat
         assert os.system(line) == 0
         unpacked = Path(str(path).removesuffix(".zip").removesuffix(".tar.gz").removesuffix(".tgz"))
         same(image_set("imagenet", Data(drawn)), image_set("imagenet", Data(imagenet=unpacked, allow_partial=True)))
+
+
+def test_without_pyarrow_parquet_files_are_said_to_need_it(tmp_path, monkeypatch):
+    (tmp_path / "validation-0.parquet").write_bytes(b"PAR1")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)  # as Python has it where a package cannot be imported
+    with pytest.raises(UserError, match="pip install pyarrow"):
+        image_set("imagenet", Data(imagenet=tmp_path))
 
 
 # Bad archives ---------------------------------------------------------------------------------------------------------

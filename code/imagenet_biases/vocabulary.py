@@ -24,8 +24,8 @@ class Data:
     In place of a folder: an archive (.tar, .parquet), several of them separated by commas, or a folder that holds them.
     `limit`: only so many images of each set, spread over it; `allow_partial`: measure an incomplete set. Both make a
     declared subset. `skip_unreadable`: leave images out that cannot be decoded, recorded. `listings`: a folder where
-    the listings of the corrupted sets (4.75 million files) and the indexes of archives are kept between runs. `seed`: of what passes draw (samples,
-    resets); a run puts its Settings' seed here.
+    the listings of the corrupted sets (7.25 million files) and the indexes of archives are kept between runs. `seed`:
+    of what passes draw (samples, resets); a run puts its Settings' seed here.
     """
 
     root: str | Path | None = None
