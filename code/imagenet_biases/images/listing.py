@@ -19,6 +19,9 @@ from imagenet_biases.images.labels import EXTENSIONS, flat_labels, wordnet_index
 from imagenet_biases.schema import Malformed
 
 
+THREADS = 16
+
+
 class Names:
     """Images by name: relative paths and class numbers. All variants of a corrupted set share one."""
 
@@ -155,18 +158,24 @@ def _listing(root, folders, keep):
         names, *columns = zip(*(_scan(root / folder) for folder in folders), strict=True)
         sizes, numbers, places = map(np.concatenate, columns)
         return Listing(root.where, _named(folders, names), sizes, Members(root.archives.paths, numbers, places))
-    with ThreadPoolExecutor(16) as pool:
-        times = np.array(list(pool.map(lambda f: os.stat(root / f).st_mtime_ns, folders)), np.int64)
-        kept = keep and Path(keep) / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.npz"
-        listing = _read_listing(kept, root, folders, times) if kept else None
-        if listing is not None:
-            return listing
-        names, sizes = zip(*pool.map(lambda f: _scan(root / f), folders), strict=True)
+    times = np.array(_side_by_side(lambda folder: os.stat(root / folder).st_mtime_ns, folders), np.int64)
+    kept = keep and Path(keep) / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.npz"
+    listing = _read_listing(kept, root, folders, times) if kept else None
+    if listing is not None:
+        return listing
+    names, sizes = zip(*_side_by_side(lambda folder: _scan(root / folder), folders), strict=True)
     listing = Listing(root, _named(folders, names), np.concatenate(sizes))
     # a folder that changed a moment ago may change again within the clock's tick: do not trust its time yet
     if kept and times.max() < time.time_ns() - 2_000_000_000:
         _keep_listing(kept, listing, folders, _text(folders, names), times)
     return listing
+
+
+def _side_by_side(action, items):
+    """Return what an action on each item gives; a shared file system answers many questions at once."""
+    parts = np.array_split(np.array(list(items), object), THREADS)  # a task an item would cost more than a local answer
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [one for done in pool.map(lambda part: [action(item) for item in part], parts) for one in done]
 
 
 # Names and kept listings ----------------------------------------------------------------------------------------------

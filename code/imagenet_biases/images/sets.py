@@ -38,20 +38,26 @@ class ImageSet:
         return len(self.chosen)
 
     @cached_property
+    def _whole(self):
+        return np.array_equal(self.chosen, np.arange(len(self.listing.files)))
+
+    @cached_property
     def files(self):
         """Relative paths of the chosen images."""
         files = self.listing.files
-        return files if len(self.chosen) == len(files) else tuple(files[i] for i in self.chosen)
+        return files if self._whole else tuple(files[i] for i in self.chosen)
 
     @cached_property
     def labels(self):
         """Class numbers of the chosen images, int64 [N]."""
-        return self.listing.labels[self.chosen]
+        labels = self.listing.labels
+        return labels if self._whole else labels[self.chosen]
 
     @cached_property
     def keys(self):
         """A stable 63-bit number for each chosen image, int64 [N] (listing.Names.keys)."""
-        return self.listing.names.keys[self.chosen]
+        keys = self.listing.names.keys
+        return keys if self._whole else keys[self.chosen]
 
     @cached_property
     def fingerprint(self):
@@ -88,6 +94,8 @@ def image_set(name, data):
     the folders or archives. Raises NotGiven where it names none, UserError for a missing folder, a wrong count, an
     unknown class.
     """
+    if data.listed is not None and name in data.listed:
+        return data.listed[name]
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
     top, listing = _found(base, data, lambda top: _listed(name, top, variant, declared, data.listings))
@@ -98,7 +106,7 @@ def image_set(name, data):
     expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
     if expected and None in expected:
         raise UserError(f"{top / 'image-set.json'} names classes that are none; mend it or remove it")
-    return check_complete(
+    found = check_complete(
         ImageSet(
             name,
             listing,
@@ -112,6 +120,9 @@ def image_set(name, data):
         per_class=None if manifest else declared.per_class,
         expected=expected if expected is not None else range(1000),
     )
+    if data.listed is not None:
+        data.listed[name] = found
+    return found
 
 
 def image_sets(base, variants, data):
