@@ -1,13 +1,12 @@
 """Start-up at full size: how long until everything is listed, checked and planned, and in how much memory.
 
-Image sets of full size are made of empty names (hard links to one small image a class): ImageNet validation, v2, -A,
--R, -Sketch and the 145 folders of -C and -C-bar, 7.4 million files. A first start lists them, a second one uses the kept listings; both
+Image sets of full size are made of hard links to one small image a class: ImageNet validation, v2, -A, -R, -Sketch and
+the 145 folders of -C and -C-bar, 7.4 million files. A first start lists them, a second one uses the kept listings; both
 are processes of their own, imports included, and end where the networks would be loaded.
 
     python benchmarks/startup.py [--variants 145] [--networks 48] [--folder DIR]
 
-The folder (700 MB of directory entries) is kept where it is named. Figures go to
-benchmarks/startup.json.
+The folder (700 MB of directory entries) is kept where it is named. Figures go to benchmarks/startup.json.
 """
 
 import argparse
@@ -23,9 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from common import described, on
 from PIL import Image
 
+from common import described, on
 from imagenet_biases.study import CORRUPTIONS, CORRUPTIONS_BAR, DECLARATIONS, class_numbers, wordnet_ids
 
 TARGETS = {"first": {"seconds": 60}, "second": {"seconds": 15, "gigabytes": 1.0}}
@@ -93,9 +92,7 @@ def start(folder, results, networks):
             self.name, self.identity = name, {"network": name}
 
     shown = [one for one in names() if one not in ("criticality", "filters", "model_vs_human")]
-    measurement = Measurement(
-        [], shown, Data(folder), Settings(device="cpu"), results=results, skip_missing=True
-    )
+    measurement = Measurement([], shown, Data(folder), Settings(device="cpu"), results=results, skip_missing=True)
     plan = make_plan(measurement.jobs, [Stand(f"network-{n}") for n in range(networks)], measurement.machine)
     sets = {images.name: images for job in measurement.jobs for images in job.image_sets}
     keys = sum(len(images.keys) for images in sets.values())

@@ -338,6 +338,41 @@ def test_cache_is_filled_by_several_processes(validation, tmp_path):
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
 
 
+def _open_at(one, cache, moment):
+    time.sleep(max(0, moment - time.time()))
+    _fill(one, cache, os.getpid())
+
+
+def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
+    one, cache = found(validation), tmp_path / "cache"
+    context, moment = multiprocessing.get_context("fork"), time.time() + 1
+    workers = [context.Process(target=_open_at, args=(one, cache, moment)) for _ in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    reader = Reader(one, STUDY, cache)
+    assert all(reader.stamps["crc"])  # nobody has removed what another had begun to fill
+    assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
+
+
+def test_ready_made_sets_are_not_cached(drawn, tmp_path):
+    one = image_set("imagenet-c/fog/1", Data(drawn))
+    whole(Reader(one, STUDY, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_free_space_is_looked_at_before_caching(validation, tmp_path, monkeypatch):
+    one, usage, need = found(validation), shutil.disk_usage(tmp_path), PHOTOS * 224 * 224 * 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need - 1))
+    with pytest.warns(UserWarning, match=r"no longer kept: .* has 0\.0 GB free"):
+        reader = Reader(one, STUDY, tmp_path / "cache")
+    assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need))
+    assert Reader(one, STUDY, tmp_path / "cache").pixels is not None
+
+
 def test_cache_of_a_limited_run_serves_the_whole_set(validation, tmp_path):
     cache = tmp_path / "cache"
     few = found(validation, limit=4)

@@ -18,7 +18,6 @@ from imagenet_biases.images.archives import LABEL_IN_ARCHIVE, Inside, Members, s
 from imagenet_biases.images.labels import EXTENSIONS, flat_labels, wordnet_index
 from imagenet_biases.schema import Malformed
 
-
 THREADS = 16
 
 
@@ -141,7 +140,8 @@ def size_of(entry):
     """
     path = os.fspath(entry)
     try:
-        path.encode()
+        if not path.isascii():
+            path.encode()
         status = entry.stat()
     except UnicodeEncodeError:
         raise UserError(f"the name of {path} is not UTF-8: rename it") from None

@@ -5,12 +5,14 @@ import functools
 import hashlib
 import io
 import os
+import shutil
 import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from imagenet_biases.errors import UserError
@@ -21,6 +23,7 @@ from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what image sets hold: no other decoder of Pillow's is tried
 LONGEST = 100  # sides: a strip of 65,000 x 1 would become one of 16 million x 256 before it is cropped
+LOCKED = 60  # seconds that the making of a cache is waited for: it takes a moment
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -99,7 +102,7 @@ class Reader:
         self.images, self.view, self.pixels = images, images.view(view), None
         members = images.listing.members
         self.opened = Opened(members) if members else None
-        if folder is not None:
+        if folder is not None and not images.as_is:  # ready-made images are small, and there are 7 million of them
             self._open(Path(folder))
 
     def _open(self, folder):
@@ -113,22 +116,29 @@ class Reader:
         sizes = {"u8": len(listing.files) * crop * crop * 3, "stamps": len(listing.files) * self.STAMP.itemsize}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not self._sound(paths, sizes, description):
-                for path in paths.values():
-                    path.unlink(missing_ok=True)
-                for kind, size in sizes.items():
-                    with open(paths[kind], "ab") as file:
-                        file.truncate(size)  # sparse: nothing is stored until it is written
-                write_json(paths["json"], description)
-            self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
+            with FileLock(folder / f"{stem}.lock", timeout=LOCKED):  # several processes begin at once
+                if not self._sound(paths, sizes, description):
+                    for path in paths.values():
+                        path.unlink(missing_ok=True)
+                    for kind, size in sizes.items():
+                        with open(paths[kind], "ab") as file:
+                            file.truncate(size)  # sparse: nothing is stored until it is written
+                    write_json(paths["json"], description)
+                self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
+            self.pixels = np.memmap(paths["u8"], np.uint8, "r", shape=(len(listing.files), crop, crop, 3))
+            self.stamps = np.memmap(paths["stamps"], self.STAMP, "r")
+            missing = np.count_nonzero(self.stamps["crc"][self.images.chosen] == 0) * crop * crop * 3
+            free = shutil.disk_usage(folder).free
+        except Timeout:
+            return self._do_without(f"{folder / stem}.lock has been held for {LOCKED} s; remove it if nothing runs")
         except OSError as error:
             if error.errno in NO_SPACE:
-                return self._do_without(error)
+                return self._do_without(error.strerror)
             raise UserError(
                 f"--cache {folder}: {error}; give a folder that can be written, or leave --cache out"
             ) from None
-        self.pixels = np.memmap(paths["u8"], np.uint8, "r", shape=(len(listing.files), crop, crop, 3))
-        self.stamps = np.memmap(paths["stamps"], self.STAMP, "r")
+        if missing > free:
+            self._do_without(f"{folder} has {free / 1e9:,.1f} GB free, they would take {missing / 1e9:,.1f}")
 
     @staticmethod
     def _sound(paths, sizes, description):
@@ -139,30 +149,36 @@ class Reader:
         except (OSError, Malformed):
             return False
 
-    def _do_without(self, error):
+    def _do_without(self, reason):
         """A full disk ends the caching, not the run."""
         self.pixels = None
-        warnings.warn(f"decoded images are no longer kept: {error.strerror}", stacklevel=3)
+        warnings.warn(f"decoded images are no longer kept: {reason}", stacklevel=3)
 
-    def read(self, position):
-        """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3]; raises Unreadable."""
+    def read(self, position, out=None):
+        """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3], or write them to `out`.
+
+        Raises Unreadable.
+        """
+        if out is None:
+            out = np.empty((self.view.crop, self.view.crop, 3), np.uint8)
         if self.pixels is None:
-            return self._decoded(position)
+            out[...] = self._decoded(position)
+            return out
         size, time = self._status(position)
         stamp = self.stamps[position]
         if stamp["crc"] and (stamp["size"], stamp["time"]) == (size, time):
-            pixels = np.array(self.pixels[position])
-            if _checksum(pixels) == stamp["crc"]:
-                return pixels
-        pixels = self._decoded(position)
-        stamp = np.array((_checksum(pixels), size, time), self.STAMP)
+            out[...] = self.pixels[position]
+            if _checksum(out) == stamp["crc"]:
+                return out
+        out[...] = self._decoded(position)
+        stamp = np.array((_checksum(out), size, time), self.STAMP)
         try:
             # pwrite reports a full disk as an error; writing through the memory map would kill the process
-            _write_at(self.files["u8"], pixels.tobytes(), position * pixels.nbytes)
+            _write_at(self.files["u8"], out.tobytes(), position * out.nbytes)
             _write_at(self.files["stamps"], stamp.tobytes(), position * self.STAMP.itemsize)
         except OSError as error:
-            self._do_without(error)
-        return pixels
+            self._do_without(error.strerror)
+        return out
 
     def _decoded(self, position):
         data = None
