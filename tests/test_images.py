@@ -1,6 +1,7 @@
 """Image sets: layouts, counts, labels, views, the decoded cache."""
 
 import importlib.resources as resources
+import io
 import json
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from timm.data import RealLabelsImagenet
 from torchvision import transforms
 
 from common import SHARED, needs_shared
+from hostile import cases, damaged
 from imagenet_biases import Data
 from imagenet_biases.errors import UserError
+from imagenet_biases.images import pixels
 from imagenet_biases.images import sets as images
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.pixels import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
@@ -395,3 +398,38 @@ def test_cache_in_a_place_that_cannot_be(validation, tmp_path):
 def test_real_photographs():
     one = found(SHARED / "imagenet_samples")
     assert len(one) == 100 and sorted(one.labels) == list(range(0, 1000, 10))
+
+
+def test_simplejpeg_and_pillow_give_the_same_pixels_and_faults(drawn, monkeypatch):
+    """Of ready-made JPEGs in all colour modes and subsamplings, of the photographs at hand, whole and damaged."""
+    pytest.importorskip("simplejpeg")
+    assert pixels._simplejpeg()
+    squares = [path.read_bytes() for path in sorted((drawn / "imagenet-c").glob("*/3/*/*"))[::20]]
+    photos = sorted(SHARED.glob("imagenet_samples/*/*")) if SHARED else []
+    for number, path in enumerate(photos):
+        with Image.open(path) as image:
+            squares.append(_square(image.convert("L" if number % 10 == 0 else "RGB"), number))
+    squares += [_square(Image.open(io.BytesIO(squares[0])).convert("CMYK"), 0)]
+    squares += [damaged(dice.choice(squares), dice) for _, dice in cases(400)]
+
+    def decoded(data):
+        try:
+            return decode("square", AS_IS, lambda: data)
+        except Unreadable as error:
+            return np.array(str(error))
+
+    fast = [decoded(data) for data in squares]
+    used = []
+    module = pixels._simplejpeg()
+    monkeypatch.setattr(module, "decode_jpeg", lambda *words, **more: used.append(words) or 1 / 0)
+    slow = [decoded(data) for data in squares]
+    assert len(used) > len(photos)  # what fails there is Pillow's to decode
+    assert all(np.array_equal(one, two) for one, two in zip(fast, slow, strict=True))
+
+
+def _square(image, number):
+    file = io.BytesIO()
+    image.resize((224, 224)).save(
+        file, "JPEG", quality=75 + number % 20, subsampling=number % 3, progressive=number % 4 == 0
+    )
+    return file.getvalue()

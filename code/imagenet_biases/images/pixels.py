@@ -74,12 +74,54 @@ def decode(path, view, data=None):
     decoder raises: on damaged files that may be anything.
     """
     try:
-        with Image.open(io.BytesIO(data() if data else read_bytes(path)), formats=FORMATS) as image:
+        data = data() if data else read_bytes(path)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if view.resize is None and image.size == (view.crop, view.crop):
+                pixels = _of_jpeg(image, data)
+                return view(image) if pixels is None else pixels
             return view(image)
     except OSError as error:  # Pillow's own carry no number
         raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
     except Exception as error:
         raise Unreadable(f"{path}: {str(error) or type(error).__name__}") from None
+
+
+def _of_jpeg(image, data):
+    """Return the pixels of a JPEG as simplejpeg decodes it where that is sure to be what Pillow gives, else None.
+
+    It decodes at once into an array, 1.5 times as fast as Pillow; what is to be resized has to become Pillow's image
+    again, which takes what was won. Only YCbCr and grey JPEGs without a fault: what is to be said of a fault, Pillow
+    says.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _simplejpeg():
+        return None
+    try:
+        kind = _simplejpeg().decode_jpeg_header(data)[2]
+        pixels = _simplejpeg().decode_jpeg(data, "RGB", strict=True) if kind in ("YCbCr", "Gray") else None
+    except Exception:  # damaged
+        return None
+    return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
+
+
+@functools.cache
+def _simplejpeg():
+    """Return the module simplejpeg if it is there and agrees with Pillow here, else None.
+
+    Both bring a libjpeg-turbo of their own; other versions or builds of it may round in another way.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    y, x = np.mgrid[:93, :117]
+    waves = np.stack([127.5 + 120 * np.sin((1 + c) * (x * x + y * y) / 900 + c) for c in range(3)], -1)
+    for mode, subsampling in (("RGB", "4:2:0"), ("RGB", "4:2:2"), ("RGB", "4:4:4"), ("L", "4:4:4")):
+        file = io.BytesIO()
+        Image.fromarray(waves.astype(np.uint8)).convert(mode).save(file, "JPEG", quality=80, subsampling=subsampling)
+        with Image.open(file) as image:
+            if not np.array_equal(simplejpeg.decode_jpeg(file.getvalue(), "RGB"), np.asarray(image.convert("RGB"))):
+                return None
+    return simplejpeg
 
 
 def _without_address(error):
