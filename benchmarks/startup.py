@@ -96,10 +96,10 @@ def start(folder, results, networks):
     plan = make_plan(measurement.jobs, [Stand(f"network-{n}") for n in range(networks)], measurement.machine)
     sets = {images.name: images for job in measurement.jobs for images in job.image_sets}
     keys = sum(len(images.keys) for images in sets.values())
-    print(json.dumps({
-        "sets": len(sets), "images": keys, "groups": len(plan.groups),
-        "gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-    }))  # fmt: skip
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = {"sets": len(sets), "images": keys, "groups": len(plan.groups)}
+    figures |= {"cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "gigabytes": round(used.ru_maxrss / 1e6, 2)}
+    print(json.dumps(figures))
 
 
 def main():

@@ -196,7 +196,8 @@ def test_what_is_unpacked_comes_before_the_archives(drawn, corrupted, tmp_path):
     assert snow.listing.members is None and fog.listing.members is not None
 
 
-def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path):
+@pytest.mark.parametrize("layout", ["labels", "parquet"])
+def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path, layout):
     network = {"net": timm.create_model("test_resnet").eval()}
     torch.manual_seed(0)
     settings = Settings(device="cpu", compile="off", workers=1, batch_size=32)
@@ -204,7 +205,7 @@ def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path):
     options = {"imagenet_c": {"corruptions": "fog", "severities": "1"}}
     folder = beside(drawn, "imagenet-c", tmp_path / "root" / "imagenet-c")
     packed(folder / "weather.tar", tree(drawn / "imagenet-c" / "fog", "fog/"))
-    root = imagenet_as("labels", drawn, tmp_path / "root" / "imagenet").parent
+    root = imagenet_as(layout, drawn, tmp_path / "root" / "imagenet").parent
 
     def answers(data, results):
         found = evaluate(network, benchmarks, data, settings, options=options, results=results)
