@@ -188,6 +188,12 @@ def test_corrupted_sets_in_their_archives(drawn, corrupted, tmp_path, listed):
         image_sets("imagenet-c", ["fog/1", "snow/1"], data)
 
 
+@pytest.mark.parametrize("given", ["{0}/noise.tar,{0}/nowhere.tar", "{0}/noise.tar,{0}", ",", "{0}/noise.tar,,"])
+def test_a_list_holds_archives_only(corrupted, given):
+    with pytest.raises(UserError, match="there is no folder or archive"):
+        image_set("imagenet-c/fog/1", Data(imagenet_c=given.format(corrupted)))
+
+
 def test_what_is_unpacked_comes_before_the_archives(drawn, corrupted, tmp_path):
     folder = tmp_path / "imagenet-c"
     shutil.copytree(corrupted, folder)

@@ -164,7 +164,7 @@ def test_wrong_classes(validation):
 def test_folder_not_given_and_not_there(tmp_path):
     with pytest.raises(images.NotGiven, match="--imagenet DIR"):
         image_set("imagenet", Data())
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder or archive"):
         image_set("imagenet", Data(imagenet=tmp_path / "nowhere"))
 
 

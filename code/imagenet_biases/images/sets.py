@@ -189,8 +189,8 @@ def _given(base, data):
     """Return the folder, or the archives, that `data` gives for an image set; NotGiven if it gives none."""
     given = getattr(data, base.replace("-", "_"))
     if given:
-        whole = Path(given)
-        return [whole] if whole.exists() else [Path(part.strip()) for part in str(given).split(",")]
+        whole, parts = Path(given), [part.strip() for part in str(given).split(",")]
+        return [whole] if whole.exists() or not all(parts) else [Path(part) for part in parts]
     if not data.root:
         raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
     for name in (base, *(base + ending for ending in READ)):
@@ -205,10 +205,11 @@ def _found(base, data, listed):
     What is unpacked comes first, then the archives beside it.
     """
     given = _given(base, data)
-    tops, packed = ([given[0]], archives_in(given[0])) if given[0].is_dir() else ([], given)
+    folder = given[0] if len(given) == 1 and given[0].is_dir() else None
+    tops, packed = ([folder], archives_in(folder)) if folder else ([], given)
     unread = [path for path in packed if path.suffix not in READ]
     if missing := [path for path in packed if not path.is_file()]:
-        raise UserError(f"{base}: there is no folder {missing[0]}; give the right one with --{base} DIR")
+        raise UserError(f"{base}: there is no folder or archive {missing[0]}; give the right one with --{base} DIR")
     if unread:
         line = unpacking(unread)
         remedy = f"unpack it:  {line}" if line else f"give a folder, or archives in {' or '.join(READ)}"
