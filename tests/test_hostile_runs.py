@@ -27,9 +27,23 @@ ONE = ("eval_imagenet.py", "--model", "calibration_texture")
 TIMES = ("time", "images_per_second", "measured", "scored_from")  # what says when, and what is made of that
 
 
-def start(words, data, results, *more, limit=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
-    """Start a script as a user does; `limit`: largest file in bytes that it may write, as on a full disk."""
-    command = [sys.executable, CODE / words[0], *words[1:], "--data", data, "--results", results, "--wandb", "disabled"]
+def start(words, data, results, *more, limit=None, within=(), stdout=subprocess.PIPE, stderr=subprocess.PIPE):
+    """Start a script as a user does; `limit`: largest file in bytes that it may write, as on a full disk.
+
+    `within`: words of a command that runs the command that follows them.
+    """
+    command = [
+        *within,
+        sys.executable,
+        CODE / words[0],
+        *words[1:],
+        "--data",
+        data,
+        "--results",
+        results,
+        "--wandb",
+        "disabled",
+    ]
     command += ["--batch-size", "16", "--checkpoint-seconds", "0", "--num-workers", "0", *more]
 
     def limited():
@@ -134,8 +148,28 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(drawn, tmp_path, undisturb
     assert records(tmp_path / "results") == one(undisturbed)
 
 
-def test_no_room_for_what_processes_decode_is_one_line(drawn, tmp_path):
-    one_line(start(ONE, drawn, tmp_path, "--num-workers", "1", limit=1_000_000), 2, "/dev/shm", "--num-workers")
+def shared_memory_of(size, drawn, results, *more):
+    """Run where /dev/shm has so much room, as in a container; return (status, stdout, stderr)."""
+    inside = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*inside, "mount", "-t", "tmpfs", "none", "/dev/shm"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system of his own")
+    mounted = [*inside, "sh", "-c", f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"', "sh"]
+    return end(start(ONE, drawn, results, *more, within=mounted))
+
+
+def test_a_containers_little_shared_memory_is_enough(drawn, tmp_path, undisturbed):
+    # a batch of 16 images has 2.4 MB, and four of them are on their way
+    status, _, err = shared_memory_of("256k", drawn, tmp_path, "--num-workers", "2")
+    assert status == 0, err
+    assert records(tmp_path) == one(undisturbed)
+
+
+def test_no_shared_memory_at_all_is_one_line_and_no_processes_need_none(drawn, tmp_path, undisturbed):
+    status, _, err = shared_memory_of("4k", drawn, tmp_path, "--num-workers", "2")
+    assert status == 2 and "/dev/shm" in err and "--num-workers 0" in err and "Traceback" not in err
+    status, _, err = shared_memory_of("4k", drawn, tmp_path, "--num-workers", "0")
+    assert status == 0, err
+    assert records(tmp_path) == one(undisturbed)
 
 
 def test_an_unreadable_image_in_a_decoding_process_is_one_line(drawn, tmp_path):

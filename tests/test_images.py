@@ -1,6 +1,7 @@
 """Image sets: layouts, counts, labels, views, the decoded cache."""
 
 import importlib.resources as resources
+import io
 import json
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from timm.data import RealLabelsImagenet
 from torchvision import transforms
 
 from common import SHARED, needs_shared
+from hostile import cases, damaged
 from imagenet_biases import Data
 from imagenet_biases.errors import UserError
+from imagenet_biases.images import pixels
 from imagenet_biases.images import sets as images
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.pixels import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
@@ -161,7 +164,7 @@ def test_wrong_classes(validation):
 def test_folder_not_given_and_not_there(tmp_path):
     with pytest.raises(images.NotGiven, match="--imagenet DIR"):
         image_set("imagenet", Data())
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="there is no folder or archive"):
         image_set("imagenet", Data(imagenet=tmp_path / "nowhere"))
 
 
@@ -185,10 +188,11 @@ def test_corrupted_listing_is_kept_until_a_folder_changes(drawn, tmp_path):
     shutil.copy(drawn / "imagenet-c" / "image-set.json", folder)
     data = Data(imagenet_c=folder, listings=tmp_path / "listings")
     before = time.time() - 100
-    for path in folder.glob("fog/1/*"):
+    for path in folder.glob("fog/*/*"):
         os.utime(path, (before, before))
-    first = image_set("imagenet-c/fog/1", data)
-    assert len(list((tmp_path / "listings").iterdir())) == 1
+    first, second = (image_set(f"imagenet-c/fog/{severity}", data) for severity in (1, 2))
+    assert first.listing.names is second.listing.names  # the same photographs: one copy, one file
+    assert len(list((tmp_path / "listings").iterdir())) == 3
     assert image_set("imagenet-c/fog/1", data).files == first.files
     file = next(folder.glob("fog/1/*/*"))
     file.rename(file.with_name("ILSVRC2012_val_00099999.JPEG"))
@@ -337,6 +341,41 @@ def test_cache_is_filled_by_several_processes(validation, tmp_path):
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
 
 
+def _open_at(one, cache, moment):
+    time.sleep(max(0, moment - time.time()))
+    _fill(one, cache, os.getpid())
+
+
+def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
+    one, cache = found(validation), tmp_path / "cache"
+    context, moment = multiprocessing.get_context("fork"), time.time() + 1
+    workers = [context.Process(target=_open_at, args=(one, cache, moment)) for _ in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    reader = Reader(one, STUDY, cache)
+    assert all(reader.stamps["crc"])  # nobody has removed what another had begun to fill
+    assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
+
+
+def test_ready_made_sets_are_not_cached(drawn, tmp_path):
+    one = image_set("imagenet-c/fog/1", Data(drawn))
+    whole(Reader(one, STUDY, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_free_space_is_looked_at_before_caching(validation, tmp_path, monkeypatch):
+    one, usage, need = found(validation), shutil.disk_usage(tmp_path), PHOTOS * 224 * 224 * 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need - 1))
+    with pytest.warns(UserWarning, match=r"no longer kept: .* has 0\.0 GB free"):
+        reader = Reader(one, STUDY, tmp_path / "cache")
+    assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=need))
+    assert Reader(one, STUDY, tmp_path / "cache").pixels is not None
+
+
 def test_cache_of_a_limited_run_serves_the_whole_set(validation, tmp_path):
     cache = tmp_path / "cache"
     few = found(validation, limit=4)
@@ -359,3 +398,38 @@ def test_cache_in_a_place_that_cannot_be(validation, tmp_path):
 def test_real_photographs():
     one = found(SHARED / "imagenet_samples")
     assert len(one) == 100 and sorted(one.labels) == list(range(0, 1000, 10))
+
+
+def test_simplejpeg_and_pillow_give_the_same_pixels_and_faults(drawn, monkeypatch):
+    """Of ready-made JPEGs in all colour modes and subsamplings, of the photographs at hand, whole and damaged."""
+    pytest.importorskip("simplejpeg")
+    assert pixels._simplejpeg()
+    squares = [path.read_bytes() for path in sorted((drawn / "imagenet-c").glob("*/3/*/*"))[::20]]
+    photos = sorted(SHARED.glob("imagenet_samples/*/*")) if SHARED else []
+    for number, path in enumerate(photos):
+        with Image.open(path) as image:
+            squares.append(_square(image.convert("L" if number % 10 == 0 else "RGB"), number))
+    squares += [_square(Image.open(io.BytesIO(squares[0])).convert("CMYK"), 0)]
+    squares += [damaged(dice.choice(squares), dice) for _, dice in cases(400)]
+
+    def decoded(data):
+        try:
+            return decode("square", AS_IS, lambda: data)
+        except Unreadable as error:
+            return np.array(str(error))
+
+    fast = [decoded(data) for data in squares]
+    used = []
+    module = pixels._simplejpeg()
+    monkeypatch.setattr(module, "decode_jpeg", lambda *words, **more: used.append(words) or 1 / 0)
+    slow = [decoded(data) for data in squares]
+    assert len(used) > len(photos)  # what fails there is Pillow's to decode
+    assert all(np.array_equal(one, two) for one, two in zip(fast, slow, strict=True))
+
+
+def _square(image, number):
+    file = io.BytesIO()
+    image.resize((224, 224)).save(
+        file, "JPEG", quality=75 + number % 20, subsampling=number % 3, progressive=number % 4 == 0
+    )
+    return file.getvalue()

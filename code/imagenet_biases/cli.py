@@ -91,7 +91,9 @@ def _add_images(group, sets):
     for name in sets:
         declared = DECLARATIONS.get(name)
         told = f"{declared.title}: {declared.images:,} images" if declared else "the data sets of model-vs-human"
-        group.add_argument(f"--{name}", metavar="DIR", help=told)
+        group.add_argument(
+            f"--{name}", metavar="DIR", help=told + (", unpacked or as .tar, .parquet" if declared else "")
+        )
     group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
     group.add_argument(
         "--view", choices=["study", "native"], default="study", help="256/224 for all, or the network's own"

@@ -86,7 +86,7 @@ class Measurement:
         options = options or {}
         if strange := sorted(set(options) - set(names)):
             raise UserError(f"options for {strange[0]}, which is not among the benchmarks: {', '.join(names)}")
-        data = replace(data, seed=settings.seed)
+        data = replace(data, seed=settings.seed, listed={})
         if results is not None and not fresh:
             data = replace(data, listings=Path(results) / ".listings")
         if skip_missing:

@@ -4,7 +4,6 @@ An image is decoded once for all conditions and networks that are shown together
 networks. Answers stay on the device until a checkpoint; nothing waits for the device within a batch.
 """
 
-import signal
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ import torchvision.transforms.functional  # noqa: F401  here, or every decoding 
 from tqdm import tqdm
 
 from imagenet_biases.errors import UserError, out_of_memory
+from imagenet_biases.images.feed import batches
 from imagenet_biases.images.pixels import Reader, Unreadable
 from imagenet_biases.machine import circumstances
 from imagenet_biases.progress import Progress
@@ -100,15 +100,17 @@ class Loop:
             self.runners = Runners(self.machine, planned)
         tasks = [self._tasks(group) for group in groups]
         total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
-        batches = iter(_loader(groups, tasks, self.machine))
+        sets = [(group.images, group.view) for group in groups]
+        feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.machine)
         with Progress(total, self.progress) as progress:
             try:
                 for group, own in zip(groups, tasks, strict=True):
-                    Showing(self, group, own, batches, progress).run()
+                    Showing(self, group, own, feed, progress).run()
                     if self.gate:
                         self.gate(group)
                     yield from complete()
             finally:
+                feed.close()
                 self.runners.close()
 
     def _tasks(self, group):
@@ -151,67 +153,6 @@ def _other_pixels(group, sample, checked):
 
 def _crc(pixels):
     return zlib.crc32(np.ascontiguousarray(pixels))
-
-
-class _Decoded(torch.utils.data.Dataset):
-    """Decoded batches: (group number, positions) -> uint8 pixels [B, H, W, 3] and messages about unreadable images."""
-
-    def __init__(self, groups, cache):
-        self.sets = [(group.images, group.view, cache) for group in groups]
-        self.reader = None, None  # of the group at hand: batches come in the order of the groups
-
-    def __getitem__(self, task):
-        """Return (pixels, {row: why it is unreadable}), or (None, error): torch hands errors on as their tracebacks."""
-        try:
-            return self._decoded(*task)
-        except (UserError, OSError, MemoryError) as error:
-            return None, error
-
-    def _decoded(self, number, positions):
-        if self.reader[0] != number:
-            self.reader = number, Reader(*self.sets[number])
-        reader = self.reader[1]
-        crop = reader.view.crop
-        pixels = np.zeros((len(positions), crop, crop, 3), np.uint8)
-        unreadable = {}
-        for row, position in enumerate(positions):
-            try:
-                pixels[row] = reader.read(int(reader.images.chosen[position]))
-            except Unreadable as error:
-                unreadable[row] = str(error)
-        return _shared(torch.from_numpy(pixels)), unreadable
-
-
-def _shared(pixels):
-    """Put what a decoding process has decoded where the main process can read it.
-
-    torch would do it later, in a thread of its own, where an error is nobody's and the main process waits for ever.
-    """
-    if torch.utils.data.get_worker_info() is None:
-        return pixels
-    try:
-        return pixels.share_memory_()
-    except RuntimeError as error:
-        raise UserError(
-            f"decoding processes have no room for their images in shared memory, /dev/shm ({error}): repeat with fewer "
-            f"--num-workers, 0 for none, or a smaller --batch-size"
-        ) from None
-
-
-def _ignore_interrupts(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _loader(groups, tasks, machine):
-    return torch.utils.data.DataLoader(
-        _Decoded(groups, machine.cache),
-        sampler=[(number, task) for number, own in enumerate(tasks) for task in own],
-        batch_size=None,
-        num_workers=machine.workers if any(tasks) else 0,
-        pin_memory=machine.device.type == "cuda",
-        worker_init_fn=_ignore_interrupts,
-    )
 
 
 SAMPLE = 4  # images of a set whose pixels are remembered with the answers
@@ -269,7 +210,7 @@ class Showing:
 
     def _batch(self, positions):
         """Show one batch under every condition that some image of it still needs."""
-        rows, unreadable = self._decoded()
+        rows, unreadable = next(self.batches)
         self._note_unreadable(unreadable)
         for row in (row for row, position in enumerate(positions) if position in self.sample and row not in unreadable):
             self.crcs[str(positions[row])] = _crc(rows[row].numpy())
@@ -298,21 +239,6 @@ class Showing:
                 cell.kept.state[positions] == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), cell.kept.state[positions]
             )
         self.progress.images(len(positions))
-
-    def _decoded(self):
-        """Return the next batch of _Decoded."""
-        try:
-            rows, unreadable = next(self.batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a decoding process has died, probably for lack of memory (in RAM or in /dev/shm): repeat with a "
-                "smaller --batch-size, or with --num-workers 0"
-            ) from error
-        if rows is None:
-            raise unreadable
-        return rows, unreadable
 
     def _note_unreadable(self, unreadable):
         if unreadable and not self.loop.skip_unreadable:

@@ -21,10 +21,12 @@ import torch
 class Data:
     """Where the images are, and which of them: the folders of the sets, or `root`, a folder with a folder for each.
 
+    In place of a folder: an archive (.tar, .parquet), several of them separated by commas, or a folder that holds them.
     `limit`: only so many images of each set, spread over it; `allow_partial`: measure an incomplete set. Both make a
     declared subset. `skip_unreadable`: leave images out that cannot be decoded, recorded. `listings`: a folder where
-    the listings of the corrupted sets (4.75 million files) are kept between runs. `seed`: of what passes draw (samples,
-    resets); a run puts its Settings' seed here.
+    the listings of the corrupted sets (7.25 million files) and the indexes of archives are kept between runs. `seed`:
+    of what passes draw (samples, resets); a run puts its Settings' seed here. `listed`: in it a run remembers the sets
+    that it has found, so that each is listed once for all benchmarks.
     """
 
     root: str | Path | None = None
@@ -41,6 +43,7 @@ class Data:
     skip_unreadable: bool = False
     listings: Path | None = None
     seed: int = 0
+    listed: dict | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from imagenet_biases.errors import UserError, some
-from imagenet_biases.images.listing import Listing, size_of
+from imagenet_biases.images.listing import Listing, Names, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
 from imagenet_biases.schema import count
 
@@ -204,7 +204,7 @@ def _listing(folder):
         files.append(path.relative_to(folder).as_posix())
         labels.append(number[category])
         sizes.append(size_of(path))
-    return Listing(folder, tuple(files), np.array(sizes, np.int64), np.array(labels, np.int64))
+    return Listing(folder, Names(files, labels), np.array(sizes, np.int64))
 
 
 def human_trial_files(root, name, download=False):

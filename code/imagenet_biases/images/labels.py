@@ -4,8 +4,11 @@ Every set of labels is checked as a whole before it is used, and where there are
 """
 
 import codecs
+import gzip
+import io
 import os
 import re
+import tarfile
 import warnings
 from functools import cache
 from importlib import resources
@@ -30,8 +33,9 @@ def wordnet_index():
 def flat_labels(names, folders):
     """Return the class numbers of images in a flat folder, in the order of `names`; None where nothing tells them.
 
-    Looked for in `folders`: meta.bin (torchvision's), the devkit, and text files of two columns, file name and WordNet
-    id or class number. Raises UserError for labels that are damaged, do not cover the images, or disagree.
+    Looked for in `folders`: meta.bin (torchvision's), the devkit (or its tar.gz), and text files of two columns, file
+    name and WordNet id or class number. Raises UserError for labels that are damaged, do not cover the images, or
+    disagree.
     """
     found = {}
     for folder in folders:
@@ -41,6 +45,8 @@ def flat_labels(names, folders):
             truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
             if truth.is_file():
                 found[truth] = _of_numbers(names, _devkit(truth, devkit / "meta.mat"), truth)
+        if (packed := folder / "ILSVRC2012_devkit_t12.tar.gz").is_file():
+            found[packed] = _of_numbers(names, _packed_devkit(packed), packed)
         for path in sorted([*folder.glob("*.txt"), *folder.glob("*.csv")]):
             if path not in found and (labels := _of_text(names, path)) is not None:
                 found[path] = labels
@@ -75,17 +81,36 @@ def _meta(path):
 
 def _devkit(truth, meta):
     """Return the WordNet ids that the devkit's two files give, in the order of the file numbers."""
-    from scipy.io import loadmat
-
     if not meta.is_file():
         raise UserError(f"imagenet: {meta} is missing; it comes with the devkit's {truth.name}")
+    return _wnids(_text(truth), meta, meta)
+
+
+def _packed_devkit(path):
+    """Return the WordNet ids that the devkit gives, from its tar.gz."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(LONGEST_TEXT + 1)
+        if len(data) > LONGEST_TEXT:
+            raise tarfile.ReadError(f"longer than {LONGEST_TEXT:,} bytes")
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            files = {os.path.basename(one.name): tar.extractfile(one).read() for one in tar if one.isreg()}
+        truth, meta = files["ILSVRC2012_validation_ground_truth.txt"], files["meta.mat"]
+    except Exception as error:  # on damaged files the reader raises all kinds of errors
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): fetch it again") from None
+    return _wnids(truth.decode(errors="replace"), io.BytesIO(meta), path)
+
+
+def _wnids(truth, meta, where):
+    """Return the WordNet ids for a text of the devkit's own numbers; `meta`: its meta.mat."""
+    from scipy.io import loadmat
+
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         wnid = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
     except Exception as error:  # on damaged files the reader raises all kinds of errors
-        raise UserError(f"{meta} cannot be read ({str(error)[:200]}): unpack the devkit again") from None
-    numbers = _text(truth).split()
-    return [wnid.get(int(word), "") if word.isdecimal() and len(word) < 5 else "" for word in numbers]
+        raise UserError(f"{where} cannot be read ({str(error)[:200]}): unpack the devkit again") from None
+    return [wnid.get(int(word), "") if word.isdecimal() and len(word) < 5 else "" for word in truth.split()]
 
 
 def _text(path):
@@ -172,8 +197,7 @@ def real_labels(images):
     file names, whose number is the index (from 1). Raises UserError for a file that does not hold such labels; warns
     where less than half of the images have their own class among them (4 of 5 have it in the published ones).
     """
-    root = images.listing.root
-    own = next((p / "real.json" for p in (root, root.parent) if (p / "real.json").exists()), None)
+    own = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), None)
     source = own or Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
     sets = _real(source, *_stamp(source))
     numbers = [_validation_number(file) for file in images.files]

@@ -4,7 +4,6 @@ Labels come from folder names (WordNet id or class number) or a label file, neve
 """
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from imagenet_biases.errors import UserError, some
-from imagenet_biases.images.listing import Listing, class_of, list_classes
+from imagenet_biases.images.archives import READ, Inside, archives, archives_in, unpacking
+from imagenet_biases.images.listing import Listing, NoImages, class_of, list_classes, subfolders
 from imagenet_biases.images.pixels import AS_IS
 from imagenet_biases.schema import Fields, Malformed, count, read_json
 from imagenet_biases.study import DECLARATIONS, class_numbers, wordnet_ids
@@ -38,22 +38,26 @@ class ImageSet:
         return len(self.chosen)
 
     @cached_property
+    def _whole(self):
+        return np.array_equal(self.chosen, np.arange(len(self.listing.files)))
+
+    @cached_property
     def files(self):
         """Relative paths of the chosen images."""
-        return tuple(self.listing.files[i] for i in self.chosen)
+        files = self.listing.files
+        return files if self._whole else tuple(files[i] for i in self.chosen)
 
     @cached_property
     def labels(self):
         """Class numbers of the chosen images, int64 [N]."""
-        return self.listing.labels[self.chosen]
+        labels = self.listing.labels
+        return labels if self._whole else labels[self.chosen]
 
     @cached_property
     def keys(self):
-        """A stable 63-bit number for each image, int64 [N], from its class and its file name without extension.
-
-        The same image has the same key in every layout, order and subset, so seeded noise does not depend on them.
-        """
-        return np.array([_key(label, file) for label, file in zip(self.labels, self.files, strict=True)], np.int64)
+        """A stable 63-bit number for each chosen image, int64 [N] (listing.Names.keys)."""
+        keys = self.listing.names.keys
+        return keys if self._whole else keys[self.chosen]
 
     @cached_property
     def fingerprint(self):
@@ -68,13 +72,8 @@ class ImageSet:
         return AS_IS if self.as_is else view
 
     def path(self, position):
-        """Return the path of the image at a position of the listing."""
+        """Return the path of the image at a position of the listing; of one in an archive, what to call it."""
         return self.listing.root / self.listing.files[position]
-
-
-def _key(label, file):
-    stem = os.path.splitext(os.path.basename(file))[0]
-    return int.from_bytes(hashlib.blake2b(f"{label}/{stem}".encode(), digest_size=8).digest(), "big") >> 1
 
 
 class NotGiven(UserError):
@@ -92,19 +91,22 @@ def image_set(name, data):
     """Find, list and check an image set, before anything is computed on it.
 
     `name` is one of study.DECLARATIONS, with /CORRUPTION/SEVERITY for the corrupted sets; `data` (vocabulary.Data) has
-    the folders. Raises NotGiven where it names none, UserError for a missing folder, a wrong count, an unknown class.
+    the folders or archives. Raises NotGiven where it names none, UserError for a missing folder, a wrong count, an
+    unknown class.
     """
+    if data.listed is not None and name in data.listed:
+        return data.listed[name]
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
-    top = folder_of(base, data)
-    listing = list_classes(name, _variant_folder(top, variant, declared), declared, data.listings)
+    top, listing = _found(base, data, lambda top: _listed(name, top, variant, declared, data.listings))
+    top = top.beside if isinstance(top, Inside) else top
     manifest = read_manifest(top)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
     expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
     if expected and None in expected:
         raise UserError(f"{top / 'image-set.json'} names classes that are none; mend it or remove it")
-    return check_complete(
+    found = check_complete(
         ImageSet(
             name,
             listing,
@@ -118,6 +120,9 @@ def image_set(name, data):
         per_class=None if manifest else declared.per_class,
         expected=expected if expected is not None else range(1000),
     )
+    if data.listed is not None:
+        data.listed[name] = found
+    return found
 
 
 def image_sets(base, variants, data):
@@ -174,15 +179,55 @@ def sampled(images, size, seed=0):
 
 def folder_of(base, data):
     """Return the folder that `data` gives for an image set; NotGiven if it gives none or it is not there."""
+    given = _given(base, data)
+    if not given[0].is_dir():
+        raise UserError(f"{base}: there is no folder {given[0]}; give the right one with --{base} DIR")
+    return given[0]
+
+
+def _given(base, data):
+    """Return the folder, or the archives, that `data` gives for an image set; NotGiven if it gives none."""
     given = getattr(data, base.replace("-", "_"))
-    folder = Path(given) if given else Path(data.root) / base if data.root else None
-    if folder is None:
+    if given:
+        whole, parts = Path(given), [part.strip() for part in str(given).split(",")]
+        return [whole] if whole.exists() or not all(parts) else [Path(part) for part in parts]
+    if not data.root:
         raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
-    if not folder.is_dir():
-        if not given:
-            raise NotGiven(f"{base}: there is no folder {base} in {data.root}; put it there, or give --{base} DIR")
-        raise UserError(f"{base}: there is no folder {folder}; give the right one with --{base} DIR")
-    return folder
+    for name in (base, *(base + ending for ending in READ)):
+        if (path := Path(data.root) / name).exists():
+            return [path]
+    raise NotGiven(f"{base}: there is no folder {base} in {data.root}; put it there, or give --{base} DIR")
+
+
+def _found(base, data, listed):
+    """Return where a set lies (a folder, or Inside archives) and what `listed(top)` gives there.
+
+    What is unpacked comes first, then the archives beside it.
+    """
+    given = _given(base, data)
+    folder = given[0] if len(given) == 1 and given[0].is_dir() else None
+    tops, packed = ([folder], archives_in(folder)) if folder else ([], given)
+    unread = [path for path in packed if path.suffix not in READ]
+    if missing := [path for path in packed if not path.is_file()]:
+        raise UserError(f"{base}: there is no folder or archive {missing[0]}; give the right one with --{base} DIR")
+    if unread:
+        line = unpacking(unread)
+        remedy = f"unpack it:  {line}" if line else f"give a folder, or archives in {' or '.join(READ)}"
+        raise UserError(f"{base}: {unread[0]} cannot be read as it is; {remedy}")
+    reason = None
+    for top in (*tops, *([None] if packed else [])):
+        try:
+            top = top or Inside(archives(tuple(packed), data.listings))
+            return top, listed(top)
+        except (NoImages, Missing) as error:
+            reason = reason if isinstance(reason, Missing) and isinstance(error, NoImages) else error
+    if not packed and tops and (line := unpacking(sorted(tops[0].iterdir()))):
+        raise UserError(f"{reason}; or unpack what is there:  {line}")
+    raise reason
+
+
+def _listed(name, top, variant, declared, keep):
+    return list_classes(name, _variant_folder(top, variant, declared), declared, keep)
 
 
 def manifest_of(images):
@@ -246,14 +291,10 @@ def _variant_folder(top, variant, declared):
         return top
     corruption, severity = variant.split("/")
     # the released archives hold groups of corruptions (noise, blur, ...): both depths are met in the wild
-    found = [
-        folder
-        for folder in (top / corruption / severity, *sorted(top.glob(f"*/{corruption}/{severity}")))
-        if folder.is_dir()
-    ]
-    if not found:
-        raise Missing(f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there")
-    return found[0]
+    for above in (top, *(top / folder for folder in subfolders(top))):
+        if (found := above / corruption / severity).is_dir():
+            return found
+    raise Missing(f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there")
 
 
 def _check_classes(name, listing, classes):
