@@ -21,11 +21,13 @@ def record(model, metrics, *, halves=None, time="2026-01-01T00:00:00+00:00", fin
 
 
 def noisy(random, truth, noise, count):
-    """Measures of `truth` [networks] on `count` images with noise of SD `noise` each: values, halves."""
-    errors = random.normal(0, noise, (len(truth), SPLITS, 2, count // 2)).mean(-1)
-    halves = truth[:, None, None] + errors - errors.mean((1, 2), keepdims=True)
+    """Measures of `truth` [networks] on `count` images with noise of SD `noise` each: values, halves.
+
+    The halves' errors are that of the whole plus and minus one of the same size.
+    """
     whole = truth + random.normal(0, noise / np.sqrt(count), len(truth))
-    return whole, halves + (whole - truth)[:, None, None]
+    apart = random.normal(0, noise / np.sqrt(count), (len(truth), SPLITS, 1))
+    return whole, whole[:, None, None] + apart * [1, -1]
 
 
 @pytest.fixture(scope="module")
