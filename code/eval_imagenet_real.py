@@ -14,7 +14,7 @@ from functools import partial
 from imagenet_biases.cli import run
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import real
+from imagenet_biases.scores import among
 from imagenet_biases.vocabulary import Benchmark, Pass
 
 
@@ -28,7 +28,7 @@ def passes(data):
 def report(found):
     """Yield the share of first answers that are in the image's label set."""
     clean = found["imagenet", "clean"]
-    yield "top1_acc/imagenet-real", real(clean, real_labels(clean.images))
+    yield "top1_acc/imagenet-real", among(clean, real_labels(clean.images))
 
 
 def details(found):

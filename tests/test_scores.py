@@ -59,7 +59,7 @@ def test_real_is_timms(tmp_path):
     oracle.add_result(logits)
     one = responses(answers, np.zeros(200), files=files)
     label_sets = [set(sets[int(file[-13:-5]) - 1]) for file in files]
-    got = scores.real(one, label_sets)
+    got = scores.among(one, label_sets)
     assert got.value == oracle.get_accuracy(k=1)
     assert 20 < got.value < 80  # a test that could fail
 

@@ -95,10 +95,13 @@ def accuracies(responses, name, ks=(1, 5)):
         yield f"top{k}_acc/{name}", top(responses, k)
 
 
-def real(responses, label_sets):
-    """Return the ReaL accuracy: the first answer is in the image's label set; images with an empty set are left out."""
+def among(responses, label_sets, k=1):
+    """Return the share of images with one of the first k answers in the image's label set, in per cent.
+
+    Images with an empty set are left out. With the ReaL labels and k = 1 this is the ReaL accuracy.
+    """
     counts = responses.counts & np.array([bool(labels) for labels in label_sets])
-    hits = sum(int(responses.values[i, 0]) in label_sets[i] for i in np.flatnonzero(counts))
+    hits = sum(not label_sets[i].isdisjoint(responses.values[i, :k].tolist()) for i in np.flatnonzero(counts))
     return replace(proportion(hits, int(counts.sum())), sets=(responses.images.name,))
 
 

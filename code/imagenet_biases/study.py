@@ -229,6 +229,14 @@ DEFINITIONS = (
         **_ACCURACY,
     ),
     _definition(
+        "`top1_acc/own/NAME`, top5 likewise",
+        (),
+        meaning="Images of one's own: the first (one of the first five) answers is right",
+        script="eval_images",
+        pattern=r"top[15]_acc/own/[^/]+",
+        **_ACCURACY | _MEASURED,
+    ),
+    _definition(
         "`top1_acc/imagenet-c`",
         ["top1_acc/imagenet-c"],
         meaning="ImageNet-C (Hendrycks & Dietterich 2019): mean over all 19 corruptions and 5 severities",

@@ -145,7 +145,7 @@ def _of_text(names, path):
             given.setdefault(name, {})[words[1]] = number
     if not given or 2 * len(given) < min(lines, len(names)):
         return None
-    labels = {name: {_label(word, path, number) for word, number in words.items()} for name, words in given.items()}
+    labels = {name: {label(word, path, number) for word, number in words.items()} for name, words in given.items()}
     if missing := [name for name in names if name not in labels]:
         raise UserError(f"{path} has no label for {len(missing)} images ({some(missing)}); add them")
     if double := [name for name in names if len(labels[name]) > 1]:
@@ -157,7 +157,13 @@ def _of_text(names, path):
     return found
 
 
-def _label(word, path, line):
+def table(path):
+    """Return the lines of a text file that are not empty, as lists of words; what follows a # is left out."""
+    lines = (line.partition("#")[0] for line in _text(path).splitlines())
+    return [words for line in lines if (words := [next(filter(None, match), "") for match in WORD.findall(line)])]
+
+
+def label(word, path, line):
     """Return the class number that a word stands for."""
     if word in wordnet_index():
         return wordnet_index()[word]

@@ -117,6 +117,21 @@ def list_classes(name, top, declared, keep=None):
     )
 
 
+def list_labelled(root, label_of):
+    """List the images at any depth below a folder (or Inside archives); `label_of(relative path)` gives the class."""
+    folders, todo = [], [""]
+    while todo:
+        folder = todo.pop(0)
+        folders.append(folder)
+        todo += [f"{folder}{name}/" for name in subfolders(root / folder.rstrip("/") if folder else root)]
+    names, *columns = zip(*(_scan(root / folder.rstrip("/") if folder else root) for folder in folders), strict=True)
+    files = [f"{folder}{name}" for folder, inside in zip(folders, names, strict=True) for name in inside]
+    named, (sizes, *inside) = Names(files, [label_of(file) for file in files]), map(np.concatenate, columns)
+    if isinstance(root, Inside):
+        return Listing(root.where, named, sizes, Members(root.archives.paths, *inside))
+    return Listing(root, named, sizes)
+
+
 def _scan(folder):
     """Return the names of a folder's images, sorted, and their sizes; in archives also which archive, and where.
 

@@ -204,7 +204,7 @@ class Reader:
         if out is None:
             out = np.empty((self.view.crop, self.view.crop, 3), np.uint8)
         if self.pixels is None:
-            out[...] = self._decoded(position)
+            out[...] = self.decoded(position)
             return out
         size, time = self._status(position)
         stamp = self.stamps[position]
@@ -212,7 +212,7 @@ class Reader:
             out[...] = self.pixels[position]
             if _checksum(out) == stamp["crc"]:
                 return out
-        out[...] = self._decoded(position)
+        out[...] = self.decoded(position)
         stamp = np.array((_checksum(out), size, time), self.STAMP)
         try:
             # pwrite reports a full disk as an error; writing through the memory map would kill the process
@@ -222,7 +222,8 @@ class Reader:
             self._do_without(error.strerror)
         return out
 
-    def _decoded(self, position):
+    def decoded(self, position):
+        """Return what the view makes of the image at a position of the listing, decoded anew. Raises Unreadable."""
         data = None
         if self.opened:
             size = int(self.images.listing.sizes[position])

@@ -98,7 +98,8 @@ def image_set(name, data):
         return data.listed[name]
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
-    top, listing = _found(base, data, lambda top: _listed(name, top, variant, declared, data.listings))
+    given = _given(base, data)
+    top, listing = look_in(base, given, data, lambda top: _listed(name, top, variant, declared, data.listings))
     top = top.beside if isinstance(top, Inside) else top
     manifest = read_manifest(top)
     classes = class_numbers(declared.classes) if declared.classes else None
@@ -189,8 +190,7 @@ def _given(base, data):
     """Return the folder, or the archives, that `data` gives for an image set; NotGiven if it gives none."""
     given = getattr(data, base.replace("-", "_"))
     if given:
-        whole, parts = Path(given), [part.strip() for part in str(given).split(",")]
-        return [whole] if whole.exists() or not all(parts) else [Path(part) for part in parts]
+        return places(given)
     if not data.root:
         raise NotGiven(f"{base}: no folder given; add --{base} DIR, or --data ROOT with a folder {base} in it")
     for name in (base, *(base + ending for ending in READ)):
@@ -199,12 +199,17 @@ def _given(base, data):
     raise NotGiven(f"{base}: there is no folder {base} in {data.root}; put it there, or give --{base} DIR")
 
 
-def _found(base, data, listed):
+def places(given):
+    """Return the paths that a user gives for one image set: a folder, an archive, or archives separated by commas."""
+    whole, parts = Path(given), [part.strip() for part in str(given).split(",")]
+    return [whole] if whole.exists() or not all(parts) else [Path(part) for part in parts]
+
+
+def look_in(base, given, data, listed):
     """Return where a set lies (a folder, or Inside archives) and what `listed(top)` gives there.
 
-    What is unpacked comes first, then the archives beside it.
+    given: paths of a folder or of archives. What is unpacked comes first, then the archives beside it.
     """
-    given = _given(base, data)
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
     tops, packed = ([folder], archives_in(folder)) if folder else ([], given)
     unread = [path for path in packed if path.suffix not in READ]
@@ -276,14 +281,19 @@ def check_complete(images, expected_images, data, per_class=None, expected=None)
             f"{images.name} under {images.listing.root} is not complete: {'; '.join(problems)}. Complete it, or "
             f"measure what is there with --allow-partial"
         )
-    subset, chosen = None, images.chosen
     if problems:
-        subset = {"images": found, "of": expected_images}
-    if limit is not None and limit < found:
-        # spread over the listing, so that a small limit still meets many classes
-        chosen = chosen[np.linspace(0, found - 1, limit).round().astype(int)]
-        subset = {"limit": limit, "images": limit, "of": expected_images}
-    return replace(images, chosen=chosen, subset=subset)
+        images = replace(images, subset={"images": found, "of": expected_images})
+    return shortened(images, data, expected_images)
+
+
+def shortened(images, data, whole):
+    """Apply --limit to a set of `whole` images when it is complete."""
+    limit, found = data.limit, len(images)
+    if limit is None or limit >= found:
+        return images
+    # spread over the listing, so that a small limit still meets many classes
+    chosen = images.chosen[np.linspace(0, found - 1, limit).round().astype(int)]
+    return replace(images, chosen=chosen, subset={"limit": limit, "images": limit, "of": whole})
 
 
 def _variant_folder(top, variant, declared):

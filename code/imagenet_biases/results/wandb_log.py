@@ -135,6 +135,31 @@ def _forget():
     wandb.teardown()
 
 
+def training_run(mode, folder, config):
+    """Return a function that logs a line {name: number} of the training in `folder`: one run, also when it goes on."""
+    logger = WandbLogger(mode, folder, None)
+    if logger.mode == "disabled":
+        return lambda line: None
+
+    def opened():
+        import wandb
+
+        identity = hashlib.sha256(repr([str(Path(folder).resolve()), config]).encode()).hexdigest()[:16]
+        return wandb.init(
+            project="training",
+            id=identity,
+            name=Path(folder).resolve().name,
+            dir=str(folder),
+            mode=logger.mode,
+            resume="allow" if logger.mode == "online" else None,
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+
+    run = logger._guarded("no run opened", opened)
+    return (lambda line: logger._guarded("progress", run.log, line)) if run else (lambda line: None)
+
+
 def _has_key():
     import wandb
 
