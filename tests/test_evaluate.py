@@ -323,7 +323,7 @@ def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
     ]
     script("eval_imagenet.py", *words, "--results", tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(CODE / "eval_imagenet.py"), *words, "--results", str(tmp_path / "two")]
+    command += [str(CODE / "eval_imagenet.py"), *words, "--split", "images", "--results", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
     assert result.returncode == 0, result.stderr
     assert _measured(tmp_path / "two") == _measured(tmp_path / "one")

@@ -114,6 +114,13 @@ class ResponseStore:
                 _say_damaged(file, error)
         return known
 
+    def complete(self, identity, label):
+        """Whether all of a cell is in one file, as far as the indexes say."""
+        if self.results is None:
+            return False
+        key = key_of(identity)
+        return any(self.index(file).get(key, {}).get("complete") for file in self._files(identity, label))
+
     def index(self, file):
         """Return the index of a file, {key: entry}; empty where there is none that can be read."""
         stamp = _stamp(file)
