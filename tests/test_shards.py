@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from common import CODE, script
-from imagenet_biases import Data, Settings, evaluate
+from imagenet_biases import Data, Settings, evaluate, submit
 from imagenet_biases.errors import UserError
 from imagenet_biases.shards import deal
 
@@ -201,3 +202,33 @@ def test_a_rank_that_dies_leaves_what_was_measured(drawn, tmp_path):
     script("eval_all.py", *words, "--results", tmp_path / "undisturbed")
     script("eval_all.py", *words, "--results", results)
     assert found(results) == found(tmp_path / "undisturbed")
+
+
+def test_jobs_of_an_engine(words, whole, tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    result = script("eval_all.py", *words, "--results", tmp_path, "--submit", "local", "--jobs", 2, "--time", 0.2)
+    assert "submitted 2 jobs" in result.stdout and found(tmp_path) == whole
+    for flag in (("--submit", "moon"), ("--submit", "slurm"), ("--submit", "local", "--shard", "1/2")):
+        failed = script("eval_all.py", *words, "--results", tmp_path / "new", *flag, check=False, PATH="/nowhere")
+        assert failed.returncode == 2 and failed.stderr.splitlines()[-1].startswith("error: --submit"), failed.stderr
+
+
+def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    loop = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
+    share = submit.Share([sys.executable, "-c", loop], str(tmp_path))
+    waiting = threading.Thread(target=share)
+    waiting.start()
+    while share.process is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    again = share.checkpoint()
+    waiting.join(10)
+    assert not waiting.is_alive() and share.process.returncode == 0
+    assert again.function.command == share.command
+
+
+def test_without_the_engine_one_line_says_what_to_install(words, tmp_path):
+    (tmp_path / "submitit.py").write_text("raise ImportError")
+    failed = script("eval_all.py", *words, "--results", tmp_path, "--submit", "slurm", check=False, PYTHONPATH=tmp_path)
+    assert failed.returncode == 2 and "pip install submitit" in failed.stderr.splitlines()[-1]
