@@ -197,6 +197,10 @@ def test_other_pixels_under_the_same_names_and_sizes_are_measured_again(drawn, t
         Image.fromarray(np.full((256, 256, 3), 255 - number, np.uint8)).save(path, "BMP")
     with pytest.warns(UserWarning, match="images have changed"):
         second = answers([Pass(image_set("imagenet", data))], Plain(), tmp_path / "results")
+    network = Plain()
+    third = answers([Pass(image_set("imagenet", data))], network, tmp_path / "results")
+    assert network.shown <= TRIED  # and what was stored of the images of before is gone
+    assert all(np.array_equal(second[key], third[key]) for key in second)
     fresh = answers([Pass(image_set("imagenet", data))], Plain())
     assert all(np.array_equal(second[key], fresh[key]) and not np.array_equal(first[key], fresh[key]) for key in first)
 

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,7 @@ class Loop:
         self.plan, self.store, self.machine = plan, store, machine
         self.skip_unreadable, self.progress, self.runners = skip_unreadable, progress, runners
         self.failed, self.pictures, self.waiting = {}, {}, {}
-        self.watch = self.gate = None
+        self.watch = self.gate = self.writer = None
 
     def load(self):
         """Read what is known of every cell; of other shards' cells, those that are complete."""
@@ -65,7 +66,8 @@ class Loop:
                         f"measured again",
                         stacklevel=2,
                     )
-                    cell.kept = type(cell.kept)(np.zeros_like(cell.kept.values), np.zeros_like(cell.kept.state))
+                    cell.kept = cell.kept.forgotten()
+                self._free([cell])
         meet()  # nobody writes before everybody has read the same state
 
     def _load(self, cell):
@@ -76,7 +78,21 @@ class Loop:
         if cell.kept is None and self.store.complete(cell.identity, cell.network.name):
             kept = self._load(cell)
             cell.kept = None if (kept.state == UNSEEN).any() else kept
+            self._free([cell] if cell.kept else [])
         return cell.kept is not None
+
+    def _fetch(self, cells):
+        """Have the answers of some cells at hand: they are read again where they were given up."""
+        for cell in cells:
+            if cell.kept.values is None:
+                kept = self._load(cell)
+                cell.kept = kept.forgotten() if cell.kept.stale else kept
+
+    def _free(self, cells):
+        """Give up the answers of some cells, of which the store keeps what is there."""
+        if self.store.results is not None:
+            for cell in cells:
+                cell.kept.release()
 
     def missing(self, cells):
         """Whether some image is still to be shown for some of the cells."""
@@ -88,10 +104,15 @@ class Loop:
 
         def complete():
             for pair in [pair for pair in waiting if self._complete(self.plan.cells[pair])]:
+                cells = self.plan.cells[pair]
+                self._fetch(cells)
+                if self.missing(cells):  # damaged since
+                    continue
                 del waiting[pair]
                 self._pack(pair)
                 if pair[1] not in self.failed:
                     yield pair
+                self._free(cells)
 
         yield from complete()
         needed = {cell for pair in waiting for cell in self.plan.cells[pair] if cell.mine}
@@ -113,12 +134,14 @@ class Loop:
         tasks = [self._tasks(group) for group in groups]
         total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
         batches = iter(_loader(groups, tasks, self.machine))
-        with Progress(total, self.progress) as progress:
+        with Progress(total, self.progress) as progress, ThreadPoolExecutor(1) as self.writer:
             try:
                 for group, own in zip(groups, tasks, strict=True):
+                    self._fetch(group.cells)
                     Showing(self, group, own, batches, progress).run()
                     if self.gate:
                         self.gate(group)
+                    self._free(group.cells)
                     yield from complete()
             finally:
                 self.runners.close()
@@ -252,6 +275,7 @@ class Showing:
         sample = np.linspace(0, len(self.images) - 1, min(SAMPLE, len(self.images))).astype(int)
         self.sample, self.crcs = set(sample.tolist()), {}
         self.passes = 0  # forward passes, with what an attack takes counted as such
+        self.writing = None  # a checkpoint on its way to the disk
 
     def run(self):
         """Show all; the cells of networks that fail are dropped."""
@@ -266,8 +290,8 @@ class Showing:
                     told = now
                     self._tell()
                 if now > save_at:
-                    self._save()
-                    # many networks and conditions take long to write: never more than a twentieth of the time
+                    self._checkpoint()
+                    # many networks and conditions take long to copy: never more than a twentieth of the time
                     save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
         except BaseException as error:
             self._save()  # also on Ctrl-C: what was measured is kept
@@ -444,8 +468,30 @@ class Showing:
         if self.loop.watch:
             self.loop.watch(self.group, self.progress, accuracies)
 
+    def _checkpoint(self):
+        """Copy the answers, and write them while the next images are shown; not before the last ones are written."""
+        if self.writing is not None and not self.writing.done():
+            return
+        self._written()
+        cells = [cell for cell in self.group.cells if self._alive(cell)]
+        for cell in cells:
+            values = self.values[cell]
+            cell.kept.values = values.copy() if isinstance(values, np.ndarray) else values.to("cpu", copy=True).numpy()
+        counts = [int(self.nonfinite[cell]) for cell in cells]
+        kept = self._kept(cells, counts, self.passes, time.monotonic() - self.started)
+        for one in kept:
+            one.state = one.state.copy()
+        self.writing = self.loop.writer.submit(self._write, cells, kept)
+
+    def _written(self):
+        """Wait for the checkpoint on its way, if any. Raises what stopped it, a full disk for instance."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
     def _save(self, final=False):
         """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
+        self._written()
         cells = [cell for cell in self.group.cells if self._alive(cell)]
         for cell in cells:
             values = self.values[cell]
@@ -453,14 +499,14 @@ class Showing:
         counts = [int(self.nonfinite[cell]) for cell in cells]
         passes, seconds = self.passes, time.monotonic() - self.started
         if passes or not final:
-            self._write(cells, counts, passes, seconds)
+            self._write(cells, self._kept(cells, counts, passes, seconds))
         if final and self.machine.world > 1:
             passes, *counts = summed(torch.tensor([passes, *counts], device=self.machine.device)).tolist()
             seconds = time.monotonic() - self.started  # the slowest rank's: all have come
             for cell in cells:
                 self._gather(cell)
             if not self.machine.rank:
-                self._write(cells, counts, passes, seconds)
+                self._write(cells, self._kept(cells, counts, passes, seconds))
         if final:
             for cell, kept in zip(cells, self._kept(cells, counts, passes, seconds), strict=True):
                 cell.kept = kept
@@ -479,8 +525,8 @@ class Showing:
             for cell, count in zip(cells, counts, strict=True)
         ]
 
-    def _write(self, cells, counts, passes, seconds):
-        kept = dict(zip(cells, self._kept(cells, counts, passes, seconds), strict=True))
+    def _write(self, cells, kept):
+        kept = dict(zip(cells, kept, strict=True))
         for network in dict.fromkeys(cell.network for cell in cells):
             mine = [(cell.identity, kept[cell]) for cell in cells if cell.network is network and self.asked[cell]]
             name = key_of([key_of(identity) for identity, _ in mine])
