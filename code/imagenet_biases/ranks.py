@@ -152,7 +152,7 @@ def check_shared(machine, folder):
 def _join(machine):
     """Meet the other ranks for the first time; return the store that all of them see."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    told = f"rank {machine.rank} waits at {where} for the {machine.world - 1} others that WORLD_SIZE promises"
+    told = f"rank {machine.rank} waits at {where} for all {machine.world} ranks that WORLD_SIZE promises"
     try:
         store = _waited_for(
             lambda: next(torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING))[0], told
