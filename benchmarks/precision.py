@@ -139,9 +139,8 @@ def main():
     path, figures = Path(__file__).with_name(f"precision-{torch.device(args.device).type}.json"), {}
     with tempfile.TemporaryDirectory() as folder:
         draw(folder)
-        subjects = [
-            (f"{name}, drawn", name, Data(folder)) for name in ("calibration_silhouette", "calibration_texture")
-        ]
+        names = () if args.no_drawn else ("calibration_silhouette", "calibration_texture")
+        subjects = [(f"{name}, drawn", name, Data(folder)) for name in names]
         if args.photographs and args.network:
             subjects.append(("photographs", args.network, Data(imagenet=args.photographs, allow_partial=True)))
         print("| images | precision | benchmark | answers changed | margin of the surest that changed, at most | "
