@@ -23,9 +23,8 @@ import timm
 import torch
 from PIL import Image
 
-import eval_criticalband
-import eval_spectral
 from common import described, on, prepared, show
+from imagenet_biases import benchmarks
 from imagenet_biases.files import write_json
 from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
@@ -106,7 +105,7 @@ def photographs(folder):
 
 
 def naive_filter(image, condition, random):
-    kind, cutoff = condition.settings["stimulus"], condition.settings["cutoff"]
+    kind, cutoff = condition.settings["kind"], condition.settings["cutoff"]
     radius = int((cutoff if kind == "low-pass" else 1 - cutoff) * 112)
     mask = np.zeros((224, 224), bool)
     mask[112 - radius : 112 + radius, 112 - radius : 112 + radius] = True
@@ -169,10 +168,11 @@ def main():
         photographs(root / "photographs")
         data = Data(imagenet=root / "photographs", allow_partial=True)
         images, stimuli, compared = image_set("imagenet", data), [], {}
-        for module, transform in ((eval_spectral, naive_filter), (eval_criticalband, naive_noise)):
-            conditions = [one for one in module.passes(data)[0].conditions if one.seeded or "cutoff" in one.settings]
+        for name, transform in (("spectral", naive_filter), ("criticalband", naive_noise)):
+            benchmark = benchmarks.find(name)
+            conditions = [one for one in benchmark.passes(data)[0].conditions if one.seeded or "cutoff" in one.settings]
             stimuli += conditions
-            compared[module.BENCHMARK.name] = against_naive(images, conditions, transform, root, settings)
+            compared[name] = against_naive(images, conditions, transform, root, settings)
     figures = {
         "machine": described(device),
         "batch size": settings.batch_size,

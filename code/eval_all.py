@@ -2,6 +2,7 @@
 
 Run:   python code/eval_all.py --model all --data ROOT        everything whose images are found under ROOT
        python code/eval_all.py --model resnet50.a1_in1k --imagenet DIR --benchmarks imagenet,imagenet_real
+       python code/eval_all.py --model all --data ROOT --submit slurm --jobs 8 --partition gpu
        python code/eval_all.py                                the demo: both calibration networks on a drawn image set
 The plan comes first, with hours by benchmark (--dry-run stops there). The clean accuracy of all networks is measured
 first, then benchmark by benchmark; each record is written as soon as it is complete, and what is measured already is
@@ -12,7 +13,7 @@ not measured again. The well-tuned attack is half of a study's work and is made 
 import sys
 from pathlib import Path
 
-from imagenet_biases import benchmarks
+from imagenet_biases import benchmarks, submit
 from imagenet_biases.cli import finish, make_parser, measurement_of, print_plan
 from imagenet_biases.errors import UserError, exit_on_user_error
 
@@ -46,6 +47,7 @@ def main(arguments=None):
         metavar="BENCHMARK.NAME=VALUE",
         help="what a benchmark's own script takes as --NAME VALUE; may be given several times",
     )
+    submit.add_flags(parser.add_argument_group("a cluster"))
     args = parser.parse_args(arguments)
     options = options_of(args.option)
     chosen = args.benchmarks.split(",") if args.benchmarks else list(benchmarks.names())
@@ -64,6 +66,8 @@ def main(arguments=None):
     print_plan(measurement)
     if args.dry_run:
         return 0
+    if args.submit:
+        return submit.submit(Path(__file__).resolve(), sys.argv[1:] if arguments is None else arguments, args)
     status = finish(measurement)
     print(DEMO_END if demo else "\nNext: python code/merge_results.py puts the records into the table.")
     return status

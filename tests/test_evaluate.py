@@ -197,6 +197,10 @@ def test_other_pixels_under_the_same_names_and_sizes_are_measured_again(drawn, t
         Image.fromarray(np.full((256, 256, 3), 255 - number, np.uint8)).save(path, "BMP")
     with pytest.warns(UserWarning, match="images have changed"):
         second = answers([Pass(image_set("imagenet", data))], Plain(), tmp_path / "results")
+    network = Plain()
+    third = answers([Pass(image_set("imagenet", data))], network, tmp_path / "results")
+    assert network.shown <= TRIED  # and what was stored of the images of before is gone
+    assert all(np.array_equal(second[key], third[key]) for key in second)
     fresh = answers([Pass(image_set("imagenet", data))], Plain())
     assert all(np.array_equal(second[key], fresh[key]) and not np.array_equal(first[key], fresh[key]) for key in first)
 
@@ -323,7 +327,7 @@ def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
     ]
     script("eval_imagenet.py", *words, "--results", tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(CODE / "eval_imagenet.py"), *words, "--results", str(tmp_path / "two")]
+    command += [str(CODE / "eval_imagenet.py"), *words, "--split", "images", "--results", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
     assert result.returncode == 0, result.stderr
     assert _measured(tmp_path / "two") == _measured(tmp_path / "one")

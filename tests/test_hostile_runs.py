@@ -245,4 +245,4 @@ def test_results_that_cannot_be_written_are_said_before_anything_is_measured(dra
 def test_odd_ranks_are_one_line(drawn, tmp_path, environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    one_line(start(ONE, drawn, tmp_path), 2)
+    one_line(start(ONE, drawn, tmp_path, "--split", "images"), 2)

@@ -32,6 +32,17 @@ def _seconds(text):
     return number
 
 
+def _shard(text):
+    """Return (i, n) of i/n, i from 1 to n."""
+    try:
+        number, count = (int(part) if len(part) < 10 else -1 for part in text.split("/"))
+    except ValueError:
+        number = count = -1
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not i/n with i from 1 to n, e.g. 1/8")
+    return number, count
+
+
 def _folder(text):
     """Return the path of a folder, which '' is not: it would be the one at hand."""
     if not text.strip():
@@ -77,6 +88,15 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         running.add_argument(
             "--checkpoint-seconds", type=_seconds, default=180.0, help="between checkpoints of a long pass"
         )
+        running.add_argument(
+            "--split",
+            choices=["networks", "images"],
+            default="networks",
+            help="what the processes that torchrun starts share out: networks and image sets, or each network's images",
+        )
+    running.add_argument(
+        "--shard", type=_shard, metavar="i/n", help="measure the i-th of n shares; they share the results folder only"
+    )
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     running.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
     running.add_argument("--dry-run", action="store_true", help="print the plan, with hours by benchmark, and stop")
@@ -211,12 +231,19 @@ def report_without_network(benchmark, given, args):
 
 
 def print_plan(measurement):
-    """Print what is shown to which networks, what is done already, and how long the rest takes; loads no checkpoint."""
+    """Print what is shown to which networks, what is done already, and how long the rest takes; loads no checkpoint.
+
+    Of processes that torchrun started the first one speaks.
+    """
+    if not measurement.machine.lead:
+        return
     from imagenet_biases.forecast import forecast
     from imagenet_biases.progress import duration
 
     device, precision = measurement.machine.device, measurement.machine.precision
-    print(f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {device}, {precision}")
+    number, count = measurement.machine.shard
+    part = f", shard {number} of {count}" if count > 1 else ""
+    print(f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {device}, {precision}{part}")
     rows, total = [], 0.0
     for job, line in forecast(measurement):
         total += line.seconds

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import sys
@@ -11,18 +12,29 @@ from pathlib import Path
 import torch
 
 from imagenet_biases import study
-from imagenet_biases.errors import UserError, noted
+from imagenet_biases.errors import UserError, noted, some
 from imagenet_biases.files import safe_name
 from imagenet_biases.loop import Loop
-from imagenet_biases.machine import commit, machine, ranks
-from imagenet_biases.networks.load import Network, behind, borrowed, clean_accuracy_warning, from_module, load_model
+from imagenet_biases.machine import commit, machine
+from imagenet_biases.networks.load import (
+    Network,
+    architecture,
+    behind,
+    borrowed,
+    clean_accuracy_warning,
+    from_module,
+    load_model,
+    skeleton,
+)
 from imagenet_biases.networks.registry import network_name, resolve
 from imagenet_biases.plan import make_job, make_jobs, make_plan, rehearse
+from imagenet_biases.ranks import check_shared, ranks
 from imagenet_biases.results.records import Record, check_place, make_record, named, read_record, write_record
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
 from imagenet_biases.runner import float32_precision
 from imagenet_biases.scores import top
+from imagenet_biases.shards import share
 from imagenet_biases.vocabulary import Found, Settings
 
 
@@ -75,7 +87,7 @@ class Measurement:
     ):
         from imagenet_biases.benchmarks import find
 
-        self.networks = networks
+        self.networks = {type(networks).__name__: networks} if isinstance(networks, torch.nn.Module) else networks
         self.results, self.fresh, self.progress, self.loading = results, fresh, progress, loading
         self.store = ResponseStore(results, fresh)
         several = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
@@ -99,6 +111,14 @@ class Measurement:
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
         self.machine = machine(settings, sum(images.values()))
         self.wandb = wandb
+        self._built, self._specs = {}, {}
+        if self.machine.shard[1] > 1 and results is None:
+            raise UserError("shards share nothing but the results folder: give one, or --split images to torchrun")
+        if self.machine.shard[1] > 1 and fresh:
+            raise UserError(
+                "--fresh cannot tell what other shards have measured anew: give a new folder with --results instead, "
+                "or --split images to torchrun"
+            )
 
     @property
     def quiet(self):
@@ -108,10 +128,35 @@ class Measurement:
     def run(self):
         """Measure; return the Outcome."""
         with ranks(self.machine), contextlib.ExitStack() as stack:
+            check_shared(self.machine, self.results)
             networks, failed = self._load(stack)
             if not networks:
+                if not failed:
+                    print(f"{self._called()} has nothing to do: there are fewer units than shards", file=sys.stderr)
                 return Outcome([], failed)
             return self._measure(networks, failed)
+
+    def _called(self):
+        return "shard {}/{}".format(*self.machine.shard)
+
+    @functools.cached_property
+    def share(self):
+        """The units (network, image set, kind of condition) that are this shard's; None: all."""
+        if self.machine.shard[1] == 1:
+            return None
+        return share(self.jobs, [name for name, _ in self.labels()], self.built, self.machine.shard)
+
+    def has(self, name, images, kind):
+        """Whether a network's conditions of a kind on an image set (its name) are this shard's to measure."""
+        return self.share is None or (name, images, kind) in self.share
+
+    def built(self, name):
+        """Return a network that is asked for as far as it can be had without its weights, one an architecture."""
+        given = isinstance(self.networks, dict)
+        key = name if given else architecture(name, self.loading.get("arch", "resnet50"))
+        if key not in self._built:
+            self._built[key] = self._from_python(self.networks[name], name) if given else skeleton(key)
+        return self._built[key]
 
     @property
     def count(self):
@@ -119,19 +164,15 @@ class Measurement:
         return len(self.labels())
 
     def labels(self):
-        """Return [(name or module, label)] of the networks asked for, without loading any."""
-        if isinstance(self.networks, torch.nn.Module):
-            return [(self.networks, type(self.networks).__name__)]
+        """Return [(what it is asked for by, label)] of the networks, without loading any."""
         if isinstance(self.networks, dict):
-            return [(module, name) for name, module in self.networks.items()]
+            return [(name, name) for name in self.networks]
         names = resolve(self.networks if isinstance(self.networks, str) else ",".join(self.networks))
         return [(name, self.loading.get("label") or network_name(name)) for name in names]
 
     def _load(self, stack):
         """Return the networks that can be had, and why others cannot, {name: reason}."""
         modules = self.networks
-        if isinstance(modules, torch.nn.Module):
-            modules = {type(modules).__name__: modules}
         if isinstance(modules, dict):
             for module in modules.values():
                 stack.enter_context(borrowed(module))
@@ -146,15 +187,19 @@ class Measurement:
                     f"--name gives one network a name, and {len(names)} are asked for; name them one by one"
                 )
             makers = {name: (lambda name=name: load_model(name, **self.loading)) for name in names}
+        if self.share is not None:
+            mine = {unit[0] for unit in self.share}
+            makers = {name: make for name, make in makers.items() if name in mine}
         networks, failed = [], {}
         for name, make in makers.items():
-            if self.progress and not self.quiet:
+            if self.progress and self.machine.lead:
                 print(f"loading {name}", file=sys.stderr)
             try:
                 with noted() as notes:
                     network = make()
                 network.notes = notes
                 networks.append(network)
+                self._specs[network] = name
             except UserError as error:
                 if len(makers) == 1:
                     raise
@@ -181,12 +226,18 @@ class Measurement:
         if self.results is not None and not self.quiet:
             for job, network in itertools.product(self.jobs, networks):
                 check_place(self.results, network.name, job.name)
-        plan = make_plan(self.jobs, networks, self.machine)
+        plan = make_plan(
+            self.jobs,
+            networks,
+            self.machine,
+            lambda cell: self.has(self._specs[cell.network], cell.images.name, cell.condition.kind),
+        )
         logger = WandbLogger("disabled" if self.quiet else self.wandb, self.results, self.machine)
         records, todo = [], []
-        loop = Loop(plan, self.store, self.machine, self.data.skip_unreadable, self.progress and not self.quiet)
+        loop = Loop(plan, self.store, self.machine, self.data.skip_unreadable, self.progress and self.machine.lead)
         loop.load()
-        for pair in plan.cells:
+        pairs = [(j, n) for j, n in plan.cells if j.passes or self.has(self._specs[n], "", j.name)]
+        for pair in pairs:
             standing = None if self.fresh or self.quiet else self._standing(pair, plan)
             if standing is None:
                 todo.append(pair)
@@ -196,7 +247,7 @@ class Measurement:
         for job in unmeasured:
             if not self.quiet:
                 rehearse(job, networks[0])
-        live = [pair for pair in todo if loop.missing(plan.cells[pair])]
+        live = [pair for pair in todo if loop.missing(plan.cells[pair])] if self.share is None else []
         for job, network in live if len(live) <= logger.LIVE else ():
             logger.start(job, network)
         loop.watch, loop.gate = logger.watch, self._gate
@@ -204,11 +255,22 @@ class Measurement:
             for pair in loop.run(todo):
                 if not self.quiet:
                     records.append(self._finish(*pair, plan, loop, logger))
+        self._say_what_waits([pair for pair in loop.waiting if pair[1] not in loop.failed])
         failed |= {network.name: reason for network, reason in loop.failed.items()}
         logger.close()
         order = {pair: number for number, pair in enumerate((j.name, n.name) for j in self.jobs for n in networks)}
         records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
         return Outcome(records, failed)
+
+    def _say_what_waits(self, pairs):
+        """Say which records wait for units of other shards."""
+        if pairs:
+            names = some((f"{network.name} {job.name}" for job, network in pairs), 5)
+            print(
+                f"{self._called()} is done; {len(pairs)} records wait for other shards ({names}): the last of them to "
+                f"finish writes them, or the same command without shards",
+                file=sys.stderr,
+            )
 
     def _source(self, cells):
         """What a record is scored from: the responses, by identity and time, and the code; None where it is unknown."""
@@ -222,7 +284,7 @@ class Measurement:
         """Return the record that stands already, scored from the same responses by the same code, or None."""
         job, network = pair
         cells = plan.cells[pair]
-        if self.results is None or any((cell.kept.state == UNSEEN).any() for cell in cells):
+        if self.results is None or any(cell.kept is None or (cell.kept.state == UNSEEN).any() for cell in cells):
             return None
         source = self._source(cells)
         for path in sorted((Path(self.results) / network.name).glob(f"{job.name}.*json")) if source else ():

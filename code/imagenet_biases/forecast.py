@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from imagenet_biases.machine import Machine
-from imagenet_biases.networks.load import architecture, skeleton
 from imagenet_biases.runner import Runner, float32_precision
 
 
@@ -23,19 +22,20 @@ class Line:
 def forecast(measurement):
     """Yield (job, Line) in the order of the jobs. What several benchmarks need counts for the first of them.
 
-    Networks are built without their weights, one an architecture, to see which conditions they meet and how fast they
-    are. What is stored under a network's label counts as done; whether it is of the same weights shows when they load.
+    Of a shard, its own share. Networks are built without their weights, one an architecture, to see which conditions
+    they meet and how fast they are. What is stored under a network's label counts as done; whether it is of the same
+    weights shows when they load.
     """
     networks = measurement.labels()
-    built, paces, counted = {}, {}, set()
+    paces, counted = {}, set()
     stored = {label: _stored(measurement.store.labelled(label)) for _, label in networks}
     for job in measurement.jobs:
         line = Line(sum(len(images) for images in job.image_sets))
-        for spec, label in networks:
+        for name, label in networks:
             for one in job.passes:
-                for condition in one.conditions_for(
-                    _build(spec, measurement, built) if callable(one.conditions) else None
-                ):
+                for condition in one.conditions_for(measurement.built(name) if callable(one.conditions) else None):
+                    if not measurement.has(name, one.images.name, condition.kind):
+                        continue
                     identity = _identity(one, condition, measurement.machine)
                     key = label, identity[:3]
                     if key in counted:
@@ -45,7 +45,7 @@ def forecast(measurement):
                     todo = (len(one.images) - stored[label].get(identity, 0)) * condition.cost
                     line.passes, line.todo = line.passes + passes, line.todo + todo
                     if todo:
-                        network = _build(spec, measurement, built)
+                        network = measurement.built(name)
                         line.seconds += todo / _pace(network, measurement.machine, paces) / measurement.machine.world
         yield job, line
 
@@ -66,15 +66,6 @@ def _stored(entries):
         key = (one["images"], one["fingerprint"], repr(words), repr(one["readout"]))
         found[key] = max(found.get(key, 0), entry["answered"])
     return found
-
-
-def _build(spec, measurement, built):
-    if not isinstance(spec, str):
-        return spec
-    name = architecture(spec, measurement.loading.get("arch", "resnet50"))
-    if name not in built:
-        built[name] = skeleton(name)
-    return built[name]
 
 
 def _pace(network, machine, paces):

@@ -8,11 +8,11 @@ import sys
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.distributed
 import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from imagenet_biases.images.feed import batches
 from imagenet_biases.images.pixels import Reader, Unreadable
 from imagenet_biases.machine import circumstances
 from imagenet_biases.progress import Progress
+from imagenet_biases.ranks import collected, meet, summed
 from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, key_of
 from imagenet_biases.runner import Runners, attacked
 from imagenet_biases.vocabulary import Batch, Shown
@@ -41,55 +42,87 @@ class Loop:
     """Shows every group of a plan to its networks.
 
     Responses that the store has are not measured again; a run that was stopped, at any moment, goes on from the last
-    checkpoint. With several ranks (torch.distributed) each takes every world-th missing image.
+    checkpoint. A shard shows its own cells only, and waits for nobody: what the others have stored is seen when a pair
+    (job, network) is looked at. Ranks that split the images take every world-th missing image each.
     """
 
     def __init__(self, plan, store, machine, skip_unreadable=False, progress=False, runners=None):
         self.plan, self.store, self.machine = plan, store, machine
         self.skip_unreadable, self.progress, self.runners = skip_unreadable, progress, runners
-        self.failed, self.pictures = {}, {}
-        self.watch = self.gate = None
+        self.failed, self.pictures, self.waiting = {}, {}, {}
+        self.watch = self.gate = self.writer = None
 
     def load(self):
-        """Read what is known of every cell."""
+        """Read what is known of every cell; of other shards' cells, those that are complete."""
         for group in self.plan.groups:
             checked = {}
             for cell in group.cells:
-                cell.kept = self.store.load(cell.identity, cell.network.name, len(group.images), cell.readout)
+                if not cell.mine and not self._stored_by_others(cell):
+                    continue
+                cell.kept = cell.kept or self._load(cell)
                 if cell.kept.pixels and _other_pixels(group, cell.kept.pixels, checked):
                     warnings.warn(
                         f"{group.images.name}: images have changed since they were measured; {cell.condition.name} is "
                         f"measured again",
                         stacklevel=2,
                     )
-                    cell.kept = type(cell.kept)(np.zeros_like(cell.kept.values), np.zeros_like(cell.kept.state))
-        if self.machine.world > 1:
-            torch.distributed.barrier()  # nobody writes before everybody has read the same state
+                    cell.kept = cell.kept.forgotten()
+                self._free([cell])
+        meet()  # nobody writes before everybody has read the same state
+
+    def _load(self, cell):
+        return self.store.load(cell.identity, cell.network.name, len(cell.images), cell.readout)
+
+    def _stored_by_others(self, cell):
+        """Whether another shard's cell is complete by now; its answers are read if so."""
+        if cell.kept is None and self.store.complete(cell.identity, cell.network.name):
+            kept = self._load(cell)
+            cell.kept = None if (kept.state == UNSEEN).any() else kept
+            self._free([cell] if cell.kept else [])
+        return cell.kept is not None
+
+    def _fetch(self, cells):
+        """Have the answers of some cells at hand: they are read again where they were given up."""
+        for cell in cells:
+            if cell.kept.values is None:
+                kept = self._load(cell)
+                cell.kept = kept.forgotten() if cell.kept.stale else kept
+
+    def _free(self, cells):
+        """Give up the answers of some cells, of which the store keeps what is there."""
+        if self.store.results is not None:
+            for cell in cells:
+                cell.kept.release()
 
     def missing(self, cells):
         """Whether some image is still to be shown for some of the cells."""
-        return any((cell.kept.state == UNSEEN).any() for cell in cells)
+        return any(cell.kept is None or (cell.kept.state == UNSEEN).any() for cell in cells)
 
     def run(self, pairs):
         """Yield each of the pairs (job, network) as soon as its responses are complete and stored."""
-        waiting = dict.fromkeys(pairs)
+        waiting = self.waiting = dict.fromkeys(pairs)
 
         def complete():
-            for pair in [pair for pair in waiting if not self.missing(self.plan.cells[pair])]:
+            for pair in [pair for pair in waiting if self._complete(self.plan.cells[pair])]:
+                cells = self.plan.cells[pair]
+                self._fetch(cells)
+                if self.missing(cells):  # damaged since
+                    continue
                 del waiting[pair]
                 self._pack(pair)
                 if pair[1] not in self.failed:
                     yield pair
+                self._free(cells)
 
         yield from complete()
-        needed = {cell for pair in waiting for cell in self.plan.cells[pair]}
-        groups = [group for group in self.plan.groups if needed.intersection(group.cells)]
-        groups = [group for group in groups if self.missing(group.cells)]
+        needed = {cell for pair in waiting for cell in self.plan.cells[pair] if cell.mine}
+        groups = [replace(g, cells=[c for c in g.cells if c.mine]) for g in self.plan.groups]
+        groups = [g for g in groups if needed.intersection(g.cells) and self.missing(g.cells)]
         if self.runners is None:
             planned = {}
-            for group in groups:
+            for group in self.plan.groups:
                 for network in {cell.network for cell in group.cells if cell.condition.kind != "change"}:
-                    # what the whole job needs, not what is left of it: a resumed run computes as the first one did
+                    # what the whole job needs, not what is left of it or this shard's share: all compute alike
                     cost = sum(
                         c.cost
                         for c, by_network in group.shows(("clean", "stimulus", "attack"))
@@ -102,16 +135,23 @@ class Loop:
         total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
         sets = [(group.images, group.view) for group in groups]
         feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.machine)
-        with Progress(total, self.progress) as progress:
+        with Progress(total, self.progress) as progress, ThreadPoolExecutor(1) as self.writer:
             try:
                 for group, own in zip(groups, tasks, strict=True):
+                    self._fetch(group.cells)
                     Showing(self, group, own, feed, progress).run()
                     if self.gate:
                         self.gate(group)
+                    self._free(group.cells)
                     yield from complete()
             finally:
                 feed.close()
                 self.runners.close()
+
+    def _complete(self, cells):
+        """Whether all of the cells are complete, by this shard's work and that of others."""
+        own, others = [c for c in cells if c.mine], [c for c in cells if not c.mine]
+        return not self.missing(own) and all(self._stored_by_others(cell) for cell in others)
 
     def _tasks(self, group):
         """Return this rank's batches of missing images, as positions."""
@@ -176,6 +216,7 @@ class Showing:
         sample = np.linspace(0, len(self.images) - 1, min(SAMPLE, len(self.images))).astype(int)
         self.sample, self.crcs = set(sample.tolist()), {}
         self.passes = 0  # forward passes, with what an attack takes counted as such
+        self.writing = None  # a checkpoint on its way to the disk
 
     def run(self):
         """Show all; the cells of networks that fail are dropped."""
@@ -190,8 +231,8 @@ class Showing:
                     told = now
                     self._tell()
                 if now > save_at:
-                    self._save()
-                    # many networks and conditions take long to write: never more than a twentieth of the time
+                    self._checkpoint()
+                    # many networks and conditions take long to copy: never more than a twentieth of the time
                     save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
         except BaseException as error:
             self._save()  # also on Ctrl-C: what was measured is kept
@@ -353,8 +394,30 @@ class Showing:
         if self.loop.watch:
             self.loop.watch(self.group, self.progress, accuracies)
 
+    def _checkpoint(self):
+        """Copy the answers, and write them while the next images are shown; not before the last ones are written."""
+        if self.writing is not None and not self.writing.done():
+            return
+        self._written()
+        cells = [cell for cell in self.group.cells if self._alive(cell)]
+        for cell in cells:
+            values = self.values[cell]
+            cell.kept.values = values.copy() if isinstance(values, np.ndarray) else values.to("cpu", copy=True).numpy()
+        counts = [int(self.nonfinite[cell]) for cell in cells]
+        kept = self._kept(cells, counts, self.passes, time.monotonic() - self.started)
+        for one in kept:
+            one.state = one.state.copy()
+        self.writing = self.loop.writer.submit(self._write, cells, kept)
+
+    def _written(self):
+        """Wait for the checkpoint on its way, if any. Raises what stopped it, a full disk for instance."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
     def _save(self, final=False):
         """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
+        self._written()
         cells = [cell for cell in self.group.cells if self._alive(cell)]
         for cell in cells:
             values = self.values[cell]
@@ -362,15 +425,14 @@ class Showing:
         counts = [int(self.nonfinite[cell]) for cell in cells]
         passes, seconds = self.passes, time.monotonic() - self.started
         if passes or not final:
-            self._write(cells, counts, passes, seconds)
+            self._write(cells, self._kept(cells, counts, passes, seconds))
         if final and self.machine.world > 1:
-            sums = torch.tensor([passes, *counts], device=self.machine.device)
-            torch.distributed.all_reduce(sums)
-            passes, *counts = sums.tolist()
+            passes, *counts = summed(torch.tensor([passes, *counts], device=self.machine.device)).tolist()
+            seconds = time.monotonic() - self.started  # the slowest rank's: all have come
             for cell in cells:
                 self._gather(cell)
             if not self.machine.rank:
-                self._write(cells, counts, passes, seconds)
+                self._write(cells, self._kept(cells, counts, passes, seconds))
         if final:
             for cell, kept in zip(cells, self._kept(cells, counts, passes, seconds), strict=True):
                 cell.kept = kept
@@ -389,8 +451,8 @@ class Showing:
             for cell, count in zip(cells, counts, strict=True)
         ]
 
-    def _write(self, cells, counts, passes, seconds):
-        kept = dict(zip(cells, self._kept(cells, counts, passes, seconds), strict=True))
+    def _write(self, cells, kept):
+        kept = dict(zip(cells, kept, strict=True))
         for network in dict.fromkeys(cell.network for cell in cells):
             mine = [(cell.identity, kept[cell]) for cell in cells if cell.network is network and self.asked[cell]]
             name = key_of([key_of(identity) for identity, _ in mine])
@@ -401,7 +463,7 @@ class Showing:
         new = self.asked_rows[cell] & (cell.kept.state != UNSEEN)
         if cell.kept.values.dtype.kind not in "biuf":
             parts = [None] * self.machine.world
-            torch.distributed.all_gather_object(parts, (new, cell.kept.values, cell.kept.state))
+            collected(torch.distributed.all_gather_object, parts, (new, cell.kept.values, cell.kept.state))
             for seen, values, state in parts:
                 cell.kept.values[seen], cell.kept.state[seen] = values[seen], state[seen]
             return
@@ -412,7 +474,7 @@ class Showing:
             for one in (values, np.where(new, cell.kept.state, 0).astype(np.int64))
         )
         for one in (values, state):
-            torch.distributed.all_reduce(one)
+            collected(torch.distributed.all_reduce, one)
         state = state.cpu().numpy()
         cell.kept.values[state > 0] = values.cpu().numpy()[state > 0].astype(cell.kept.values.dtype)
         cell.kept.state[state > 0] = state[state > 0]

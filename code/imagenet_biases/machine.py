@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 
 from imagenet_biases.errors import UserError
 
-MEETING = datetime.timedelta(minutes=10)  # how long ranks wait for each other at the start
 COMPILE_FROM = 20_000  # forward passes per network from which compiling (5-60 s) pays
 
 
@@ -34,8 +32,10 @@ class Machine:
     cache: str | None
     compile: str
     checkpoint_seconds: float
-    rank: int = 0
+    rank: int = 0  # of processes that split the images of each group between them
     world: int = 1
+    shard: tuple[int, int] = (1, 1)  # which share of the units is measured here: number from 1, and of how many
+    lead: bool = True  # whether this process shows progress: one of those that torchrun started
 
     def autocast(self):
         """Return a context in which networks run in the chosen precision."""
@@ -54,14 +54,7 @@ def machine(settings, images):
         raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) to 1000")
     if settings.batch_size is not None and settings.batch_size < 1:
         raise UserError(f"--batch-size {settings.batch_size}: give 1 or more")
-    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    if not 0 <= rank < world:
-        raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if world > 1 and missing:
-        raise UserError(
-            f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set; let torchrun set them, or unset all"
-        )
+    rank, world, shard = _place(settings)
     device = _device(settings.device)
     if settings.precision not in ("fp32", "tf32", "bf16", "fp16"):
         raise UserError(f"precision '{settings.precision}' is unknown: it is fp32, tf32, bf16 or fp16")
@@ -71,13 +64,12 @@ def machine(settings, images):
         raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
     if device.type == "cpu":
         keep_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = settings.workers
     if workers is None and images < 512:
         workers = 0  # starting processes would take longer than decoding
     elif workers is None:
-        here = max(1, _number("LOCAL_WORLD_SIZE", 1))
-        workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores // here))
+        cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
+        workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores))
     return Machine(
         device=device,
         precision=settings.precision,
@@ -90,7 +82,39 @@ def machine(settings, images):
         checkpoint_seconds=settings.checkpoint_seconds,
         rank=rank,
         world=world,
+        shard=shard,
+        lead=_number("RANK", 0) == 0,
     )
+
+
+def _place(settings):
+    """Return (rank, world, shard): the processes that torchrun started are shards, unless they split the images."""
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if not 0 <= rank < world:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
+    number, count = settings.shard or (1, 1)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard {number}/{count}: give i/n with i from 1 to n")
+    if settings.split not in ("networks", "images"):
+        raise UserError(f"--split {settings.split}: it is networks or images")
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if settings.split == "images" else ("RANK",)
+    missing = [name for name in needed if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set; let torchrun set them, or unset all"
+        )
+    if settings.split == "images":
+        return rank, world, (number, count)
+    return 0, 1, ((number - 1) * world + rank + 1, count * world)
+
+
+def available_cores():
+    """Return how many cores this process may use: those of its affinity, as far as its control group lets it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # microseconds, or 'max': no limit
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def _number(variable, default):
@@ -192,61 +216,3 @@ def circumstances(machine, images_per_second=None):
         "commit": commit(),
         "images_per_second": images_per_second and round(images_per_second, 2),
     }
-
-
-def _join(machine):
-    """Meet the other ranks; afterwards one may wait hours for another, which may have slow files."""
-    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store = _waited_for(
-            lambda: next(torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING))[0]
-        )
-        store.set_timeout(datetime.timedelta(hours=12))
-        torch.distributed.init_process_group(
-            "nccl" if machine.device.type == "cuda" else "gloo",
-            store=store,
-            rank=machine.rank,
-            world_size=machine.world,
-            timeout=datetime.timedelta(hours=12),
-        )
-    except (RuntimeError, ValueError, OverflowError, OSError) as error:
-        raise UserError(
-            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, "
-            f"MASTER_PORT) within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let "
-            f"torchrun start them, or unset WORLD_SIZE"
-        ) from None
-
-
-def _waited_for(action):
-    """Return what an action gives that blocks without a look at signals: in a thread, so that Ctrl-C ends the wait."""
-    outcome = []
-
-    def act():
-        try:
-            outcome.append((action(), None))
-        except Exception as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
-
-
-@contextlib.contextmanager
-def ranks(machine):
-    """Join the other ranks that torchrun started, if any."""
-    if machine.world == 1:
-        yield
-        return
-    if machine.device.type == "cuda":
-        torch.cuda.set_device(machine.device)
-    _join(machine)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()

@@ -60,7 +60,8 @@ class Cell:
     condition: object
     readout: object
     identity: dict
-    kept: object = None  # responses.Kept: what is known of it
+    kept: object = None  # responses.Kept: what is known of it; None of another shard's that is not complete
+    mine: bool = True  # whether it is this shard's to measure
 
     def responses(self):
         """Return what a report sees of the cell once it is complete."""
@@ -115,14 +116,14 @@ def view_of(network, images, view):
     return images.view(STUDY if view == "study" else network.native_view)
 
 
-def make_plan(jobs, networks, machine):
-    """Return the Plan of jobs on networks.
+def make_plan(jobs, networks, machine, mine=None):
+    """Return the Plan of jobs on networks. `mine(cell)`: whether a cell is this shard's to measure (default: all are).
 
     Equal cells of several benchmarks are one. The plain images of the clean set come first, for all networks, so that a
     network that is loaded wrongly shows at once; then benchmark by benchmark, the cheap ones first, so that records
     come as early as they can. Raises UserError for two conditions of one identity that call different functions.
     """
-    cells, mine, known = {}, {}, {}
+    cells, asked, known = {}, {}, {}
     for job in jobs:
         for network in networks:
             for one in job.passes:
@@ -134,18 +135,20 @@ def make_plan(jobs, networks, machine):
                     condition = _known(condition, known)
                     cell = _cell(network, one, condition, machine)
                     key = repr(cell.identity)
-                    mine.setdefault((job, network), []).append(cells.setdefault((network, key), cell))
-            mine.setdefault((job, network), [])
-            mine[job, network] = list(dict.fromkeys(mine[job, network]))
+                    asked.setdefault((job, network), []).append(cells.setdefault((network, key), cell))
+            asked.setdefault((job, network), [])
+            asked[job, network] = list(dict.fromkeys(asked[job, network]))
+    for cell in cells.values():
+        cell.mine = mine is None or mine(cell)
     groups, placed = {}, set()
     for cell in cells.values():
         if cell.condition.kind == "clean" and cell.images.name == study.CLEAN_SET:
             _place(groups, (0,), cell, placed)
-    for number, job in enumerate(sorted(jobs, key=lambda job: _cost(job, networks, mine, placed)), 1):
+    for number, job in enumerate(sorted(jobs, key=lambda job: _cost(job, networks, asked, placed)), 1):
         for network in networks:
-            for cell in mine[job, network]:
+            for cell in asked[job, network]:
                 _place(groups, (number,), cell, placed)
-    return Plan(jobs, networks, list(groups.values()), mine)
+    return Plan(jobs, networks, list(groups.values()), asked)
 
 
 def _known(condition, known):

@@ -52,7 +52,9 @@ class Settings:
 
     `device`: auto, cpu, cuda, mps or what torch.device takes; `precision`: fp32, tf32, bf16, fp16; `view`: study
     (256/224 bilinear for everyone) or native; `batch_size`, `workers` (decoding processes): None chooses by the
-    machine; `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off.
+    machine; `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off. `shard`: (i, n) measures
+    the i-th of n shares of the work, the records when all shares are there; `split`: what the processes that torchrun
+    started share out, networks (each is a shard) or the images of each network.
     """
 
     device: str | torch.device = "auto"
@@ -64,6 +66,8 @@ class Settings:
     cache: str | Path | None = None
     compile: str = "auto"
     checkpoint_seconds: float = 180.0
+    shard: tuple[int, int] | None = None
+    split: str = "networks"
 
 
 @dataclass(frozen=True)

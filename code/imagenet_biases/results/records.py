@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from imagenet_biases import study
 from imagenet_biases.errors import UserError
@@ -227,6 +228,12 @@ def write_record(results, record):
     other image sets), with the options they were measured under.
     """
     folder = Path(results) / safe_name(record["model"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # of shards that end together both may write it
+        return _written(folder, record)
+
+
+def _written(folder, record):
     owner = folder / f"{safe_name(record['benchmark'])}.json"
     own = folder / f"{record['benchmark']}.{variant(record)}.json"
     check(record, RECORD)

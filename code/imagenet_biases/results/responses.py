@@ -42,11 +42,28 @@ DAMAGED = (OSError, KeyError, Malformed)
 
 
 class Kept:
-    """What is known of one cell: `values` [N, ...], `state` uint8 [N], and an entry's further facts."""
+    """What is known of one cell: `values` [N, ...], `state` uint8 [N], and an entry's further facts.
 
-    def __init__(self, values, state, measured=(), nonfinite=0, pixels=None):
+    `stale`: what is stored is not this, it is of other images. Released, it has no values, and a state to be read only.
+    """
+
+    def __init__(self, values, state, measured=(), nonfinite=0, pixels=None, stale=False):
         self.values, self.state, self.measured, self.nonfinite = values, state, list(measured), nonfinite
-        self.pixels = pixels or {}
+        self.pixels, self.stale = pixels or {}, stale
+
+    def of_other_pixels(self, other):
+        """Whether another was measured on images of other pixels, as far as both remember some."""
+        return any(other.pixels.get(position, crc) != crc for position, crc in self.pixels.items())
+
+    def forgotten(self):
+        """Return this without what is known."""
+        return Kept(np.zeros_like(self.values), np.zeros_like(self.state), stale=True)
+
+    def release(self):
+        """Let go of the values, and of the state where it is the same for all images."""
+        self.values = None
+        if len(self.state) and (self.state == self.state[0]).all():
+            self.state = np.broadcast_to(self.state[:1].copy(), self.state.shape)
 
     def take(self, other):
         """Add what another has seen and this one has not."""
@@ -114,6 +131,13 @@ class ResponseStore:
                 _say_damaged(file, error)
         return known
 
+    def complete(self, identity, label):
+        """Whether all of a cell is in one file, as far as the indexes say."""
+        if self.results is None:
+            return False
+        key = key_of(identity)
+        return any(self.index(file).get(key, {}).get("complete") for file in self._files(identity, label))
+
     def index(self, file):
         """Return the index of a file, {key: entry}; empty where there is none that can be read."""
         stamp = _stamp(file)
@@ -154,6 +178,8 @@ class ResponseStore:
                 if self.fresh and path not in self.mine:  # measured again: what was there before is replaced
                     before = {key: cell for key, cell in before.items() if key not in cells}
                 for key, cell in cells.items():
+                    if key in before and before[key][1].of_other_pixels(cell[1]):
+                        del before[key]  # the images have changed: it is measured again, and replaced
                     before.setdefault(key, cell)[1].take(cell[1])
                 _write(path, list(before.values()))
                 self.mine.add(path)
