@@ -7,20 +7,55 @@ that were measured here are added to the figures.
   python code/plot_study.py
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
+  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
+  python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
+  python code/plot_study.py --interventions --treated a0,a1,a2 --untreated b0,b1,b2    # networks trained in two ways
 
---power takes an hour or more on two cores and makes figures/power.csv (columns: imagenet_biases/analysis/power.py) and
-power.pdf/.png besides.
+--reliability and --interventions make figures/NAME.csv (columns: imagenet_biases/analysis/reliability.py and
+interventions.py) and NAME.pdf/.png from --results and nothing else. --power takes an hour or more on two cores and
+makes figures/power.csv (columns: imagenet_biases/analysis/power.py) and power.pdf/.png besides.
 """
 
 import os
 from pathlib import Path
 
-from imagenet_biases.analysis.plotting import FIGURES, figures, power_curves, save
+from imagenet_biases.analysis import interventions, reliability
+from imagenet_biases.analysis.plotting import (
+    FIGURES,
+    figures,
+    intervention_chart,
+    power_curves,
+    reliability_chart,
+    save,
+)
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
+from imagenet_biases.files import atomic
+from imagenet_biases.results.merge import local_records
 from imagenet_biases.results.table import read_beside, read_table, study, tables
+
+
+def from_records(args):
+    """Write the tables and figures of what was measured here."""
+    if not args.results.is_dir():
+        raise UserError(f"there is no folder {args.results}: measure first, or give --results DIR")
+    records, made = local_records(args.results), {}
+    if args.reliability:
+        made["reliability"] = reliability.reliability(records), reliability_chart
+    if args.interventions and args.treated:
+        names = (args.treated.split(","), args.untreated.split(","))
+        table = interventions.trainings(records, *names, f"{args.treated} against {args.untreated}")
+        made["interventions"] = table, intervention_chart
+    elif args.interventions:
+        made["interventions"] = interventions.frontends(records), intervention_chart
+    for name, (table, chart) in made.items():
+        with atomic(args.out / f"{name}.csv", "w") as file:
+            table.to_csv(file, index=False, lineterminator="\n", float_format="%.6g")
+        save(chart(table), args.out, name)
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+        print(args.out / f"{name}.csv")
 
 
 @exit_on_user_error
@@ -33,7 +68,16 @@ def main(arguments=None):
     parser.add_argument(
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the records (default: results)")
+    parser.add_argument("--reliability", action="store_true", help="of the measures, from records")
+    parser.add_argument("--interventions", action="store_true", help="score differences against bias differences")
+    parser.add_argument("--treated", metavar="NET,...", help="with --interventions: networks trained in one way")
+    parser.add_argument("--untreated", metavar="NET,...", help="and networks trained in the other")
     args = parser.parse_args(arguments)
+    if bool(args.treated) != bool(args.untreated) or (args.treated and not args.interventions):
+        raise UserError("--treated and --untreated go together, and with --interventions")
+    if args.reliability or args.interventions:
+        return from_records(args)
     if args.power is not None and args.power < 2:
         raise UserError(f"--power {args.power}: at least 2 studies are needed")
 

@@ -1,8 +1,10 @@
 """Reliability and interventions, on records whose truth is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from common import script
 from imagenet_biases.analysis import interventions
 from imagenet_biases.analysis.reliability import CORRECTED, RAW, SEEDS, SPLIT_HALF, VIEWS, reliability
 from imagenet_biases.errors import UserError
@@ -135,3 +137,27 @@ def test_what_is_measured_of_the_weights_goes_with_every_image_set_and_newer_val
     ((way, one),) = samples(records).items()
     assert way.usual and one.values[ACCURACY] == 71.0 and one.values["variance entropy"] == 0.5
     assert one.values["shape-bias"] == 0.2 and "LPP" not in one.values
+
+
+def test_the_script_writes_tables_and_figures_from_records(studied, tmp_path):
+    import json
+
+    records = [*studied[:20], *pair(np.random.default_rng(0), 0.2)]
+    for number, one in enumerate(records):
+        one = one | {"intervals": {}, "subset": False, "format": 2}
+        path = tmp_path / "results" / one["model"] / f"own{number}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+    where = ("--results", tmp_path / "results", "--out", tmp_path)
+    shown = script("plot_study.py", *where, "--reliability").stdout
+    table = pd.read_csv(tmp_path / "reliability.csv")
+    assert set(table["method"]) == {SPLIT_HALF, RAW, CORRECTED} and "shape-bias" in shown
+    words = ("--interventions", "--treated", "n1,n2,n3", "--untreated", "n4,n5,n6")
+    script("plot_study.py", *where, *words)
+    assert (pd.read_csv(tmp_path / "interventions.csv")["n"] == 3).all()
+    for name in ("reliability", "interventions"):
+        assert all((tmp_path / f"{name}.{kind}").stat().st_size > 5_000 for kind in ("png", "pdf"))
+    failed = script("plot_study.py", *where, "--treated", "n1", check=False)
+    assert failed.returncode == 2 and "go together" in failed.stderr
+    failed = script("plot_study.py", *where, "--interventions", check=False)
+    assert failed.returncode == 2 and "no bias and score in common" in failed.stderr  # a bias alone was measured

@@ -89,6 +89,8 @@ def machine(settings, images):
 
 def _place(settings):
     """Return (rank, world, shard): the processes that torchrun started are shards, unless they split the images."""
+    if settings.split == "nothing":
+        return 0, 1, settings.shard or (1, 1)
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < world:
         raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")

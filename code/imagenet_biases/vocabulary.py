@@ -54,7 +54,7 @@ class Settings:
     (256/224 bilinear for everyone) or native; `batch_size`, `workers` (decoding processes): None chooses by the
     machine; `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off. `shard`: (i, n) measures
     the i-th of n shares of the work, the records when all shares are there; `split`: what the processes that torchrun
-    started share out, networks (each is a shard) or the images of each network.
+    started share out, networks (each is a shard), the images of each network, or nothing: each is on its own.
     """
 
     device: str | torch.device = "auto"

@@ -10,7 +10,6 @@ import pandas as pd
 from scipy.stats import t as student
 
 from imagenet_biases.errors import UserError, some
-from imagenet_biases.files import atomic
 from imagenet_biases.results.samples import samples
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
@@ -83,9 +82,3 @@ def _welch(one, other):
 
 def _table(rows):
     return pd.DataFrame(rows, columns=COLUMNS).astype({"low": float, "high": float})
-
-
-def write(table, path):
-    """Write a table of interventions as CSV, atomically."""
-    with atomic(path, "w") as file:
-        table.to_csv(file, index=False, lineterminator="\n", float_format="%.6g")

@@ -5,6 +5,7 @@ of its own, so that the figures also work in black and white. Published values a
 """
 
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     effective_robustness,
 )
+from imagenet_biases.errors import UserError
 from imagenet_biases.files import atomic
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived, study
 from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, about
@@ -464,6 +466,64 @@ def power_curves(table):
     axes[0].set_ylabel("studies with p < 0.05")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+@_figure
+def reliability_chart(table):
+    """Reliability of each measure over images, seeds and views, with intervals. `table`: analysis.reliability's."""
+    alone = table[table["score"] == ""]
+    methods, names = list(dict.fromkeys(alone["method"])), list(dict.fromkeys(alone["measure"]))
+    figure = Figure(figsize=(6.4, 1.2 + 0.3 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    for number, (method, style) in enumerate(zip(methods, [*STYLES.values()][1:], strict=False)):
+        some = alone[alone["method"] == method].set_index("measure").reindex(names)
+        y = np.arange(len(names)) + 0.2 * (number - (len(methods) - 1) / 2)
+        ax.hlines(y, some["low"], some["high"], color=style.colour, lw=1.2)
+        ax.scatter(some["estimate"], y, color=style.colour, marker=style.marker, s=26, zorder=3, label=method)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.axvline(1, color="#888888", lw=0.7, zorder=0)
+    ax.set_xlabel("correlation over networks of the measure with itself")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+@_figure
+def intervention_chart(table):
+    """Difference of each score against that of each bias, one point an intervention. `table`: interventions'."""
+    wide = {key: some.set_index("measure") for key, some in table.groupby(["intervention", "model"], sort=False)}
+    biases = [name for name in (*BIASES, *FURTHER_BIASES) if (table["measure"] == name).any()]
+    scores = [name for name in (*SCORES, CONTROL) if (table["measure"] == name).any()]
+    if not (biases and scores):
+        raise UserError("the interventions have no bias and score in common: measure both, before and after")
+    size = 1.2 + 1.7 * len(biases), 1.4 + 1.6 * len(scores)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(scores), len(biases), sharex="col", sharey="row", squeeze=False)
+    looks = dict(zip(dict.fromkeys(table["intervention"]), itertools.cycle([*STYLES.values()][1:]), strict=False))
+    for line, score in zip(axes, scores, strict=True):
+        line[0].set_ylabel(f"Δ {about(score).label}")
+        for ax, bias in zip(line, biases, strict=True):
+            ax.axhline(0, color="#888888", lw=0.7, zorder=0)
+            ax.axvline(0, color="#888888", lw=0.7, zorder=0)
+            for (intervention, _), some in wide.items():
+                if {bias, score} <= {*some.index}:
+                    (x, y), style = (some.loc[name] for name in (bias, score)), looks[intervention]
+                    for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
+                        if np.isfinite(point.low):
+                            draw(other.difference, point.low, point.high, color=style.colour, lw=1)
+                    ax.scatter(x.difference, y.difference, color=style.colour, marker=style.marker, s=22, zorder=3)
+    for ax, bias in zip(axes[-1], biases, strict=True):
+        ax.set_xlabel(f"Δ {about(bias).label}".replace(" [", "\n["))
+    keys = [_key(style, f"{name}{'' if _enough(table, name) else ', n = 1'}") for name, style in looks.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False,
+                  title="95 % intervals: over images (one network, before and after) or over trainings")  # fmt: skip
+    return figure
+
+
+def _enough(table, intervention):
+    """Whether an intervention was made on one network with itself, or on several trainings of each kind."""
+    some = table[table["intervention"] == intervention]
+    return bool((some["model"] != "").all() or (some["n"] > 1).all())
 
 
 def figures(table, statistics, layers):

@@ -11,7 +11,6 @@ import pandas as pd
 
 from imagenet_biases.analysis.statistics import FEWEST, rank_correlations
 from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic
 from imagenet_biases.halves import SPLITS
 from imagenet_biases.results.samples import samples
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
@@ -102,9 +101,3 @@ def _disattenuated(correlations):
     second = 1 + 2 * SPLITS
     scale = np.sqrt(_split_half(correlations, 1) * _split_half(correlations, second + 1))
     return np.clip(np.where(scale > 0, correlations[..., 0, second] / scale, np.nan), -1, 1)
-
-
-def write(table, path):
-    """Write what `reliability` gave as CSV, atomically."""
-    with atomic(path, "w") as file:
-        table.to_csv(file, index=False, lineterminator="\n")

@@ -68,7 +68,7 @@ class Unreadable(Exception):
 
 
 def decode(path, view, data=None):
-    """Decode an image file to uint8 pixels [crop, crop, 3] under a view.
+    """Decode an image file to uint8 pixels [crop, crop, 3] under a view (or to what any function of an image gives).
 
     `data`: a function that gives the file's bytes where they do not lie at `path`. Raises Unreadable for whatever a
     decoder raises: on damaged files that may be anything.
@@ -76,7 +76,7 @@ def decode(path, view, data=None):
     try:
         data = data() if data else read_bytes(path)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if view.resize is None and image.size == (view.crop, view.crop):
+            if view == AS_IS and image.size == (view.crop, view.crop):
                 pixels = _of_jpeg(image, data)
                 return view(image) if pixels is None else pixels
             return view(image)
