@@ -17,7 +17,8 @@ NETWORKS = 400  # more than there are, so that the estimates are near the truth
 
 def record(model, metrics, *, halves=None, time="2026-01-01T00:00:00+00:00", fingerprint="f", **provenance):
     known = {"network": f"hash of {model}", "category": "", "collection": "imagenet", "view": "study"}
-    known |= {"precision": "fp32", "seed": 0, "time": time, "image_sets": {"imagenet": {"fingerprint": fingerprint}}}
+    known |= {"precision": "fp32", "seed": 0, "time": time}
+    known |= {"image_sets": {"imagenet": {"fingerprint": fingerprint, "images": 100}}}
     texts = {name: as_text(values) for name, values in (halves or {}).items()}
     return {"model": model, "benchmark": "own", "metrics": metrics, "halves": texts, "provenance": known | provenance}
 
@@ -107,7 +108,7 @@ def test_a_front_ends_effect_is_paired_over_the_images():
 
 def test_other_images_give_no_interval_and_other_ways_no_pair():
     plain, changed = pair(np.random.default_rng(0), 0.2)
-    elsewhere = changed["provenance"] | {"image_sets": {"imagenet": {"fingerprint": "g"}}}
+    elsewhere = changed["provenance"] | {"image_sets": {"imagenet": {"fingerprint": "g", "images": 100}}}
     (row,) = interventions.frontends([plain, changed | {"provenance": elsewhere}]).itertuples()
     assert row.difference == pytest.approx(0.2) and np.isnan(row.low) and np.isnan(row.high)
     with pytest.raises(UserError, match="--frontend low-pass"):

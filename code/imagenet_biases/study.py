@@ -70,6 +70,8 @@ STUDY_CATEGORIES = (
     *("baseline", "training_recipes", "augmentation", "stylized", "freezing", "adversarial_training", "contrastive"),
 )
 
+DRAWN_CATEGORIES = ("calibration", "dial")  # networks made for drawn images: no number of theirs is one of ImageNet's
+
 # Conditions ----------------------------------------------------------------------------------------------------------
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -19,6 +19,7 @@ from imagenet_biases.files import demand_file, safe_name
 from imagenet_biases.networks import checkpoints as files
 from imagenet_biases.networks import packages
 from imagenet_biases.schema import Fields, Row, check
+from imagenet_biases.study import DRAWN_CATEGORIES
 
 ROOT = Path(__file__).resolve().parents[3]
 ZOO = ROOT / "models" / "zoo.toml"
@@ -283,13 +284,13 @@ def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(
 def groups():
     """Return {group: [names]}: `all` (the study's 48, in its order) and each category.
 
-    A category's group has its networks in the study; `calibration`, which has none there, all of them.
+    A category's group has its networks in the study; those of networks made for drawn images, all of them.
     """
     found = {"all": []}
     for entry in _entries(ZOO, _stamp(ZOO)).values():
         if entry.in_study:
             found["all"].append(entry.name)
-        if entry.in_study or entry.category == "calibration":
+        if entry.in_study or entry.category in DRAWN_CATEGORIES:
             found.setdefault(entry.category, []).append(entry.name)
     return found
 

@@ -17,8 +17,8 @@ from imagenet_biases.results.table import KEYS, LAYERS, UNCERTAINTY, beside, rea
 from imagenet_biases.results.table import read_table as read
 from imagenet_biases.schema import Malformed, check, read_json
 from imagenet_biases.scores import proportion
+from imagenet_biases.study import DRAWN_CATEGORIES, place
 from imagenet_biases.study import metric as definition
-from imagenet_biases.study import place
 
 TOLERANCE = 0.05  # relative difference that is remarked on where there is no interval
 USUAL = {"view": "study", "precision": "fp32", "frontend": ""}  # the study's way; others have rows of their own
@@ -174,7 +174,7 @@ def _reason_to_leave_out(record, wanted):
             own = f" (--{key} {provenance[key]} gives it a row of its own)" if provenance[key] != USUAL[key] else ""
             return f"{key} {provenance[key] or 'none'}, not {value or 'none'}{own}"
     collection, usual = provenance["collection"] or "imagenet", "imagenet"
-    if provenance["category"] == "calibration":
+    if provenance["category"] in DRAWN_CATEGORIES:
         usual = "drawn"  # what these networks were made for
     if collection in (usual, "none"):  # none: of the weights alone
         return None
