@@ -2,9 +2,10 @@
 
 Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and
 figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks
-that were measured here are added to the figures.
+that were measured here are added to the figures, in colours and with names of their own.
 
   python code/plot_study.py
+  python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
 
@@ -15,7 +16,7 @@ power.pdf/.png besides.
 import os
 from pathlib import Path
 
-from imagenet_biases.analysis.plotting import FIGURES, figures, power_curves, save
+from imagenet_biases.analysis.plotting import FIGURES, figures, highlights, listed, power_curves, save
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
@@ -33,6 +34,7 @@ def main(arguments=None):
     parser.add_argument(
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
+    parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
     args = parser.parse_args(arguments)
     if args.power is not None and args.power < 2:
         raise UserError(f"--power {args.power}: at least 2 studies are needed")
@@ -42,8 +44,10 @@ def main(arguments=None):
     networks = study(table, args.source)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
+    highlight = listed(args.highlight)
+    highlights(table, highlight)  # a mistyped name is told before anything is computed
     found = shared(networks, args.out)
-    for name, figure in figures(table, found, read_beside(files, "layers")):
+    for name, figure in figures(table, found, read_beside(files, "layers"), highlight):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")
