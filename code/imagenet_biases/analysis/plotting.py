@@ -561,7 +561,9 @@ def calibration(rows):
     for number, (ax, bias) in enumerate(zip(axes.ravel(), BIASES, strict=False)):
         ax.scatter(rows[bias], rows.index, color=shades[rows.index], s=26, zorder=3)
         ax.margins(x=0.08)
-        ax.set_yticks(rows.index, rows["model"] if number % 3 == 0 else [""] * len(rows))
+        first = number % 3 == 0
+        ax.set_yticks(rows.index, rows["model"] if first else [""] * len(rows))
+        ax.set_ylabel("network" if first else "")
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_xlabel(about(bias).label)
     for ax, kind, label in zip(axes[2, 1:], ("LFC", "HFC"), ("low-pass", "high-pass"), strict=True):
