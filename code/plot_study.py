@@ -2,9 +2,10 @@
 
 Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and
 figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks
-that were measured here are added to the figures.
+that were measured here are added to the figures, in colours and with names of their own.
 
   python code/plot_study.py
+  python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
   python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
@@ -23,7 +24,9 @@ from imagenet_biases.analysis import interventions, reliability
 from imagenet_biases.analysis.plotting import (
     FIGURES,
     figures,
+    highlights,
     intervention_chart,
+    listed,
     power_curves,
     reliability_chart,
     save,
@@ -68,6 +71,7 @@ def main(arguments=None):
     parser.add_argument(
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
+    parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the records (default: results)")
     parser.add_argument("--reliability", action="store_true", help="of the measures, from records")
     parser.add_argument("--interventions", action="store_true", help="score differences against bias differences")
@@ -86,8 +90,10 @@ def main(arguments=None):
     networks = study(table, args.source)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
+    highlight = listed(args.highlight)
+    highlights(table, highlight)  # a mistyped name is told before anything is computed
     found = shared(networks, args.out)
-    for name, figure in figures(table, found, read_beside(files, "layers")):
+    for name, figure in figures(table, found, read_beside(files, "layers"), highlight):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")

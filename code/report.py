@@ -1,13 +1,15 @@
 """Write the report: one HTML page that shows the tables, needs no network and can be sent to anybody.
 
-A table of networks to sort and filter, a scatter plot of any bias against any score, the rank correlations, and one
-section a network: spectral curve, channel, corruptions, shape bias by category, provenance. Measured and published
-values stand side by side. The page is imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the
-data put in.
+First where the highlighted networks stand among the study's 48; then a table of networks to sort, filter and download,
+a scatter plot and the rank correlation of any two columns, and one section a network (its address: #network=NAME):
+spectral curve, channel, corruptions, shape bias by category, provenance. Measured and published values stand side by
+side. The page is imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the data put in.
 
   python code/report.py                # raw-data/benchmark.csv, measured.csv and results/ -> figures/report.html
+  python code/report.py --highlight resnet50_prime,my_network       # the page is about these
 """
 
+import datetime
 import json
 import math
 import re
@@ -17,13 +19,15 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from imagenet_biases.analysis.plotting import FIGURES, STYLES
+from imagenet_biases.analysis.plotting import FIGURES, STYLES, highlights, listed
+from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
+from imagenet_biases.machine import commit
 from imagenet_biases.results.merge import local_records, select
-from imagenet_biases.results.table import KEYS, derived, read_beside, read_table, study, tables
+from imagenet_biases.results.table import KEYS, RAW_DATA, derived, read_beside, read_table, study, tables
 from imagenet_biases.study import (
     BIASES,
     CONTROL,
@@ -32,9 +36,11 @@ from imagenet_biases.study import (
     CUTOFFS,
     DEFINITIONS,
     DERIVED,
+    DRAWN_CATEGORIES,
     FURTHER_BIASES,
     SCORES,
     SEVERITIES,
+    STUDY_CATEGORIES,
     about,
     definition_of,
     unflagged,
@@ -44,56 +50,101 @@ PAGE = Path(__file__).parent / "imagenet_biases" / "analysis" / "report_page.htm
 OCTAVES = np.linspace(0, len(FREQUENCIES) - 1, 121)  # where a channel's curve is drawn
 
 
-def page_data(table, uncertainty, found, records):
-    """Return what the page shows, JSON-able: columns, rows with values and intervals, statistics, records.
+RANKED = (CONTROL, *SCORES, *BIASES, *FURTHER_BIASES)  # what the page says the rank of
+
+
+def page_data(table, uncertainty, found, records, highlight=None):
+    """Return what the page shows, JSON-able: columns, rows with values, intervals and ranks, statistics, records.
 
     `uncertainty`: intervals of measured rows (columns table.UNCERTAINTY); `found`: as analysis.statistics gives it;
-    `records`: those behind the measured rows.
+    `records`: those behind the measured rows; `highlight`: names of networks (default: plotting.highlights).
     """
     everything = derived(table)
     main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
-    shown = [place[column] for column in main if everything[column].notna().any()]
-    sets = [{"title": "Scores and biases", "columns": shown}]
-    for definition in DEFINITIONS:
-        members = [place[c] for c in columns if c in table and definition_of(c) is definition]
-        sets += [{"title": definition.title.replace("`", ""), "columns": members}] if members else []
-    bounds = {}
-    for one in uncertainty.dropna(subset=["low", "high"]).itertuples():
-        bounds.setdefault((one.model, one.source), {})[one.metric] = [one.low, one.high]
-    rows = []
-    for _, row in everything.iterrows():
-        own = bounds.get((row["model"], row["source"]), {})
-        own |= {name: own[one.reported] for name, one in DERIVED.items() if one.reported in own}
-        rows.append(
-            {key: row[key] for key in KEYS}
-            | {"values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns]}
-            | {"bounds": {place[column]: pair for column, pair in own.items() if column in place}}
-            | {"channel": _channel(*(row[name] for name in ("bw_norm", "cf_norm", "pns_norm")))}
-        )
     return {
         "columns": [_column(column) for column in columns],
-        "sets": sets,
+        "sets": _sets(everything, main, place, set(table.columns)),
         "categories": {category: vars(look) for category, look in STYLES.items()},
-        "rows": rows,
+        "rows": _rows(everything, columns, uncertainty, _standings(table, place), highlights(table, highlight)),
+        "ranked": [place[column] for column in RANKED],
+        "control": CONTROL,
         "scores": SCORES,
         "biases": [*BIASES, *FURTHER_BIASES],
         "statistics": json.loads(found.to_json(orient="records")),
-        "records": [
-            {key: r[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
-            | {
-                "criticality": {
-                    layer: value for layer, (value, *_) in r["layers"].get("metric/criticality", {}).items()
-                }
-            }
-            for r in records
-        ],
+        "records": [_record(one) for one in records],
         "corruptions": [*CORRUPTIONS, *CORRUPTIONS_BAR],
         "severities": SEVERITIES,
         "cutoffs": CUTOFFS,
         "bands": FREQUENCIES.tolist(),
         "frequencies": (FREQUENCIES[0] * 2**OCTAVES).tolist(),
+        "criticality": _published_criticality(),
+        "made": _made(),
+    }
+
+
+def _sets(everything, main, place, columns):
+    """Return the sets of columns that the table can show, each of those that hold anything."""
+    sets = [{"title": "Scores and biases", "columns": [place[c] for c in main if everything[c].notna().any()]}]
+    for definition in DEFINITIONS:
+        members = [place[c] for c in place if c in columns and definition_of(c) is definition]
+        sets += [{"title": definition.title.replace("`", ""), "columns": members}] if members else []
+    return sets
+
+
+def _rows(everything, columns, uncertainty, standings, chosen):
+    """Return the networks: keys, values and intervals by column number, ranks, channel, and how they are shown.
+
+    `study`: one of the 48 published networks; `drawn`: made for drawn images, so without a place among photographs.
+    """
+    place = {column: number for number, column in enumerate(columns)}
+    bounds = {}
+    for one in uncertainty.dropna(subset=["low", "high"]).itertuples():
+        bounds.setdefault((one.model, one.source), {})[one.metric] = [one.low, one.high]
+    pointed = {(one.model, one.source): vars(one) | {"place": number} for number, one in enumerate(chosen)}
+    rows = []
+    for _, row in everything.iterrows():
+        key, drawn = (row["model"], row["source"]), row["category"] in DRAWN_CATEGORIES
+        own = bounds.get(key, {})
+        own |= {name: own[one.reported] for name, one in DERIVED.items() if one.reported in own}
+        rows.append(
+            {name: row[name] for name in KEYS}
+            | {"values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns]}
+            | {"bounds": {place[column]: pair for column, pair in own.items() if column in place}}
+            | {"ranks": standings.get(key, {})}
+            | {"channel": _channel(*(row[name] for name in ("bw_norm", "cf_norm", "pns_norm")))}
+            | {"study": row["source"] == "published" and row["category"] in STUDY_CATEGORIES}
+            | {"drawn": drawn, "highlight": None if drawn else pointed.get(key)}
+        )
+    return rows
+
+
+def _standings(table, place):
+    """Return {(model, source): {column number: (rank, of, percentile)}}."""
+    found = {}
+    for one in ranks(table, RANKED).itertuples():
+        found.setdefault((one.model, one.source), {})[place[one.column]] = (one.rank, one.of, one.percentile)
+    return found
+
+
+def _record(one):
+    layers = one["layers"].get("metric/criticality", {})
+    kept = {key: one[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
+    return kept | {"criticality": {layer: value for layer, (value, *_) in layers.items()}}
+
+
+def _published_criticality():
+    """Return {layer of a ResNet-50: (mean, SD over 50 published networks, the baseline)}."""
+    table = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer") / 100
+    return {layer: list(row) for layer, row in table[["mean_over_50", "sd_over_50", "tv_resnet50"]].round(5).iterrows()}
+
+
+def _made():
+    version = commit()
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "version": version[:12] + "+" * version.endswith("+") if version else "unknown (not a git checkout)",
     }
 
 
@@ -109,7 +160,8 @@ def _column(column):
     """Return name, axis label, meaning with unit, decimals, and what is wrong with the published values."""
     one = about(column)
     meaning = f"{one.meaning.replace('`', '')} [{one.unit}]"
-    return {"name": column, "label": one.label, "meaning": meaning, "digits": one.digits, "slip": one.slip}
+    named = {"name": column, "label": one.label, "meaning": meaning}
+    return named | {"digits": one.digits, "slip": one.slip, "better": one.better}
 
 
 def page(data):
@@ -132,6 +184,7 @@ def main(arguments=None):
     parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
     parser.add_argument("--results", type=Path, default=Path("results"), help="records behind measured rows")
     parser.add_argument("--out", type=Path, default=FIGURES / "report.html", help="default: figures/report.html")
+    parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
     args = parser.parse_args(arguments)
 
     files = args.table or tables()
@@ -139,8 +192,11 @@ def main(arguments=None):
     networks = study(table)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} published networks of the study, too few for statistics")
+    highlight = listed(args.highlight)
+    highlights(table, highlight)  # a mistyped name is told before anything is computed
     records = select(local_records(args.results))[0] if args.results.is_dir() else []
-    data = page_data(table, read_beside(files, "uncertainty"), shared(networks, FIGURES), records)
+    found = shared(networks, FIGURES)
+    data = page_data(table, read_beside(files, "uncertainty"), found, records, highlight)
     text = page(data)
     with atomic(args.out, "w") as file:
         file.write(text)

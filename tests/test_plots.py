@@ -8,11 +8,14 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 
 from common import CODE, ROOT, script
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
+from imagenet_biases.errors import UserError
 from imagenet_biases.results.table import LAYERS, LINEAGES, PUBLISHED, derived, read_table, study, write_table
 from imagenet_biases.study import BIASES, CUTOFFS, FURTHER_BIASES, SCORES
 
@@ -81,23 +84,89 @@ def test_categories_differ_in_colour_and_marker():
         assert len({getattr(look, part) for look in looks}) == len(looks)
 
 
-def test_measured_networks_show_up_open(with_measured, quick):
+def own(ax, colour):
+    """The points in a colour, [n, 2]."""
+    rgba = np.array(to_rgba(colour))
+    found = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection) and len(c.get_facecolor())
+             and np.allclose(c.get_facecolor()[0], rgba)]  # fmt: skip
+    return np.vstack(found) if found else np.empty((0, 2))
+
+
+def test_what_was_measured_is_highlighted(with_measured, quick):
     layers = pd.DataFrame(
         [("my.net", "measured", "metric/criticality", layer, 0.5, None, None) for layer in ("conv1", "fc", "stem")],
         columns=LAYERS,
     )
+    chosen = plotting.highlights(with_measured)
+    assert [one.label for one in chosen] == ["tv_resnet50, measured", "my.net"]
+    assert len({one.colour for one in chosen}) == 2 and not {s.colour for s in plotting.STYLES.values()} & {
+        one.colour for one in chosen
+    }
     drawn = dict(plotting.figures(with_measured, quick, layers))
-    everything = offsets(drawn["bias_spread"].axes[0])
-    assert everything == 48 + 4
+    row = derived(with_measured).set_index("model").loc["my.net"]
+    for number, ax in enumerate(drawn["biases_and_scores"].axes):
+        bias, score = BIASES[number % len(BIASES)], SCORES[number // len(BIASES)]
+        np.testing.assert_allclose(own(ax, chosen[1].colour), [row[[bias, score]].astype(float)])
     assert offsets(drawn["biases_and_scores"].axes[0]) == 48 + 2  # drawn images have no place among photographs
-    open_markers = [c for c in drawn["biases_and_scores"].axes[0].collections if c.get_facecolor().size == 0]
-    assert sum(len(c.get_offsets()) for c in open_markers) == 2
+    assert offsets(drawn["bias_spread"].axes[0]) == 48 + 2
+    for name in ("biases_and_scores", "accuracy_on_the_line", "bias_spread", "bandpass_curves"):
+        labels = [text.get_text() for text in drawn[name].legends[0].get_texts()]
+        assert {"my.net", "tv_resnet50, measured"} <= {*labels}, name
     titles = [ax.get_title() for ax in drawn["bandpass_curves"].axes]
-    assert "calibration (drawn) (2)" in titles and "baseline (2)" in titles
+    assert titles[:2] == ["highlighted", "baseline (1)"] and not any("calibration" in title for title in titles)
+    curve = drawn["bandpass_curves"].axes[0].get_lines()[-1]
+    np.testing.assert_allclose(curve.get_ydata(), row[[f"metric/bandpass/LFC/{c}" for c in CUTOFFS]].astype(float))
     compared = drawn["measured_and_published"].axes[0]
     assert offsets(compared) == 10  # the accuracies of tv_resnet50, the only network with both
-    own = drawn["criticality_by_layer"].axes[0].get_lines()[-1]
-    assert own.get_label() == "my.net, measured" and np.isfinite(own.get_ydata()).sum() == 2  # stem is not a ResNet's
+    line = drawn["criticality_by_layer"].axes[0].get_lines()[-1]
+    assert line.get_label() == "my.net, measured" and np.isfinite(line.get_ydata()).sum() == 2  # stem is no ResNet's
+    assert line.get_color() == chosen[1].colour
+
+
+def test_any_network_can_be_highlighted(with_measured, quick):
+    (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
+    drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))
+    ax = drawn["biases_and_scores"].axes[0]
+    expected = study(with_measured).set_index("model").loc["resnet50_prime", ["shape-bias", "ID"]]
+    np.testing.assert_allclose(own(ax, prime.colour), [expected.astype(float)])
+    open_markers = [c for c in ax.collections if c.get_facecolor().size == 0]
+    assert sum(len(c.get_offsets()) for c in open_markers) == 2 and offsets(ax) == 48 + 2  # the measured ones
+    with pytest.raises(UserError, match=r"resnet50_prim.*did you mean resnet50_prime"):
+        plotting.highlights(with_measured, ["resnet50_prim"])
+
+
+def test_the_band_is_that_of_the_48(table, quick):
+    ax = plotting.bandpass_curves(study(table)).axes[0]
+    columns = study(table)[[f"metric/bandpass/LFC/{c}" for c in CUTOFFS]]
+    band = ax.collections[0].get_paths()[0].vertices
+    for cutoff, column in zip(CUTOFFS, columns, strict=True):
+        at = band[np.isclose(band[:, 0], cutoff), 1]
+        assert (at.min(), at.max()) == pytest.approx(tuple(np.quantile(columns[column], (0.05, 0.95))))
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), columns.median())
+
+
+def test_networks_of_drawn_images_have_a_figure_of_their_own(with_measured, table, quick):
+    figure = plotting.calibration(derived(with_measured))
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        *("calibration_silhouette", "calibration_texture")
+    ]
+    assert offsets(figure.axes[0]) == 2 and all(ax.get_xlabel() for ax in figure.axes)
+    assert plotting.calibration(derived(table)) is None
+
+
+def test_no_marker_is_cut_and_every_axis_has_a_label(with_measured, quick):
+    for name, figure in plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS)):
+        for ax in filter(Axes.get_visible, figure.axes):
+            place = ax.get_subplotspec()
+            assert ax.get_ylabel() or place.colspan.start, name
+            assert ax.get_xlabel() or figure.get_supxlabel() or not place or not place.is_last_row(), name
+        for ax in figure.axes if name in ("biases_and_scores", "further_biases", "bias_spread") else ():
+            box = ax.get_window_extent()
+            for points in (c for c in ax.collections if isinstance(c, PathCollection)):
+                radius = np.sqrt(points.get_sizes().max()) / 2 * figure.dpi / 72 if len(points.get_sizes()) else 0
+                at = ax.transData.transform(points.get_offsets())
+                at = np.ma.filled(at, np.nan)[np.isfinite(np.ma.filled(at, np.nan)).all(1)]
+                assert (at - radius >= box.min - 1).all() and (at + radius <= box.max + 1).all(), name
 
 
 def test_the_published_curves_are_drawn_as_released(table, quick):
@@ -183,7 +252,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     assert "calibration_silhouette" in text and "calibration_texture" in text
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(pictures) == 11 and len(saved) == 2 * 11 + 2 and "statistics.csv" in saved
+    assert len(pictures) == 12 and len(saved) == 2 * 12 + 2 and "statistics.csv" in saved
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 

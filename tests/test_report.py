@@ -1,19 +1,24 @@
 """The report page in a real browser: opens without errors or network, sorts, filters, opens a network's section."""
 
 import json
+import re
 import shutil
 import time
 from html.parser import HTMLParser
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
+from scipy.stats import spearmanr
 
 import report
 from common import script
-from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table
-from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS
+from imagenet_biases.analysis.ranking import ranks
+from imagenet_biases.analysis.statistics import partial, rank_correlations
+from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table, study
+from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -30,6 +35,9 @@ HOSTILE = (  # names of networks that a page must show as they are
     "/*PLOTLY*/ /*DATA*/null",
     "<b>bold</b> & <a href='javascript:alert(1)'>link</a> \u2028 \\u003c",
 )
+
+
+SAFE = "!'()*-._~"  # what encodeURIComponent leaves as it is
 
 
 def record(model, benchmark, metrics, details=None, **more):
@@ -205,12 +213,16 @@ def test_inserted_text_is_not_scanned_again():
 
 def test_it_shows_every_row_of_the_table(page, pages):
     published = len(read_table(PUBLISHED))
-    rows = published if page.kind == "published" else published + 3 + len(HOSTILE)
+    rows = published if page.kind == "published" else published + 1 + len(HOSTILE)
     assert len(column(page, 0)) == rows
     assert ask(page, "document.getElementById('count').textContent") == f"{rows} of {rows} rows"
-    assert ask(page, "document.querySelectorAll('tr.measured').length") == rows - published
+    assert ask(page, "document.querySelectorAll('#table tr.own').length") == rows - published
     table = read_table([PUBLISHED, *([pages / "measured.csv"] if page.kind == "measured" else [])])
+    drawn = table["model"].str.startswith("calibration")
+    table = table[~drawn].sort_values("source", kind="stable")  # measured ones first
     assert column(page, 0) == [*table["model"]] and column(page, 2) == [*table["source"]]
+    own = "[...document.querySelectorAll('#drawn tbody tr')].map(row => row.cells[0].textContent)"
+    assert ask(page, own) == (["calibration_silhouette", "calibration_texture"] if page.kind == "measured" else [])
     shown = [float(text or "nan") for text in column(page, heads(page).index("top1_acc/imagenet"))]
     assert shown == pytest.approx([*table["top1_acc/imagenet"].round(1)], abs=0.051, nan_ok=True)
     assert page.kind == "published" or {*HOSTILE} < {*column(page, 0)}
@@ -232,7 +244,7 @@ def test_sorting_by_numbers_and_by_names(page):
     assert column(page, 0)[0] == ("resnet50.a3_in1k")  # the least shape bias of the table
     click(page, "#table thead th:nth-child(1) button")
     names = [name.lower() for name in column(page, 0) if name not in HOSTILE]
-    assert names[0].startswith(("calibration_silhouette", "convnext_base")) and names[-1].startswith("vonenet")
+    assert names[0].startswith("convnext_base") and names[-1].startswith("vonenet")
 
 
 def test_filters_by_words_source_and_category(page):
@@ -242,7 +254,7 @@ def test_filters_by_words_source_and_category(page):
     assert column(page, 0) == []
     choose(page, "search", "")
     choose(page, "source", "measured")
-    assert len(column(page, 0)) == (0 if page.kind == "published" else 3 + len(HOSTILE))
+    assert len(column(page, 0)) == (0 if page.kind == "published" else 1 + len(HOSTILE))
     choose(page, "source", "")
     before = len(column(page, 0))
     click(page, "input[data-category=adversarial_training]")
@@ -274,13 +286,15 @@ def test_scatter_of_any_bias_against_any_score(page):
     choose(page, "y", str(index.index("Robustness")))
     assert "ρ = 0.79" in ask(page, "document.getElementById('rho').textContent")
     assert ask(page, "document.getElementById('scatter').layout.xaxis.title.text").startswith("high-pass")
-    choose(page, "x", str(index.index("shape-bias")))
+    choose(page, "x", str(index.index("metric/bandpass/LFC/0.1")))
     choose(page, "y", str(index.index("top1_acc/imagenet")))
+    names = ask(page, "document.getElementById('scatter').data.map(trace => trace.name)")
+    assert not any("calibration" in name for name in names)  # drawn images have no place among photographs
     if page.kind == "measured":
-        trace = "document.getElementById('scatter').data.find(trace => trace.name === 'calibration (drawn), measured')"
-        assert ask(page, f"{trace}.marker.symbol") == "hexagon-open"
-        assert ask(page, f"{trace}.text[0]") == "calibration_silhouette (measured)"
+        trace = "document.getElementById('scatter').data.find(trace => trace.name === 'tv_resnet50, measured')"
+        assert ask(page, f"{trace}.text") == ["tv_resnet50 (measured)"]
         assert ask(page, f"{trace}.error_y.array[0]") == pytest.approx(0.05)
+        assert names[-1] == "tv_resnet50, measured"  # on top of all others
 
 
 def test_correlations_for_each_method_and_exclusion(page):
@@ -292,8 +306,199 @@ def test_correlations_for_each_method_and_exclusion(page):
     z = ask(page, "document.getElementById('heat').data[0].z[0]")
     assert z[2] == pytest.approx(0.72, abs=0.01)
     choose(page, "method", "spearman")
-    choose(page, "excluded", "adversarial_training")
+    click(page, "input[data-category=adversarial_training]")
     assert ask(page, "document.getElementById('heat').data[0].z[0][3]") == pytest.approx(0.04, abs=0.01)
+    assert "[" in ask(page, "document.getElementById('heat').data[0].text[0][3]")  # with its bootstrap interval
+
+
+def test_correlation_of_any_pair_over_any_selection(page):
+    """As scipy and the statistics compute them."""
+    index = ask(page, "data.columns.map(column => column.name)")
+    rows = study(read_table(PUBLISHED)).set_index("model")
+    selected = [*rows.index[rows["category"].isin(["training_recipes", "augmentation", "contrastive"])]]
+    give = "data.rows.filter(row => row.study && models.includes(row.model))"
+    for x, y in (("cf_norm", "top1_acc/fog_3"), ("HPP", "top1_acc/edge"), ("sparsity", "LPP")):
+        pair = rows.loc[selected, [x, y]]
+        values = np.array([*pair.to_numpy().T, rows.loc[selected, CONTROL]])
+        groups = np.unique(rows.loc[selected, "category"], return_inverse=True)[1]
+        both = rank_correlations(values), rank_correlations(values, groups=groups)
+        expected = [spearmanr(pair).statistic, both[1][0, 1], partial(both[0], -1)[0, 1], partial(both[1], -1)[0, 1]]
+        found = page.execute_script(
+            "const [models, i, j, c] = arguments;"
+            f"const rows = {give};"
+            "return [[false, null], [true, null], [false, c], [true, c]].map(one => spearman(rows, i, j, ...one));",
+            *(selected, index.index(x), index.index(y), index.index(CONTROL)),
+        )
+        assert found == pytest.approx(expected, abs=1e-4), (x, y)  # the page has six significant digits
+    choose(page, "x", str(index.index("cf_norm")))
+    choose(page, "y", str(index.index("top1_acc/fog_3")))
+    choose(page, "search", "robust_resnet50_l2")
+    expected = spearmanr(rows[rows.index.str.startswith("robust_resnet50_l2")][["cf_norm", "top1_acc/fog_3"]])
+    text = ask(page, "document.getElementById('rho').textContent")
+    assert f"ρ = {expected.statistic:.2f} over all 10".replace("-", "−") in text
+
+
+PLOTS = "['scatter', 'heat', 'curve'].map(id => JSON.stringify(document.getElementById(id).data))"
+
+
+@pytest.mark.parametrize("act", ["search", "category", "source"])
+def test_filters_act_on_every_plot(page, act):
+    before = ask(page, PLOTS)
+    sections = "[...document.querySelectorAll('#list > details')].filter(one => !one.hidden).length"
+    many = ask(page, sections)
+    if act == "category":
+        click(page, "input[data-category=contrastive]")
+        assert ask(page, sections) == many - 6
+    elif act == "search":
+        choose(page, "search", "robust")
+        assert ask(page, sections) == 15
+    else:
+        choose(page, "source", "measured")
+        assert ask(page, sections) == (0 if page.kind == "published" else 1 + len(HOSTILE))
+    assert not {*before} & {*ask(page, PLOTS)}
+    shown = ask(page, "document.getElementById('scatter').data.flatMap(trace => trace.customdata)")
+    assert {*shown} <= {*column(page, 0)}
+
+
+def test_ranks_of_own_networks_are_those_of_the_table(page, pages):
+    head = ask(page, "[...document.querySelectorAll('#own thead a')].map(one => one.textContent)")
+    if page.kind == "published":
+        assert head == [] and "No network" in ask(page, "document.getElementById('own').textContent")
+        return
+    assert {*head} == {"tv_resnet50, measured", *HOSTILE}
+    table = read_table([PUBLISHED, pages / "measured.csv"])
+    found = ranks(table, [CONTROL]).query("source == 'measured'").set_index("model")
+    line = "[...document.querySelectorAll('#own tbody tr')].find(row => row.cells[0].textContent === arguments[0])"
+    cells = page.execute_script(f"return [...{line}.cells].map(cell => cell.textContent)", CONTROL)
+    for number, name in enumerate(head):
+        one = found.loc[name.removesuffix(", measured")]
+        assert cells[2 + 2 * number] == f"{one['rank']} of {one['of']} {one['percentile']:.0f} %"
+        assert float(cells[1 + 2 * number]) == pytest.approx(one["value"], abs=0.005)
+
+
+def test_any_network_can_be_highlighted(pages, browser):
+    script(
+        "report.py", "--table", PUBLISHED, "--highlight", "resnet50_prime,resnet50_dino", "--out", pages / "own.html"
+    )
+    browser.get((pages / "own.html").as_uri())
+    head = ask(browser, "[...document.querySelectorAll('#own thead a')].map(one => one.textContent)")
+    assert head == ["resnet50_prime", "resnet50_dino"] and column(browser, 0)[:2] == head
+    assert ask(browser, "document.getElementById('scatter').data.slice(-2).map(trace => trace.name)") == head
+
+
+def test_the_table_can_be_downloaded(page, tmp_path):
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    choose(page, "search", "augmentation")
+    click(page, "#csv")
+    end = time.monotonic() + 20
+    while not (tmp_path / "networks.csv").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    found = pd.read_csv(tmp_path / "networks.csv")
+    assert [*found["model"]] == column(page, 0) and [*found.columns[3:]] == heads(page)[3:]
+    expected = study(read_table(PUBLISHED)).set_index("model").loc[found["model"]]
+    for name in ("ID", "HPP", "shape-bias"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+
+
+def test_every_network_has_an_address(pages, browser):
+    for model in ("resnet50_prime", HOSTILE[0]):
+        browser.get("about:blank")
+        browser.get((pages / "measured.html").as_uri() + f"#network={quote(model)}")
+        wait_for(
+            browser, "document.querySelector('details[open] .main-svg') || document.querySelector('details[open] p')"
+        )
+        assert ask(browser, "[...document.querySelectorAll('details[open]')].map(one => one.dataset.model)") == [model]
+    links = ask(browser, "[...document.querySelectorAll('#table tbody a')].map(one => [one.textContent, one.hash])")
+    assert all(link == f"#network={quote(name, safe=SAFE)}" for name, link in links)
+
+
+def test_the_difference_to_the_baseline(page):
+    page.execute_script("openSection('resnet50_prime')")
+    where = "[...document.querySelectorAll('details[open] .plot')].at(-1)"
+    wait_for(page, f"{where} && {where}.data")
+    rows = study(read_table(PUBLISHED)).set_index("model")
+    fog = [f"top1_acc/fog_{severity}" for severity in range(1, 6)]
+    at = ask(page, f"{where}.data[0].y").index("fog")
+    assert ask(page, f"{where}.data[0].z[{at}]") == pytest.approx([*rows.loc["resnet50_prime", fog]], abs=1e-3)
+    choose(page, "map", "difference")
+    expected = rows.loc["resnet50_prime", fog] - rows.loc["tv_resnet50", fog]
+    assert ask(page, f"{where}.data[0].z[{at}]") == pytest.approx([*expected], abs=1e-3)
+
+
+def test_the_page_defines_its_scores_and_says_when_it_was_made(page):
+    assert ask(page, "[...document.querySelectorAll('dt')].map(one => one.textContent)") == heads(page)[3:]
+    text = ask(page, "document.querySelector('dl').textContent")
+    assert "HPP / (LPP + HPP) [share]" in text and "Published values: rests on a known slip" in text
+    made = ask(page, "document.getElementById('made').textContent")
+    assert re.search(r"Made on 20\d\d-\d\d-\d\d \d\d:\d\d UTC with version ([0-9a-f]{12}\+?|unknown)", made)
+
+
+def test_no_button_needs_a_network(page):
+    titles = ask(page, "[...document.querySelectorAll('.modebar-btn')].map(one => one.dataset.title ?? '')")
+    assert "Zoom" in titles and not [
+        one for one in titles if re.search("share|cloud|studio|edit|logo|plotly", one, re.I)
+    ]
+
+
+def resized(browser, width, height, scheme):
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+
+
+@pytest.fixture(params=[(1400, 900, "light"), (400, 800, "light"), (1400, 900, "dark"), (400, 800, "dark")], ids=str)
+def sized(request, browser, pages):
+    """The page with measured networks in a window of some size and colour scheme."""
+    resized(browser, *request.param)
+    browser.get((pages / "measured.html").as_uri())
+    yield browser, request.param
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+TEXTS = """
+const boxes = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode, host = node.parentElement, style = getComputedStyle(host);
+  if (!node.textContent.trim() || host.closest("script, option, [hidden], .scroll, .filters, .hoverlayer")) continue;
+  if (host.closest("details:not([open])") && !host.closest("summary")) continue;
+  if (style.visibility === "hidden" || style.opacity === "0") continue;
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  for (const box of range.getClientRects())
+    if (box.width > 1 && box.height > 1) boxes.push([box.left, box.top, box.right, box.bottom, node.textContent]);
+}
+const overlap = (a, b, from) => Math.min(a[from + 2], b[from + 2]) - Math.max(a[from], b[from]);
+const clash = (a, b) => overlap(a, b, 0) > 1 && overlap(a, b, 1) > 2;
+return [boxes.length, boxes.flatMap((a, i) => boxes.slice(0, i).filter(b => clash(a, b)).map(b => [a[4], b[4]]))];
+"""
+
+
+def test_the_rank_is_visible_without_scrolling_and_no_two_texts_intersect(sized):
+    page, (width, height, _) = sized
+    box = ask(page, "document.querySelector('#own .rank').getBoundingClientRect().toJSON()")
+    assert min(box["left"], box["top"]) >= 0 and box["right"] <= width and box["bottom"] <= height
+    assert ask(page, "document.documentElement.scrollWidth") <= width  # nothing sticks out
+    page.execute_script("openSection('calibration_silhouette'); openSection('tv_resnet50')")
+    wait_for(page, "document.querySelectorAll('details[open] .plot .main-svg').length > 20")
+    number, clashes = page.execute_script(TEXTS)
+    assert number > 300 and clashes == []
+
+
+def test_the_scheme_is_that_of_the_system_or_the_chosen_one(sized):
+    page, (*_, scheme) = sized
+    paper = "getComputedStyle(document.body).backgroundColor"
+    ink = "document.getElementById('scatter')._fullLayout.font.color"
+    looks = {"light": ("rgb(255, 255, 255)", "#1c1c1c"), "dark": ("rgb(22, 22, 22)", "#e8e8e8")}
+    assert (ask(page, paper), ask(page, ink)) == looks[scheme]
+    other = {"light": "dark", "dark": "light"}[scheme]
+    choose(page, "scheme", other)
+    assert (ask(page, paper), ask(page, ink)) == looks[other]
 
 
 def test_a_networks_section_is_made_when_it_is_opened(page):
@@ -301,7 +506,7 @@ def test_a_networks_section_is_made_when_it_is_opened(page):
     where = "document.querySelector('details[open]')"
     assert ask(page, "document.querySelectorAll('details .plot').length") == 0
     page.execute_script(
-        "[...document.querySelectorAll('#table tbody button')].find(one => one.textContent === arguments[0]).click()",
+        "[...document.querySelectorAll('tbody a')].find(one => one.textContent === arguments[0]).click()",
         model,
     )
     wait_for(page, f"{where} && {where}.querySelectorAll('.plot .main-svg').length > 0")
@@ -334,7 +539,7 @@ def test_measured_and_published_stand_side_by_side(page):
     heads = ask(page, f"[...{where}.querySelectorAll('thead')][0].textContent")
     assert heads == "publishedmeasured"
     assert "26 points off </script><b>" in ask(page, f"{where}.textContent")
-    traces = ask(page, f"{where}.querySelector('.plot').data.map(trace => trace.name)")
+    traces = ask(page, f"{where}.querySelector('.plot').data.filter(one => one.mode !== 'lines').map(one => one.name)")
     assert traces == ["low-pass, published", "low-pass, measured", "high-pass, published", "high-pass, measured"]
 
 

@@ -69,8 +69,7 @@ VIEW_RESIZE, VIEW_CROP = 256, 224  # the study's view: short side (bilinear), th
 STUDY_CATEGORIES = (
     *("baseline", "training_recipes", "augmentation", "stylized", "freezing", "adversarial_training", "contrastive"),
 )
-
-DRAWN_CATEGORIES = ("calibration", "dial")  # networks made for drawn images: no number of theirs is one of ImageNet's
+DRAWN_CATEGORIES = ("calibration", "dial")  # networks made for drawn images, which have no place among photographs
 
 # Conditions ----------------------------------------------------------------------------------------------------------
 

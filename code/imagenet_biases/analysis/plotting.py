@@ -2,6 +2,8 @@
 
 Every category has a colour that people with colour-vision deficiencies can tell apart (Okabe & Ito 2008) and a marker
 of its own, so that the figures also work in black and white. Published values are filled, measured ones open.
+Highlighted networks have a colour and a name of their own and lie on top; curves have the study's 48 networks behind
+them. Networks that were made for drawn images have a figure of their own and a place in no other.
 """
 
 import functools
@@ -27,10 +29,20 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     effective_robustness,
 )
-from imagenet_biases.errors import UserError
+from imagenet_biases.errors import UserError, nearest
 from imagenet_biases.files import atomic
-from imagenet_biases.results.table import KEYS, RAW_DATA, derived, study
-from imagenet_biases.study import BIASES, CONTROL, CUTOFFS, FLAGGED, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, about
+from imagenet_biases.results.table import KEYS, RAW_DATA, derived
+from imagenet_biases.study import (
+    BIASES,
+    CONTROL,
+    CUTOFFS,
+    DRAWN_CATEGORIES,
+    FLAGGED,
+    FURTHER_BIASES,
+    SCORES,
+    STUDY_CATEGORIES,
+    about,
+)
 
 FIGURES = RAW_DATA.parent / "figures"
 
@@ -54,8 +66,13 @@ STYLES = {
     "adversarial_training": Style("adversarial training", "#D55E00", "^", "triangle-up"),
     "contrastive": Style("contrastive", "#009E73", "v", "triangle-down"),
     "calibration": Style("calibration (drawn)", "#56B4E9", "h", "hexagon"),
+    "dial": Style("dial (drawn)", "#8A5FBF", "p", "pentagon"),
     "": Style("no category", "#B0B0B0", "P", "cross"),
 }
+HIGHLIGHT_COLOURS = ("#E6007E", "#5B2EE0", "#00857C", "#8A4B00", "#B8000A", "#6B7A00", "#00498A", "#9B009B")
+HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
+MOST_HIGHLIGHTS = 12  # that nobody asked for
+BAND = "#DADADA"
 RC = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -102,8 +119,72 @@ def size(model):
     return 8.0 + 62.0 * (eps / {"l2": 5.0, "linf": 8.0}[norm]) ** 0.5
 
 
-def _draw(ax, rows, x, y):
-    """Scatter rows, category by category."""
+@dataclass(frozen=True)
+class Highlight:
+    """A network that the figures are about: its row in the table, its name in legends, how it looks."""
+
+    model: str
+    source: str
+    label: str
+    colour: str
+    marker: str
+    symbol: str
+
+    def of(self, rows):
+        """Return its rows."""
+        return rows[(rows["model"] == self.model) & (rows["source"] == self.source)]
+
+
+def highlights(table, names=None):
+    """Return a Highlight for each row of the networks `names`; measured rows first.
+
+    Without names: what was measured on photographs, or if that is much, what of it the study does not have. Raises
+    UserError for a name that the table does not have.
+    """
+    known = set(table["model"])
+    for name in names or ():
+        if name not in known:
+            raise UserError(
+                f"there is no network {name!r} in the tables to highlight; {nearest(name, known)}".removesuffix("; ")
+            )
+    if names:
+        rows = pd.concat([table[table["model"] == name] for name in dict.fromkeys(names)])
+    else:
+        rows = table[table["source"].ne("published") & ~table["category"].isin(DRAWN_CATEGORIES)]
+        published = set(table.loc[table["source"] == "published", "model"])
+        rows = rows if len(rows) <= MOST_HIGHLIGHTS else rows[~rows["model"].isin(published)]
+    rows = rows.assign(later=rows["source"].eq("published")).sort_values("later", kind="stable")
+    sources = table.groupby("model")["source"].nunique()
+    chosen = []
+    for number, row in enumerate(rows.itertuples()):
+        label = f"{row.model}, {row.source}" if sources[row.model] > 1 else row.model
+        turn, colour = divmod(number, len(HIGHLIGHT_COLOURS))
+        look = HIGHLIGHT_MARKERS[(colour + turn) % len(HIGHLIGHT_MARKERS)]
+        chosen.append(Highlight(row.model, row.source, label, HIGHLIGHT_COLOURS[colour], *look))
+    return chosen
+
+
+def listed(text):
+    """Return the names in a list with commas, as --highlight has them; None where it is not given."""
+    return [name for name in map(str.strip, text.split(",")) if name] if text else None
+
+
+def _others(rows, chosen):
+    """Return the rows that are not highlighted."""
+    keys = {(one.model, one.source) for one in chosen}
+    return rows[[key not in keys for key in zip(rows["model"], rows["source"], strict=True)]]
+
+
+def _draw(ax, rows, x, y, chosen=()):
+    """Scatter rows, category by category, and the highlighted ones on top of them."""
+    _draw_categories(ax, _others(rows, chosen), x, y)
+    for one in chosen:
+        some = one.of(rows)
+        ax.scatter(some[x], some[y], s=46, marker=one.marker, color=one.colour, edgecolor="black", linewidth=0.8,
+                   zorder=6, clip_on=False)  # fmt: skip
+
+
+def _draw_categories(ax, rows, x, y):
     for (category, measured), some in rows.groupby(["category", rows["source"].ne("published")]):
         look = STYLES[category]
         ax.scatter(
@@ -125,12 +206,29 @@ def _key(look, label, **face):
     return Line2D([], [], ls="", marker=look.marker, ms=size, label=label, **face)
 
 
-def _legend(figure, rows, **settings):
+def _legend(figure, rows, chosen=(), **settings):
+    others = _others(rows, chosen)
     sized = {"adversarial_training": ", small to large ε"}
-    keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (rows["category"] == c).any()]
-    if rows["source"].ne("published").any():
+    keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (others["category"] == c).any()]
+    if others["source"].ne("published").any():
         keys.append(_key(STYLES["training_recipes"], "open: measured here", mfc="none", mec="#444444"))
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 5), frameon=False, **settings)
+    keys += [_key(one, one.label, mfc=one.colour, mec="black", mew=0.8) for one in chosen if len(one.of(rows))]
+    columns = _columns(figure, [key.get_label() for key in keys])
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, **settings)
+
+
+def _columns(figure, labels):
+    """Return in how many columns a legend fits the figure's width: 0.06 inches a letter of 8 points."""
+    longest = max((len(label) for label in labels), default=0)
+    return max(1, min(5, len(labels), int(figure.get_figwidth() / (0.4 + 0.06 * longest))))
+
+
+def _band(ax, x, values, baseline):
+    """Draw the study's networks behind a curve: 5 to 95 %, the median; the baseline dashed. `values`: [n, len(x)]."""
+    low, median, high = np.nanquantile(values, (0.05, 0.5, 0.95), axis=0)
+    ax.fill_between(x, low, high, color=BAND, lw=0, zorder=1, label=f"5 to 95 % of {len(values)} published networks")
+    ax.plot(x, median, color="#888888", lw=1, zorder=2, label="their median")
+    ax.plot(x, baseline, color="black", lw=0.9, ls=(0, (4, 2)), zorder=5, label="baseline")
 
 
 def _bias_axis(axis, bias):
@@ -155,7 +253,7 @@ def _pick(statistics, method, excluded="none"):
 
 
 @_figure
-def biases_and_scores(rows, statistics, biases=BIASES):
+def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
     """The study's figure: each bias against each score, one point a network, with Spearman's ρ within categories.
 
     `rows`: networks with derived columns; `statistics`: as imagenet_biases.analysis.statistics gives it.
@@ -166,7 +264,8 @@ def biases_and_scores(rows, statistics, biases=BIASES):
     for line, score in zip(axes, SCORES, strict=True):
         line[0].set_ylabel(about(score).label)
         for ax, bias in zip(line, biases, strict=True):
-            _draw(ax, rows, bias, score)
+            _draw(ax, rows, bias, score, chosen)
+            ax.margins(0.08)
             _bias_axis(ax, bias)
             if (bias, score) in within.index:
                 one = within.loc[bias, score]
@@ -176,55 +275,81 @@ def biases_and_scores(rows, statistics, biases=BIASES):
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
     text = "Spearman's ρ within categories, 95 % interval, and over all networks;{}bold: p < 0.05 within, after Holm's"
-    _legend(figure, rows, title=text.format(" " if len(biases) > 5 else "\n") + " correction")
+    _legend(figure, rows, chosen, title=text.format(" " if len(biases) > 5 else "\n") + " correction")
     return figure
 
 
+def _of_study(rows):
+    return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
+
+
 @_figure
-def bandpass_curves(rows):
-    """Accuracy under a low- and a high-pass relative to the clean one, one panel a category; bold: the median."""
-    categories = [category for category in STYLES if (rows["category"] == category).any()]
-    figure = Figure(figsize=(1.0 + 1.45 * len(categories), 4.0), layout="constrained")
-    axes = figure.subplots(2, len(categories), sharex=True, sharey="row", squeeze=False)
+def bandpass_curves(rows, chosen=()):
+    """Accuracy under a low- and a high-pass relative to the clean one: highlighted networks, then category by category.
+
+    Behind them all: the study's networks (5 to 95 %, median) and the baseline. Bold: the median of a category.
+    """
+    others = _others(rows, chosen)
+    categories = [category for category in STYLES if (others["category"] == category).any()]
+    chosen = [one for one in chosen if one.of(rows).filter(regex="^metric/bandpass/[LH]FC/").notna().any(axis=None)]
+    titles = ["highlighted"] * bool(chosen) + [
+        f"{STYLES[category].label} ({(others['category'] == category).sum()})" for category in categories
+    ]
+    figure = Figure(figsize=(1.0 + 1.45 * len(titles), 4.3 + 0.1 * len(chosen)), layout="constrained")
+    axes = figure.subplots(2, len(titles), sharex=True, sharey="row", squeeze=False)
+    published = _of_study(rows)
     for line, kind, label in zip(axes, ("LFC", "HFC"), ("low-pass", "high-pass"), strict=True):
         columns = [f"metric/bandpass/{kind}/{cutoff}" for cutoff in CUTOFFS]
-        baseline = rows.loc[rows["category"] == "baseline", columns].median()
-        for ax, category in zip(line, categories, strict=True):
-            some = rows.loc[rows["category"] == category, columns]
+        baseline = published.loc[published["category"] == "baseline", columns].median()
+        for ax in line:
+            _band(ax, CUTOFFS, published[columns], baseline)
+            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            ax.set_ylim(bottom=-0.04)
+        for one in chosen:
+            line[0].plot(CUTOFFS, one.of(rows)[columns].to_numpy().T, color=one.colour, lw=1.6, marker=one.marker,
+                         ms=3.5, zorder=6, label=one.label)  # fmt: skip
+        for ax, category in zip(line[bool(chosen) :], categories, strict=True):
+            some = others.loc[others["category"] == category, columns]
             look = STYLES[category]
             many = len(some) > 2
-            ax.plot(CUTOFFS, baseline, color="black", lw=0.9, ls=(0, (4, 2)))
-            ax.plot(CUTOFFS, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1)
+            ax.plot(CUTOFFS, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1,
+                    zorder=3)  # fmt: skip
             if many:
-                ax.plot(CUTOFFS, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5)
-            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-            ax.set_ylim(-0.04, 1.06)
+                ax.plot(CUTOFFS, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5, zorder=4)
         line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
-    for ax, category in zip(axes[0], categories, strict=True):
-        ax.set_title(f"{STYLES[category].label} ({(rows['category'] == category).sum()})", fontsize=7)
-    figure.supxlabel(
-        "cut-off: share of the spectrum that is kept   (dashed: baseline, bold with markers: median)", fontsize=8
-    )
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=7)
+    figure.supxlabel("cut-off: share of the spectrum that is kept   (bold with markers: median)", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=_columns(figure, labels), frameon=False)
     return figure
 
 
 @_figure
-def solarization_curves(rows):
+def solarization_curves(rows, chosen=()):
     """Accuracy when all pixel values from a threshold on are inverted; every network that has the published grid."""
     thresholds = [column for column in rows if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
-    alphas = [float(column.rpartition("/")[2]) for column in thresholds]
+    alphas = np.array([float(column.rpartition("/")[2]) for column in thresholds])
     some = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
-    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+    others = _others(some, chosen)
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     ax = figure.subplots()
-    published = (some["source"] == "published").sum()
-    shades = iter(mpl.colormaps["viridis"](np.linspace(0, 0.9, max(published, 2))))
-    for _, row in some.iterrows():
-        measured, baseline = row["source"] != "published", row["category"] == "baseline"
-        look = {"color": "black" if baseline else next(shades), "lw": 0.9} if not measured else {"lw": 2}
-        look |= {"ls": (0, (4, 2))} if baseline and not measured else {}
-        label = f"{row['model']}, {row['source']}" if measured else row["model"]
-        given = row[thresholds].astype(float).dropna()
-        ax.plot([alphas[thresholds.index(name)] for name in given.index], given, label=label, **look)
+
+    def curve(row, **look):
+        given = row[thresholds].astype(float).to_numpy()
+        known = ~np.isnan(given)
+        ax.plot(alphas[known], given[known], **look)
+
+    for one in chosen:
+        for _, row in one.of(some).iterrows():
+            curve(row, label=one.label, color=one.colour, lw=2.2, zorder=6)
+    shades = iter(mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(others), 2))))
+    for _, row in others.iterrows():
+        if row["category"] == "baseline" and row["source"] == "published":
+            look = {"color": "black", "lw": 1.2, "ls": (0, (4, 2)), "zorder": 5}
+        else:
+            look = {"color": next(shades), "lw": 0.9}
+        curve(row, label=row["model"] if row["source"] == "published" else f"{row['model']}, {row['source']}", **look)
     ax.set_xlabel("threshold α: values from α on are inverted (0: all of them)")
     ax.set_ylabel("top-1 [%]")
     ax.set_ylim(bottom=0)
@@ -233,7 +358,7 @@ def solarization_curves(rows):
 
 
 @_figure
-def criticality_by_layer(layers):
+def criticality_by_layer(layers, chosen=()):
     """Criticality of each layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
 
     `layers`: as results.table.read_beside gives them; networks with other layers' names are left out.
@@ -241,21 +366,26 @@ def criticality_by_layer(layers):
     published = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer")
     names = list(published.index)
     mean, spread = published["mean_over_50"] / 100, published["sd_over_50"] / 100
-    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
     ax = figure.subplots()
     x = np.arange(len(names))
-    ax.fill_between(x, mean - spread, mean + spread, color="#DDDDDD", label="50 published networks, mean ± SD")
+    ax.fill_between(x, mean - spread, mean + spread, color=BAND, lw=0, label="50 published networks, mean ± SD")
     ax.plot(x, mean, color="#888888", lw=1.2)
     ax.plot(x, published["tv_resnet50"] / 100, color="black", lw=0.9, ls=(0, (4, 2)), label="tv_resnet50, published")
     measured = layers[(layers["metric"] == "metric/criticality") & layers["layer"].isin(names)]
+    by_name = {(one.model, one.source): one for one in chosen}
     for (model, source), some in measured.groupby(["model", "source"], sort=False):
         values = some.set_index("layer")["value"].reindex(names)
-        ax.plot(x, values, marker="o", mfc="none", ms=4, lw=1, label=f"{model}, {source}")
+        one = by_name.get((model, source))
+        look = {"color": one.colour, "marker": one.marker, "lw": 1.6, "zorder": 6} if one else {"marker": "o", "lw": 1}
+        ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
     ax.set_xticks(x, names, rotation=90, fontsize=6)
+    ax.set_xlabel("layer, from the image to the answer")
     ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylim(0, 1.02)
+    ax.set_ylim(0, 1.04)
     ax.set_ylabel(f"criticality of the layer [{about('criticality').unit}]")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    labels = ax.get_legend_handles_labels()[1]
+    figure.legend(loc="outside upper center", ncols=_columns(figure, labels), frameon=False)
     return figure
 
 
@@ -283,10 +413,12 @@ def rank_correlations(statistics):
             ax.text(column, row, _interval(one, "\n"), ha="center", va="center", **look)
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_yticks(range(len(BIASES)), list(BIASES))
+        ax.set_xlabel("score")
         ax.set_title(title)
         ax.grid(False)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
+    axes[0].set_ylabel("bias")
     figure.colorbar(image, ax=axes, label="rank correlation", shrink=0.8, pad=0.01)
     figure.supxlabel("95 % bootstrap interval over networks; bold: p < 0.05 after Holm's correction", fontsize=8)
     return figure
@@ -312,6 +444,7 @@ def leave_one_out(statistics):
         ax.set_xlim(-1, 1)
         ax.set_xlabel("Spearman's ρ within categories")
     axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylabel("bias")
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -344,6 +477,7 @@ def prediction(statistics, lowest=-1.0):
         ax.axhline(0, color="#888888", lw=0.7, zorder=0)
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_xlim(-0.5, len(SCORES) - 0.5)
+        ax.set_xlabel("score")
         ax.set_ylim(lowest - 0.05, 1.05)
         ax.set_title(title)
     axes[0].set_ylabel("R² of held-out networks")
@@ -354,16 +488,19 @@ def prediction(statistics, lowest=-1.0):
 
 
 @_figure
-def accuracy_on_the_line(rows):
-    """Each score against ImageNet accuracy on logit axes with the fitted line: effective robustness is the distance."""
+def accuracy_on_the_line(rows, chosen=()):
+    """Each score against ImageNet accuracy on logit axes with the fitted line: effective robustness is the distance.
+
+    The line is that of the study's published networks.
+    """
     figure = Figure(figsize=(10.4, 3.5), layout="constrained")
     scores = [score for score in SCORES if score != "ID"]
     axes = figure.subplots(1, len(scores), sharex=True)
-    published = rows[rows["source"] == "published"]
+    published = _of_study(rows)
     percent = FuncFormatter(lambda value, _: f"{100 / (1 + np.exp(-value)):.0f}")
     for ax, score in zip(axes, scores, strict=True):
         points = rows.assign(**{name: logit(rows[name].clip(0.01, 99.99) / 100) for name in (CONTROL, score)})
-        _draw(ax, points, CONTROL, score)
+        _draw(ax, points, CONTROL, score, chosen)
         residual = effective_robustness(published[CONTROL], published[score])
         x = points.loc[published.index, CONTROL]
         line = points.loc[published.index, score] - residual
@@ -372,43 +509,80 @@ def accuracy_on_the_line(rows):
         for axis, values in ((ax.xaxis, (50, 55, 60, 65, 70, 75, 80)), (ax.yaxis, (10, 20, 30, 40, 50, 60, 70))):
             axis.set_major_locator(FixedLocator([logit(value / 100) for value in values]))
             axis.set_major_formatter(percent)
+        ax.margins(0.08)
         ax.set_ylabel(about(score).label)
         ax.set_xlabel("ImageNet top-1 [%]")
-    _legend(figure, rows)
+    _legend(figure, rows, chosen)
     return figure
 
 
 @_figure
-def bias_spread(rows):
-    """Each bias by category, networks and median; the calibration networks show what the instrument tells apart."""
-    categories = [category for category in STYLES if (rows["category"] == category).any()]
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
-    axes = figure.subplots(2, 4, sharex=True).ravel()
+def bias_spread(rows, chosen=()):
+    """Each bias by category, networks and median; highlighted networks in a column of their own."""
+    others = _others(rows, chosen)
+    categories = [category for category in STYLES if (others["category"] == category).any()]
+    columns = [*(STYLES[category].label for category in categories), *(["highlighted"] if chosen else [])]
+    figure = Figure(figsize=(10.4, 6.0), layout="constrained")
+    axes = figure.subplots(2, 4).ravel()
     random = np.random.default_rng(0)
     for ax, bias in zip(axes[: len(BIASES)], BIASES, strict=True):
         for number, category in enumerate(categories):
-            some = rows.loc[rows["category"] == category, [*KEYS, bias]]
+            some = others.loc[others["category"] == category, [*KEYS, bias]]
             some = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
-            _draw(ax, some, "place", bias)
+            _draw_categories(ax, some, "place", bias)
             if len(some) > 2:
                 ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
+        places = len(categories) + np.linspace(-0.25, 0.25, len(chosen) + 2)[1:-1]
+        for place, one in zip(places, chosen, strict=True):
+            _draw(ax, one.of(rows).assign(place=place), "place", bias, [one])
+        ax.margins(y=0.08)
         if about(bias).logarithmic:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.set_ylabel(about(bias).label)
-        ax.set_xticks([])
-        ax.set_xlim(-0.6, len(categories) - 0.4)
-    axes[-1].set_visible(False)
-    _legend(figure, rows)
+        ax.set_ylabel(about(bias).label.replace(" [", "\n["))
+        ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
+        ax.grid(False, axis="x")
+        ax.set_xlim(-0.7, len(columns) - 0.3)
+    for ax in axes[len(BIASES) :]:
+        ax.set_visible(False)
+    figure.supxlabel("category", fontsize=8)
+    _legend(figure, rows, chosen)
     return figure
 
 
 @_figure
-def measured_and_published(table):
+def calibration(rows):
+    """What networks that were made for drawn images show: each bias and the band-pass curves; None without such."""
+    rows = rows[rows["category"].isin(DRAWN_CATEGORIES)].sort_values(["category", "model"], ignore_index=True)
+    if rows.empty:
+        return None
+    figure = Figure(figsize=(10.4, 4.6 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(3, 3)
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(rows), 2)))
+    for number, (ax, bias) in enumerate(zip(axes.ravel(), BIASES, strict=False)):
+        ax.scatter(rows[bias], rows.index, color=shades[rows.index], s=26, zorder=3)
+        ax.margins(x=0.08)
+        first = number % 3 == 0
+        ax.set_yticks(rows.index, rows["model"] if first else [""] * len(rows))
+        ax.set_ylabel("network" if first else "")
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(about(bias).label)
+    for ax, kind, label in zip(axes[2, 1:], ("LFC", "HFC"), ("low-pass", "high-pass"), strict=True):
+        columns = [f"metric/bandpass/{kind}/{cutoff}" for cutoff in CUTOFFS]
+        for values, shade in zip(rows[columns].to_numpy(float), shades, strict=False):
+            ax.plot(CUTOFFS, values, color=shade, lw=1.2)
+        ax.set_xlabel("cut-off: share of the spectrum that is kept")
+        ax.set_ylabel(f"top-1 under {label}\n/ clean top-1")
+    return figure
+
+
+@_figure
+def measured_and_published(table, chosen=()):
     """Every metric that was both measured here and published, for the same network; None where there is none.
 
-    Published values with a known slip (study.FLAGGED) are crosses.
+    Published values with a known slip (study.FLAGGED) are crosses; highlighted networks have their own colours.
     """
+    colours = {one.model: (one.model, one.colour) for one in chosen if one.source == "measured"}
     metrics = [column for column in table.columns if column not in KEYS]
     long = table.melt(["model", "source"], metrics, "metric", "value").dropna()
     wide = long.pivot(index=["model", "metric"], columns="source", values="value")
@@ -422,9 +596,11 @@ def measured_and_published(table):
         axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True
     ):
         flagged = some["metric"].isin(FLAGGED)
-        for part, marker, colour in ((some[~flagged], ".", "#0072B2"), (some[flagged], "x", "#D55E00")):
-            slip = "known slip of the published run" if marker == "x" else "metric"
-            ax.scatter(part["published"], part["measured"], marker=marker, s=18, color=colour, lw=0.9, label=slip)
+        looks = some["model"].map(lambda model: colours.get(model, ("networks not highlighted", "#888888")))
+        for (label_of, colour), part in some[~flagged].groupby(looks):
+            ax.scatter(part["published"], part["measured"], marker=".", s=18, color=colour, label=label_of)
+        for (_, colour), part in some[flagged].groupby(looks):
+            ax.scatter(part["published"], part["measured"], marker="x", s=18, color=colour, lw=0.9)
         if len(some):
             ends = some[["published", "measured"]].agg(["min", "max"]).agg({"min": "min", "max": "max"}, axis=1)
             ax.plot(ends, ends, color="#888888", lw=0.7, zorder=0)
@@ -433,7 +609,11 @@ def measured_and_published(table):
             ax.set_yscale("symlog", linthresh=0.01)
         ax.set_xlabel(f"published {label}")
         ax.set_ylabel(f"measured {label}")
-    axes[0].legend(frameon=False)
+    keys = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    cross = Line2D([], [], ls="", marker="x", color="#444444", ms=4, label="known slip of the published run")
+    handles = [*keys.values(), cross]
+    columns = _columns(figure, [one.get_label() for one in handles])
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -526,30 +706,38 @@ def _enough(table, intervention):
     return bool((some["model"] != "").all() or (some["n"] > 1).all())
 
 
-def figures(table, statistics, layers):
+def figures(table, statistics, layers, highlight=None):
     """Yield (name, Figure) of all figures.
 
-    `table`: as read_table gives it; `statistics`: of its study networks; `layers`: as read_beside gives them.
+    `table`: as read_table gives it; `statistics`: of its study networks; `layers`: as read_beside gives them;
+    `highlight`: names of networks (default: `highlights`).
     """
-    networks = study(table)
+    chosen = highlights(table, highlight)
     everything = derived(table)
-    shown = everything[
-        everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
-    ].reset_index(drop=True)
-    shown["category"] = shown["category"].where(shown["category"].isin(STYLES), "")  # others look like none
-    photographs = shown[shown["category"] != "calibration"].reset_index(drop=True)
-    yield "biases_and_scores", biases_and_scores(photographs, statistics)
-    yield "bandpass_curves", bandpass_curves(shown)
+    drawn = everything["category"].isin(DRAWN_CATEGORIES)
+    everything["category"] = everything["category"].where(everything["category"].isin(STYLES), "")
+    here = everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
+    here |= ~everything.index.isin(_others(everything, chosen).index)
+    photographs = everything[here & ~drawn].reset_index(drop=True)
+    on_photographs = everything[~drawn].reset_index(drop=True)
+    chosen = [one for one in chosen if len(one.of(photographs))]
+    yield "biases_and_scores", biases_and_scores(photographs, statistics, chosen=chosen)
+    yield "bandpass_curves", bandpass_curves(photographs, chosen)
     yield "rank_correlations", rank_correlations(statistics)
     yield "leave_one_out", leave_one_out(statistics)
     yield "prediction", prediction(statistics)
-    yield "accuracy_on_the_line", accuracy_on_the_line(networks)
-    yield "bias_spread", bias_spread(shown)
-    yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES)
-    yield "criticality_by_layer", criticality_by_layer(layers)
-    yield "solarization_curves", solarization_curves(everything)
-    if compared := measured_and_published(table):
+    yield "accuracy_on_the_line", accuracy_on_the_line(photographs, chosen)
+    yield "bias_spread", bias_spread(photographs, chosen)
+    yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES, chosen)
+    yield (
+        "criticality_by_layer",
+        criticality_by_layer(layers[~layers["model"].isin(everything["model"][drawn])], chosen),
+    )
+    yield "solarization_curves", solarization_curves(on_photographs, chosen)
+    if compared := measured_and_published(table, chosen):
         yield "measured_and_published", compared
+    if made := calibration(everything):
+        yield "calibration", made
 
 
 def save(figure, folder, name):

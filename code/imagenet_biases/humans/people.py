@@ -331,9 +331,9 @@ def _consistency(right, answers, levels):
         # sums over images [4, P]: images both saw, those the observer got right, the person, on which they agree
         terms = np.stack([seen, seen * own, np.where(seen, theirs, 0), seen & (theirs == own)]).astype(float)
         sums = terms.sum(1)
-        cells = _measures(sums)
+        cells = measures(sums)
         undefined += int(np.isnan(cells[2]).sum())
-        without = _mean(_measures(sums[:, None] - terms))  # [3, N]: each image left out in turn
+        without = _mean(measures(sums[:, None] - terms))  # [3, N]: each image left out in turn
         count = (~np.isnan(without)).sum(1)
         spread = np.nansum((without - _mean(without)[:, None]) ** 2, 1)
         means.append(_mean(cells))
@@ -342,7 +342,7 @@ def _consistency(right, answers, levels):
     return _mean(means.T), np.where(defined, variances, 0).sum(0) / np.maximum(defined.sum(0), 1) ** 2, undefined
 
 
-def _measures(sums):
+def measures(sums):
     """Return the three MEASURES [3, ...] from sums over images [4, ...] (see _consistency); NaN without images."""
     with np.errstate(invalid="ignore", divide="ignore"):
         own, theirs, observed = sums[1:] / sums[0]
