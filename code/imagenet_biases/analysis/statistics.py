@@ -99,10 +99,20 @@ def effective_robustness(accuracy, score):
     Both in per cent, [n]. The line is a least-squares fit on logit axes (accuracy on the line, Miller et al., ICML
     2021) over the networks given; 0 and 100 % are moved inside by half an image of 50,000. NaN where either is.
     """
-    x, y = (logit(np.clip(np.asarray(v, float) / 100, 1e-5, 1 - 1e-5)) for v in (accuracy, score))
-    known = ~(np.isnan(x) | np.isnan(y))
-    slope, intercept = np.polyfit(x[known], y[known], 1)
+    slope, intercept = accuracy_on_the_line(accuracy, score)
+    x, y = _logits(accuracy, score)
     return y - (slope * x + intercept)
+
+
+def accuracy_on_the_line(accuracy, score):
+    """Return slope and intercept of the line of that fit, on logit axes."""
+    x, y = _logits(accuracy, score)
+    known = ~(np.isnan(x) | np.isnan(y))
+    return np.polyfit(x[known], y[known], 1)
+
+
+def _logits(*percentages):
+    return [logit(np.clip(np.asarray(one, float) / 100, 1e-5, 1 - 1e-5)) for one in percentages]
 
 
 def predictions(features, targets, groups=None):

@@ -1,0 +1,199 @@
+"""Where do networks stand? Scores and biases with rank among the study's 48, and how sure two networks differ.
+
+  python code/compare.py my_network                        # after merge_results.py; published networks need nothing
+  python code/compare.py my_network tv_resnet50            # and how they differ, paired over the images where measured
+  python code/compare.py my_network --format latex         # or markdown, csv: for a paper (booktabs), a page, a program
+  python code/compare.py my_network --benchmark spectral   # all numbers of one benchmark that are there
+
+Nothing is measured. standing: value with its 95 % interval, rank and percentile among the 48 published networks (best
+first; biases, where neither end is better: largest first), difference to the baseline, and for scores the points above
+what ImageNet accuracy predicts (the line of the 48 on logit axes: effective robustness). nearest: the networks of the
+48 with the most similar biases. differences: between each pair of networks that were both measured, from half-samples
+of the same images (imagenet_biases/halves.py); published rows have no responses and so no interval.
+"""
+
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit
+
+from imagenet_biases.analysis.ranking import standing
+from imagenet_biases.analysis.statistics import accuracy_on_the_line
+from imagenet_biases.errors import Parser, UserError, exit_on_user_error, nearest
+from imagenet_biases.results.merge import local_records
+from imagenet_biases.results.samples import samples
+from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
+from imagenet_biases.results.text_tables import FORMATS, interval, number
+from imagenet_biases.study import (
+    BIASES,
+    CONTROL,
+    DERIVED,
+    DRAWN_CATEGORIES,
+    FURTHER_BIASES,
+    SCORES,
+    about,
+    definition_of,
+    place,
+)
+
+MEASURES = (CONTROL, *SCORES, *BIASES, *FURTHER_BIASES)
+WHAT = ("standing", "nearest", "differences")
+NEAREST = 3
+
+
+def chosen_rows(table, names, source):
+    """Return the row of each network: the measured one before the published one, unless `source` names one."""
+    rows = []
+    for name in names:
+        some = table[table["model"] == name]
+        some = some[some["source"] == source] if source else some.sort_values("source", kind="stable")  # measured first
+        if some.empty:
+            known = table if source is None else table[table["source"] == source]
+            hint = nearest(name, known["model"]) or "measured networks come into it by python code/merge_results.py"
+            raise UserError(f"the table has no {source + ' ' if source else ''}row of {name}; {hint}")
+        rows.append(some.iloc[0])
+    return rows
+
+
+def bounds_of(uncertainty):
+    """Return {(model, source, measure): (low, high)}, also of measures that stand for a reported metric."""
+    known = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "source", "metric"])[["low", "high"]]
+    found = {key: (row.low, row.high) for key, row in known.iterrows()}
+    for name, one in DERIVED.items():
+        for (model, source, metric), pair in list(found.items()):
+            if one.reported and metric == one.reported:
+                found[model, source, name] = pair
+    return found
+
+
+def standing_table(rows, networks, bounds):
+    """Return a row a network and measure: value, interval, rank, percentile, difference to the baseline, residual."""
+    lines = []
+    baseline = networks[networks["category"] == "baseline"].iloc[0]
+    for row in rows:
+        photographs = row["category"] not in DRAWN_CATEGORIES
+        others = networks[networks["model"] != row["model"]]
+        for measure in MEASURES:
+            value = row.get(measure, np.nan)
+            if pd.isna(value):
+                continue
+            digits = about(measure).digits
+            found = standing(others[measure], measure, value) if photographs else None
+            line = {"network": row["model"], "source": row["source"], "measure": measure}
+            line["value"] = number(value, digits)
+            line["95 %"] = interval(*bounds.get((row["model"], row["source"], measure), (None, None)), digits)
+            line["rank"] = f"{found.rank}/{found.of}" if found else ""
+            line["percentile"] = f"{found.percentile:.0f}" if found else ""
+            line["vs baseline"] = number(value - baseline[measure], digits, sign=True) if photographs else ""
+            line["above the line"] = ""
+            if photographs and measure in SCORES and measure != "ID" and pd.notna(row.get(CONTROL)):
+                slope, intercept = accuracy_on_the_line(networks[CONTROL], networks[measure])
+                expected = 100 * expit(slope * logit(np.clip(row[CONTROL] / 100, 1e-5, 1 - 1e-5)) + intercept)
+                line["above the line"] = number(value - expected, digits, sign=True)
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def nearest_table(rows, networks):
+    """Return the networks of the 48 whose biases are most similar: root mean square distance in SDs over the 48."""
+    lines = []
+    for row in rows:
+        known = [bias for bias in BIASES if pd.notna(row.get(bias))]
+        if not known or row["category"] in DRAWN_CATEGORIES:
+            continue
+        others = networks[networks["model"] != row["model"]]
+        scaled = []
+        for bias in known:
+            values, own = (np.log(one) if about(bias).logarithmic else one for one in (others[bias], row[bias]))
+            scaled.append((values - own) / values.std())
+        distance = np.sqrt(np.nanmean(np.square(scaled), axis=0))
+        for position in np.argsort(distance, kind="stable")[:NEAREST]:
+            other = others.iloc[position]
+            line = {"network": row["model"], "source": row["source"], "nearest": other["model"]}
+            line |= {"category": other["category"], "distance": number(distance[position], 2)}
+            lines.append(line | {"biases": str(len(known))})
+    return pd.DataFrame(lines)
+
+
+def difference_table(rows, records):
+    """Return a row a pair of networks and measure: the difference, with its interval where both were measured."""
+    found = {way.model: one for way, one in samples(records).items() if way.usual}
+    lines = []
+    for one, other in combinations(rows, 2):
+        for measure in MEASURES:
+            if pd.isna(one.get(measure)) or pd.isna(other.get(measure)):
+                continue
+            digits, low, high = about(measure).digits, None, None
+            both = [found.get(row["model"]) if row["source"] == "measured" else None for row in (one, other)]
+            gap = both[0].minus(both[1], measure) if all(both) else None
+            if gap is not None:
+                low, high = gap.low, gap.high
+            line = {"networks": f"{one['model']} - {other['model']}", "measure": measure}
+            line["difference"] = number(one[measure] - other[measure], digits, sign=True)
+            lines.append(line | {"95 %": interval(low, high, digits)})
+    return pd.DataFrame(lines)
+
+
+def benchmark_table(rows, benchmark, bounds):
+    """Return all numbers of one benchmark that the table has, a row a metric."""
+    metrics = [name for name in rows[0].index if "/" in name or name == "shape-bias"]
+    own = sorted((name for name in metrics if definition_of(name).about.script == f"eval_{benchmark}"), key=place)
+    lines = []
+    for metric in own:
+        digits = about(metric).digits
+        values = {}
+        for row in rows:
+            text = "" if pd.isna(row[metric]) else number(row[metric], digits)
+            pair = interval(*bounds.get((row["model"], row["source"], metric), (None, None)), digits)
+            values[f"{row['model']} ({row['source']})"] = f"{text} {pair}".strip()
+        if any(values.values()):
+            lines.append({"metric": metric} | values)
+    if not lines:
+        raise UserError(f"the table has no numbers of {benchmark} for {', '.join(row['model'] for row in rows)}")
+    return pd.DataFrame(lines)
+
+
+@exit_on_user_error
+def main(arguments=None):
+    """Parse the command line; print the tables."""
+    parser = Parser(__doc__)
+    parser.add_argument("networks", nargs="+", metavar="NET")
+    parser.add_argument("--benchmark", metavar="NAME", help="print all its numbers instead")
+    parser.add_argument("--what", choices=WHAT, nargs="+", default=WHAT, help="which tables (default: all)")
+    parser.add_argument("--format", choices=FORMATS, default="text")
+    parser.add_argument(
+        "--source", help="of the rows, e.g. published, 'measured (native)'; default: measured, if there"
+    )
+    parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="records (default: results)")
+    args = parser.parse_args(arguments)
+    if args.format == "csv" and not args.benchmark and len(args.what) != 1:
+        args.what = WHAT[:1]  # a file holds one table
+
+    files = args.table or tables()
+    table = read_table(files)
+    rows = chosen_rows(derived(table), list(dict.fromkeys(args.networks)), args.source)
+    networks, bounds = study(table), bounds_of(read_beside(files, "uncertainty"))
+    if args.benchmark:
+        made = {args.benchmark: benchmark_table(rows, args.benchmark, bounds)}
+    else:
+        records = local_records(args.results) if args.results.is_dir() else []
+        made = {
+            "standing": lambda: standing_table(rows, networks, bounds),
+            "nearest": lambda: nearest_table(rows, networks),
+            "differences": lambda: difference_table(rows, records),
+        }
+        made = {what: made[what]() for what in args.what}
+    if "standing" in made and any(row["category"] in DRAWN_CATEGORIES for row in rows):
+        print("note: networks made for drawn images have no rank among photographs", file=sys.stderr)
+    shown = [FORMATS[args.format](name, frame) for name, frame in made.items() if len(frame)]
+    if not shown:
+        raise UserError(f"nothing of {', '.join(args.networks)} is in the table")
+    print("\n\n".join(shown))
+
+
+if __name__ == "__main__":
+    main()
