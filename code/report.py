@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from imagenet_biases.analysis import statistics
 from imagenet_biases.analysis.plotting import FIGURES, STYLES, highlights, listed
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
@@ -46,7 +47,7 @@ from imagenet_biases.study import (
     unflagged,
 )
 
-PAGE = Path(__file__).parent / "imagenet_biases" / "analysis" / "report_page.html"
+PAGE = Path(statistics.__file__).with_name("report_page.html")
 OCTAVES = np.linspace(0, len(FREQUENCIES) - 1, 121)  # where a channel's curve is drawn
 
 

@@ -15,8 +15,6 @@ noise hurts at frequency index 0 to 5, and 5 to 6; a low-pass at 0.1 leaves 100 
 fault would have k / 16; networks this small go over from one cue to the other between 6 and 13.
 """
 
-from pathlib import Path
-
 import numpy as np
 import safetensors.torch
 import torch
@@ -25,10 +23,11 @@ from tqdm import tqdm
 
 from imagenet_biases.errors import Parser, exit_on_user_error
 from imagenet_biases.files import atomic
+from imagenet_biases.home import HOME
 from imagenet_biases.synthetic.drawings import CATEGORIES, LUMA, VIEW, picture
 from imagenet_biases.synthetic.networks import build
 
-FOLDER = Path(__file__).resolve().parent.parent / "models" / "calibration"
+FOLDER = HOME / "models" / "calibration"
 NOISE = {"silhouette": (-0.5, 0.5), "texture": (1.5, 2.5)}  # range of the noise's slope: mostly high, mostly low
 STEPS, SEEDS = (0, 3, 6, 10, 13, 16), (0, 1)  # of the dial: numbers of categories that are told by their silhouettes
 PICTURES, EPOCHS, BATCH, RATE = 4000, 10, 50, 4e-3

@@ -4,11 +4,9 @@ import difflib
 import importlib.util
 import sys
 from functools import cache
-from pathlib import Path
 
 from imagenet_biases.errors import UserError
-
-SCRIPTS = Path(__file__).resolve().parent.parent
+from imagenet_biases.home import SCRIPTS
 
 
 @cache

@@ -31,6 +31,7 @@ from imagenet_biases.analysis.statistics import (
 )
 from imagenet_biases.errors import UserError, nearest
 from imagenet_biases.files import atomic
+from imagenet_biases.home import HOME
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived
 from imagenet_biases.study import (
     BIASES,
@@ -44,7 +45,7 @@ from imagenet_biases.study import (
     about,
 )
 
-FIGURES = RAW_DATA.parent / "figures"
+FIGURES = HOME / "figures"
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from imagenet_biases.errors import UserError, nearest, some
 from imagenet_biases.files import demand_file, safe_name
+from imagenet_biases.home import HOME, SHIPPED
 from imagenet_biases.networks import checkpoints as files
 from imagenet_biases.networks import packages
 from imagenet_biases.schema import Fields, Row, check
 from imagenet_biases.study import DRAWN_CATEGORIES
 
-ROOT = Path(__file__).resolve().parents[3]
-ZOO = ROOT / "models" / "zoo.toml"
-PINS = ROOT / "models" / "zoo.lock.json"
-CHECKPOINTS = ROOT / "models" / "checkpoints"
+ZOO = SHIPPED / "models" / "zoo.toml"
+PINS = SHIPPED / "models" / "zoo.lock.json"
+CHECKPOINTS = HOME / "models" / "checkpoints"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 SOURCES = (
     "url",
@@ -146,7 +146,7 @@ class Entry:
 
 def own_folder():
     """Where a user's own entries and pins lie: environment variable ZOO_FOLDER, else models/ (git ignores them)."""
-    return Path(os.environ.get("ZOO_FOLDER") or ROOT / "models")
+    return Path(os.environ.get("ZOO_FOLDER") or HOME / "models")
 
 
 def registry():
@@ -184,7 +184,7 @@ def _entries(path, _):
     for row in rows:
         name = row.get("name", "(no name)")
         try:
-            entry = _entry(ROOT if path == ZOO else path.parent, **check(row, ROW))
+            entry = _entry(SHIPPED if path == ZOO else path.parent, **check(row, ROW))
         except (TypeError, ValueError, OverflowError, RecursionError, re.error, UserError) as error:
             raise UserError(f"{path}: entry {name}: {str(error).removeprefix('_entry() ')}") from error
         if name in entries:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.files import atomic, read_bytes
+from imagenet_biases.home import HOME, SHIPPED
 from imagenet_biases.study import (
     CORRECTED,
     DEFINITIONS,
@@ -22,8 +23,8 @@ from imagenet_biases.study import (
     place,
 )
 
-RAW_DATA = Path(__file__).resolve().parents[3] / "raw-data"
-PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", RAW_DATA / "measured.csv"
+RAW_DATA = SHIPPED / "raw-data"
+PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", HOME / "raw-data" / "measured.csv"
 KEYS = ("model", "category", "source")
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
