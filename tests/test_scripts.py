@@ -1,6 +1,7 @@
 """The scripts as a user runs them: end to end on the drawn set, their records, their W&B mirror, their errors."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from common import CODE, run, script
+from imagenet_biases.results.wandb_log import curves, first_of
 
 ACCURACY = {
     "imagenet": ["top1_acc/imagenet", "top5_acc/imagenet"],
@@ -25,7 +27,6 @@ ACCURACY = {
     ],
     "imagenet_cbar": ["top1_acc/imagenet-cbar", "top1_acc/cocentric_sine_waves_5"],
 }
-PROJECTS = {"imagenet_real": "imagenet_ReaL"}
 
 
 @pytest.fixture(scope="module")
@@ -108,32 +109,86 @@ def test_fresh_measures_again(results, drawn, tmp_path):
     assert fresh["metrics"] == before["metrics"] and fresh["provenance"]["time"] > before["provenance"]["time"]
 
 
-@pytest.mark.parametrize("name", ACCURACY)
-def test_wandb_says_what_the_record_says(results, name):
-    """The offline runs are read back with W&B's own reader."""
+def logged(folder):
+    """Return {(group, job type): [what W&B's own reader finds in an offline run]} of a folder of offline runs."""
     found = {}
-    for file in results.glob("wandb/offline-run-*/*.wandb"):
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
         entries = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         run, summary, config = None, {}, {}
         for entry in map(json.loads, entries):
             run = entry.get("run", run)
             summary |= entry.get("summary", {}).get("update", {})
-            config |= entry.get("config", {}).get("update", {})
-        if run["project"] == PROJECTS.get(name, name):
-            found[run["display_name"]] = run["run_id"], summary, config
-    assert set(found) == {"calibration_silhouette", "calibration_texture"}
-    assert len({identity for identity, _, _ in found.values()}) == 2
-    for network, (identity, summary, config) in found.items():
-        one = record(results, name, network)
-        (file,) = results.glob(f"wandb/offline-run-*-{identity}/files/record.json")
-        assert json.loads(file.read_text()) == one
-        assert config["options"] == one["options"]
-        assert {metric: summary[metric] for metric in one["metrics"]} == one["metrics"]
-        assert config["network"] == one["provenance"]["network"] and config["benchmark"] == name
+            for part in (entry.get("run", {}).get("config", {}), entry.get("config", {})):
+                config |= part.get("update", {})
+        one = {"run": run, "summary": summary, "config": config, "folder": file.parent}
+        found.setdefault((run["run_group"], run["job_type"]), []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, name):
+    found = {key: runs for key, runs in logged(results).items() if key[1] == name}
+    assert {group for group, _ in found} == {"calibration_silhouette", "calibration_texture"}
+    for (network, _), (one,) in found.items():
+        content, (run, summary, config) = record(results, name, network), (one[k] for k in ("run", "summary", "config"))
+        assert run["project"] == "imagenet-biases"
+        assert {"calibration", "study", "fp32"} <= set(run["tags"])
+        assert json.loads((one["folder"] / "files" / "record.json").read_text()) == content
+        assert config["options"] == content["options"] and config["batch_size"] and name in config["command"]
+        assert config["network"] == content["provenance"]["network"] and config["benchmark"] == name
+        scalars = {metric: summary[metric] for metric in content["metrics"] if metric in summary}
+        assert 0 < len(scalars) <= 10 and scalars == {metric: content["metrics"][metric] for metric in scalars}
+        assert summary["state"] == "complete"
         media = {key.partition(".")[0] for key in summary}  # tables and pictures: NAME._type, NAME.path, ...
         assert {"metrics", "per_class"} <= media
         assert ("stimuli" in media) == (name != "imagenet_real")  # which shows no image again
+        curves = {key for key in media if key.startswith("curves/")}
+        assert bool(curves) == (name in ("imagenet_c", "imagenet_cbar"))
+
+
+def test_a_run_that_is_interrupted_says_so_and_the_repeated_one_takes_its_place(drawn, tmp_path):
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import os, time, torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, pixels):\n"
+        "        time.sleep(float(os.environ.get('PAUSE', 0)))\n"
+        "        return pixels.mean((2, 3)) @ torch.eye(3, 1000)\n"
+        "def build():\n"
+        "    return Net()\n"
+    )
+    words = [sys.executable, CODE / "eval_spectral.py", "--model", f"{net}:build", "--data", drawn]
+    words += ["--results", tmp_path, "--wandb", "offline", "--wandb-layout", "benchmarks", "--checkpoint-seconds", "0"]
+    slow = {**os.environ, "PAUSE": "0.3"}
+    process = subprocess.Popen([*map(str, words), "--num-workers", "0"], stderr=subprocess.DEVNULL, env=slow)
+    while not list(tmp_path.glob("net/responses/*.parts/*")) and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    ((one,),) = logged(tmp_path).values()
+    assert one["summary"]["state"] == "interrupted" and one["run"]["project"] == "spectral"
+    assert subprocess.run(list(map(str, words)), check=False, capture_output=True).returncode == 0
+    ((two,),) = logged(tmp_path).values()  # the first one's folder is gone: uploading both would mix them up
+    assert two["summary"]["state"] == "complete" and two["run"]["run_id"] == one["run"]["run_id"]
+    assert two["folder"] != one["folder"]
+    assert subprocess.run(list(map(str, words)), check=False, capture_output=True).returncode == 0
+    ((three,),) = logged(tmp_path).values()  # what stands is not logged again
+    assert three["folder"] == two["folder"] or "+" in record(tmp_path, "spectral", "net")["provenance"]["commit"]
+
+
+def test_curves_are_found_in_the_names_of_metrics():
+    metrics = {f"metric/bandpass/{kind}/{c}": c for kind in ("LFC", "HFC") for c in (0.1, 0.2, 1.0)}
+    metrics |= {f"top1_acc/{name}_{severity}": severity for name in ("fog", "snow") for severity in (1, 2, 3)}
+    metrics |= {"top1_acc/imagenet": 70.0, "top1_acc/imagenet-v2": 60.0, "top1_acc/two/1": 1.0, "top1_acc/two/2": 2.0}
+    found = curves(metrics)
+    assert found == {
+        "metric/bandpass": ([0.1, 0.2, 1.0], {f"metric/bandpass/{k}": [0.1, 0.2, 1.0] for k in ("LFC", "HFC")}),
+        "top1_acc": ([1, 2, 3], {f"top1_acc/{name}": [1, 2, 3] for name in ("fog", "snow")}),
+    }
+    assert first_of(metrics, ("*imagenet*",)) == ["top1_acc/imagenet", "top1_acc/imagenet-v2"]
+    assert len(first_of(metrics, ())) == 10
 
 
 def test_offline_runs_end_with_the_line_that_uploads_them(drawn, tmp_path):

@@ -104,6 +104,10 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     records.add_argument("--results", metavar="DIR", default="results", type=_folder)
     records.add_argument("--fresh", action="store_true", help="measure again what is there already")
     records.add_argument("--wandb", choices=["auto", "online", "offline", "disabled"], default="auto")
+    records.add_argument("--wandb-project", metavar="NAME", help="default: WANDB_PROJECT, or imagenet-biases")
+    records.add_argument(
+        "--wandb-layout", choices=["study", "benchmarks"], default="study", help="one project, or one a benchmark"
+    )
     return parser
 
 
@@ -167,6 +171,8 @@ def measurement_of(args, benchmarks, options, networks=None, **how):
         results=args.results,
         fresh=args.fresh,
         wandb=args.wandb,
+        wandb_project=args.wandb_project,
+        wandb_layout=args.wandb_layout,
         progress=True,
         label=args.name,
         arch=args.arch,

@@ -46,9 +46,9 @@ def evaluate(networks, benchmarks, data, settings=None, **how):
     benchmarks: names of scripts without eval_ ('imagenet', 'spectral'), or Benchmark objects; one or a list.
     data, settings: vocabulary.Data, vocabulary.Settings.
     how: `options` {benchmark: {option: value}}; `results`, a folder for records and responses (None: nothing is
-    written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'); `progress`, whether to show it;
-    `arch`, `normalization`, `checkpoints`, `allow_unstable`, `frontend`, as the flags of the same names;
-    `label`, a name for the one network.
+    written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'), `wandb_project`,
+    `wandb_layout`; `progress`, whether to show it; `arch`, `normalization`, `checkpoints`, `allow_unstable`,
+    `frontend`, as the flags of the same names; `label`, a name for the one network.
 
     Records have `.model`, `.benchmark` and `.metrics` {name: Estimate with value, low, high}. Raises UserError for what
     is wrong with the input, also where a network cannot be had or fails.
@@ -81,6 +81,8 @@ class Measurement:
         results=None,
         fresh=False,
         wandb="disabled",
+        wandb_project=None,
+        wandb_layout="study",
         progress=False,
         skip_missing=False,
         **loading,
@@ -110,7 +112,7 @@ class Measurement:
         self.data = data
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
         self.machine = machine(settings, sum(images.values()))
-        self.wandb = wandb
+        self.wandb = wandb, wandb_project, wandb_layout
         self._built, self._specs = {}, {}
         if self.machine.shard[1] > 1 and results is None:
             raise UserError("shards share nothing but the results folder: give one, or --split images to torchrun")
@@ -232,7 +234,8 @@ class Measurement:
             self.machine,
             lambda cell: self.has(self._specs[cell.network], cell.images.name, cell.condition.kind),
         )
-        logger = WandbLogger("disabled" if self.quiet else self.wandb, self.results, self.machine)
+        mode, *names = self.wandb
+        logger = WandbLogger("disabled" if self.quiet else mode, self.results, self.machine, *names)
         records, todo = [], []
         loop = Loop(plan, self.store, self.machine, self.data.skip_unreadable, self.progress and self.machine.lead)
         loop.load()
@@ -251,13 +254,15 @@ class Measurement:
         for job, network in live if len(live) <= logger.LIVE else ():
             logger.start(job, network)
         loop.watch, loop.gate = logger.watch, self._gate
-        with float32_precision(self.machine.precision):
-            for pair in loop.run(todo):
-                if not self.quiet:
-                    records.append(self._finish(*pair, plan, loop, logger))
+        try:
+            with float32_precision(self.machine.precision):
+                for pair in loop.run(todo):
+                    if not self.quiet:
+                        records.append(self._finish(*pair, plan, loop, logger))
+        finally:
+            logger.close()
         self._say_what_waits([pair for pair in loop.waiting if pair[1] not in loop.failed])
         failed |= {network.name: reason for network, reason in loop.failed.items()}
-        logger.close()
         order = {pair: number for number, pair in enumerate((j.name, n.name) for j in self.jobs for n in networks)}
         records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
         return Outcome(records, failed)

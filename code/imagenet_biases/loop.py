@@ -167,12 +167,12 @@ class Loop:
             self.store.pack(identity, pair[1].name)
 
     def pictures_of(self, cells):
-        """Return {image set and condition: the first images as shown, uint8 [n, H, W, 3]} of some cells."""
+        """Return {image set and condition: a few images as shown, uint8 [H, W, 3]} of some cells."""
         found = {}
         for cell in cells:
             for network in (None, cell.network):
                 picture = self.pictures.get((cell.images.name, cell.condition, network))
-                if picture is not None:
+                if picture:
                     found[f"{cell.images.name} {cell.condition.name}"] = picture
         return found
 
@@ -195,7 +195,7 @@ def _crc(pixels):
     return zlib.crc32(np.ascontiguousarray(pixels))
 
 
-SAMPLE = 4  # images of a set whose pixels are remembered with the answers
+SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered with the answers and to be looked at
 
 
 class Showing:
@@ -310,7 +310,7 @@ class Showing:
         runner, now = self._runner(network), replace(shown, pixels=presented)
         if condition.attack is not None:
             now = attacked(condition.attack, runner.differentiable(shown.batch), now, **condition.settings)
-        self._picture(condition, network, now.pixels)
+        self._picture(condition, network, now.pixels, positions)
         answer = runner.answer(now.pixels, shown.batch)
         intact = None
         if any(cell.readout.intact for cell in cells):
@@ -372,16 +372,18 @@ class Showing:
             print(f"error: {network.name} failed: {self.loop.failed[network]}; the others go on", file=sys.stderr)
             return False
 
-    def _picture(self, condition, network, pixels):
-        """Remember the first images as shown; a stimulus that leaves [0, 1] is a mistake in its code."""
+    def _picture(self, condition, network, pixels, positions):
+        """Remember the sample as it is shown; a stimulus that leaves [0, 1] is a mistake in its code."""
         key = self.images.name, condition, network if condition.kind == "attack" else None
-        if key in self.loop.pictures:
-            return
-        low, high = (float(value) for value in pixels.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise UserError(f"condition '{condition.name}' gives pixels in [{low:.4g}, {high:.4g}], not within [0, 1]")
-        picture = pixels[:4].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        self.loop.pictures[key] = picture
+        if key not in self.loop.pictures:
+            low, high = (float(value) for value in pixels.aminmax())
+            if not (low >= 0 and high <= 1):
+                name = condition.name
+                raise UserError(f"condition '{name}' gives pixels in [{low:.4g}, {high:.4g}], not within [0, 1]")
+        kept = self.loop.pictures.setdefault(key, [])
+        rows = [row for row, position in enumerate(positions) if position in self.sample]
+        if rows and len(kept) < SAMPLE:
+            kept += [*pixels[rows].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
 
     def _tell(self):
         """Say how far it is, and each network's and condition's accuracy on the images so far."""

@@ -1,30 +1,46 @@
 """Weights & Biases shows what is measured: it never stops a run, and nothing lives only there."""
 
+import fnmatch
 import hashlib
 import json
 import os
+import re
+import shlex
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from imagenet_biases.errors import UserError
 from imagenet_biases.results.records import variant
 from imagenet_biases.scores import per_class
 from imagenet_biases.study import wordnet_ids
 from imagenet_biases.vocabulary import TopClasses
 
+PROJECT = "imagenet-biases"
+LAYOUTS = ("study", "benchmarks")
+MOST = 10  # scalars of a run: the headline; everything else is in its table and charts
+ROWS, COLUMNS = 8, 4  # of the sheet of stimuli
+
 
 class WandbLogger:
-    """One W&B run a network and benchmark, with a deterministic id; it carries the record itself as a file.
+    """One W&B run a network and benchmark, grouped by network; it carries the record itself as a file and an artifact.
 
-    `mode`: online, offline, disabled, or auto: as WANDB_MODE says, else online where a key is configured.
+    `mode`: online, offline, disabled, or auto: as WANDB_MODE says, else online where a key is configured. `project`:
+    its name, else WANDB_PROJECT's, else PROJECT; under the layout 'benchmarks', a project for each benchmark, named as
+    the study's. A run's id is a function of what is measured, so that one that goes on, or is repeated, is the same.
     """
 
     LIVE = 8  # runs that may be open at once: more benchmarks x networks are logged one by one, when each is done
 
-    def __init__(self, mode, results, machine):
+    def __init__(self, mode, results, machine, project=None, layout="study"):
+        if layout not in LAYOUTS:
+            raise UserError(f"--wandb-layout {layout}: it is {' or '.join(LAYOUTS)}")
         self.folder, self.machine = Path(results or "."), machine
+        self.project, self.layout = project or os.environ.get("WANDB_PROJECT") or PROJECT, layout
         self.runs, self.offline = {}, []
         self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
         if self.mode not in ("online", "offline", "disabled"):
@@ -57,17 +73,28 @@ class WandbLogger:
         subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
         machine = self.machine
         identity = [network.name, job.name, network.identity["network"], machine.view, machine.precision, machine.seed]
+        tags = [network.category, machine.view, machine.precision]
+        tags += ["subset"] if any(images.subset for images in job.image_sets) else []
         run = wandb.init(
-            project=job.benchmark.project or job.name,
+            project=(job.benchmark.project or job.name) if self.layout == "benchmarks" else self.project,
             id=hashlib.sha256(repr([*identity, subsets]).encode()).hexdigest()[:16],
-            name=network.name,
+            name=f"{network.name} {job.name}",
+            group=network.name,
+            job_type=job.name,
+            tags=[tag for tag in tags if tag],
+            config={
+                "model": network.name,
+                "benchmark": job.name,
+                "options": _json(job.options),
+                "batch_size": machine.batch_size,
+                "command": shlex.join(sys.argv),
+            },
             dir=str(self.folder),
             mode=self.mode,
             resume="allow" if self.mode == "online" else None,
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )
-        run.config.update({"model": network.name, "benchmark": job.name, "options": _json(job.options)})
         if self.mode == "offline":
             self.offline.append(Path(run.settings.sync_dir))
         return run
@@ -87,16 +114,18 @@ class WandbLogger:
                 self._guarded("progress", run.log, counts | mine)
 
     def finish(self, job, network, record, found, pictures):
-        """Log a record that is on disk: config, metrics, pictures of stimuli, a table by class, the record; close."""
+        """Log a record that is on disk: headline, table and charts of metrics, stimuli, classes, the record; close."""
         if self.mode == "disabled":
             return
         self.start(job, network)
         run = self.runs.pop((job, network), None)
         if run is not None:
-            self._guarded("results", self._write, run, record, found, pictures)
+            self._guarded("results", self._write, run, record, found, pictures, job.benchmark.headline)
             self._guarded("closing", run.finish)
+            if self.mode == "offline":
+                self._guarded("older runs", self._forget_older, run)
 
-    def _write(self, run, record, found, pictures):
+    def _write(self, run, record, found, pictures, headline):
         import wandb
 
         context = {key: record[key] for key in ("model", "benchmark", "images", "subset", "warnings", "options")}
@@ -104,25 +133,73 @@ class WandbLogger:
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
         rows = [[name, value, *record["intervals"].get(name, (None, None))] for name, value in metrics.items()]
         media = {"metrics": wandb.Table(["metric", "value", "low", "high"], rows)}
+        for title, (x, lines) in curves(metrics).items():
+            media[f"curves/{title}"] = wandb.plot.line_series(x, [*lines.values()], [*lines], title)
         if pictures:
-            media["stimuli"] = wandb.Image(_sheet(pictures), caption="rows: " + ", ".join(pictures))
+            media["stimuli"] = wandb.Image(_sheet(pictures))
         by_class = _class_table(found)
         if by_class:
             media["per_class"] = wandb.Table(*by_class)
-        run.log(metrics | media)
-        run.summary.update(metrics)
+        scalars = {name: metrics[name] for name in first_of(metrics, headline)}
+        run.log(scalars | media)
+        run.summary.update(scalars | {"state": "complete"})
         file = Path(run.dir) / "record.json"
         file.write_text(json.dumps(record), "utf-8")
-        artifact = wandb.Artifact(f"record-{run.id}", "record")
+        name = re.sub(r"[^\w.-]", "_", f"{record['model']}-{record['benchmark']}-{run.id}")
+        artifact = wandb.Artifact(name[-128:], "record")
         artifact.add_file(str(file))
         run.log_artifact(artifact)
         run.save(str(file), base_path=run.dir, policy="now")
 
+    def _forget_older(self, run):
+        """Remove what earlier, interrupted runs of the same id left offline: this one holds all of it."""
+        own = Path(run.settings.sync_dir)
+        for folder in own.parent.glob(f"offline-run-*-{run.id}"):
+            if folder != own and not list(folder.glob("*.synced")):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def close(self):
-        """Say how to upload what was kept offline."""
+        """Mark runs that are still open as interrupted, and say how to upload what was kept offline."""
+        for run in self.runs.values():
+            if run is not None:
+                self._guarded("interrupted", run.summary.update, {"state": "interrupted"})
+                self._guarded("closing", run.finish, 1)
+        self.runs = {}
         if self.offline:
             folders = self.offline[0].parent / "offline-run-*"
             print(f"W&B kept {len(self.offline)} runs offline; upload them with: wandb sync {folders}")
+            self.offline = []
+
+
+def first_of(metrics, patterns, most=MOST):
+    """Return the names of the metrics to show first: of those that match a pattern (of all, without), so many."""
+    chosen = [name for name in metrics if any(fnmatch.fnmatch(name, one) for one in patterns or ("*",))]
+    return chosen[:most]
+
+
+def curves(metrics):
+    """Return {title: (x, {line: y})} of metrics whose names end in numbers (a cut-off, severity, band or threshold).
+
+    Lines over the same numbers that begin alike share a chart. Fewer than three points are no line.
+    """
+    lines = {}
+    for name, value in metrics.items():
+        if match := re.fullmatch(r"(.*?[^\d.])(\d+(?:\.\d+)?)", name):
+            lines.setdefault(match[1], {})[float(match[2])] = value
+    charts = {}
+    for name, points in lines.items():
+        x = tuple(sorted(points))
+        if len(x) > 2:
+            chart = charts.setdefault((name.partition("/")[0], x), {})
+            chart[name.rstrip("/_")] = [points[one] for one in x]
+    found = {}
+    for (kind, x), chart in charts.items():
+        common = os.path.commonpath([*chart]) if len(chart) > 1 else next(iter(chart))
+        title = common.rstrip("/_-.") or kind
+        while title in found:
+            title += " "
+        found[title] = list(x), chart
+    return found
 
 
 def _json(value):
@@ -166,15 +243,19 @@ def _has_key():
     return wandb.login(prompt=False, verify=False)
 
 
-def _sheet(pictures, side=112):
-    """Return a picture with one row a condition, uint8 [rows * side, columns * side, 3]."""
-    columns = max(len(images) for images in pictures.values())
-    sheet = np.full((len(pictures) * side, columns * side, 3), 255, np.uint8)
-    for row, images in enumerate(pictures.values()):
-        for column, image in enumerate(images):
-            small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
-            sheet[row * side : (row + 1) * side, column * side : (column + 1) * side] = small
-    return sheet
+def _sheet(pictures, side=112, label=190):
+    """Return a picture with a labelled row for each of at most ROWS conditions, evenly chosen; uint8 [h, w, 3]."""
+    names = [*pictures]
+    names = [names[i] for i in dict.fromkeys(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
+    sheet = Image.new("RGB", (label + COLUMNS * side, len(names) * side), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(names):
+        lines = textwrap.wrap(name, 28)[:5]
+        draw.multiline_text((4, row * side + 8), "\n".join(lines), fill="black")
+        for column, image in enumerate(pictures[name][:COLUMNS]):
+            small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+            sheet.paste(small, (label + column * side, row * side))
+    return np.asarray(sheet)
 
 
 def _class_table(found):
