@@ -6,6 +6,8 @@ that were measured here are added to the figures, in colours and with names of t
 
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
+  python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # with people and with what networks answered
+  python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # people beside what networks answered
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
 
@@ -17,10 +19,12 @@ import os
 from pathlib import Path
 
 from imagenet_biases.analysis.plotting import FIGURES, figures, highlights, listed, power_curves, save
+from imagenet_biases.analysis.plotting_people import people_figures
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
+from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.table import read_beside, read_table, study, tables
 
 
@@ -35,6 +39,7 @@ def main(arguments=None):
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
     parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
+    parser.add_argument("--trials", nargs="+", metavar="DIR", help=TRIALS_HELP)
     args = parser.parse_args(arguments)
     if args.power is not None and args.power < 2:
         raise UserError(f"--power {args.power}: at least 2 studies are needed")
@@ -45,9 +50,11 @@ def main(arguments=None):
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     highlight = listed(args.highlight)
-    highlights(table, highlight)  # a mistyped name is told before anything is computed
+    chosen = highlights(table, highlight)  # a mistyped name is told before anything is computed
+    trials = read_observers(args.trials or results_folder())
     found = shared(networks, args.out)
-    for name, figure in figures(table, found, read_beside(files, "layers"), highlight):
+    layers = read_beside(files, "layers")
+    for name, figure in [*figures(table, found, layers, highlight), *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")

@@ -29,6 +29,8 @@ PARAMETRIC = tuple(
 )
 """The 12 sets whose images are there in several conditions."""
 
+TRIALS_HELP = "folders of trial files, of people (raw-data of the data set) and of networks (default: results)"
+
 
 def is_person(subj):
     """Whether a subject is a person, as the release names them: subject-01, subject-02, ..."""
@@ -47,6 +49,11 @@ def read_observers(folders):
             raise UserError(f"there is no folder {folder} with trial files")
         files += [path for path in sorted(folder.rglob("*_session*.csv")) if not _drawn(path.parent.parent)]
     return read_trials(*files) if files else None
+
+
+def results_folder():
+    """Return the folders of trial files that are read where none is named: results/, where there is one."""
+    return [folder for folder in (Path("results"),) if folder.is_dir()]
 
 
 def _drawn(folder):
