@@ -68,7 +68,7 @@ STYLES = {
     "dial": Style("dial (drawn)", "#8A5FBF", "p", "pentagon"),
     "": Style("no category", "#B0B0B0", "P", "cross"),
 }
-HIGHLIGHT_COLOURS = ("#E6007E", "#5B2EE0", "#00857C", "#8A4B00", "#B8000A", "#6B7A00", "#00498A", "#9B009B")
+HIGHLIGHT_COLOURS = ("#E6007E", "#7A52FF", "#00918A", "#A8620A", "#D0202A", "#7A8A00", "#2C77C8", "#B63AB6")
 HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
 MOST_HIGHLIGHTS = 12  # that nobody asked for
 BAND = "#DADADA"
