@@ -6,7 +6,6 @@ that were measured here are added to the figures, in colours and with names of t
 
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
-  python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # with people and with what networks answered
   python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # people beside what networks answered
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them

@@ -22,6 +22,7 @@ from imagenet_biases.humans.people import (
 )
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, STIMULUS_SETS
 from imagenet_biases.results.records import read_record
+from imagenet_biases.results.table import RAW_DATA
 
 PEOPLE = "people"
 PARAMETRIC = tuple(
@@ -52,8 +53,8 @@ def read_observers(folders):
 
 
 def results_folder():
-    """Return the folders of trial files that are read where none is named: results/, where there is one."""
-    return [folder for folder in (Path("results"),) if folder.is_dir()]
+    """Return where trial files are looked for if nothing is named: results/ here, or in the repository, if any."""
+    return [folder for folder in (Path("results"), RAW_DATA.parent / "results") if folder.is_dir()][:1]
 
 
 def _drawn(folder):
