@@ -6,6 +6,7 @@ that were measured here are added to the figures, in colours and with names of t
 
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
+  python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # people beside what networks answered
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
   python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
@@ -31,11 +32,13 @@ from imagenet_biases.analysis.plotting import (
     reliability_chart,
     save,
 )
+from imagenet_biases.analysis.plotting_people import people_figures
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
+from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.merge import local_records
 from imagenet_biases.results.table import read_beside, read_table, study, tables
 
@@ -77,6 +80,7 @@ def main(arguments=None):
     parser.add_argument("--interventions", action="store_true", help="score differences against bias differences")
     parser.add_argument("--treated", metavar="NET,...", help="with --interventions: networks trained in one way")
     parser.add_argument("--untreated", metavar="NET,...", help="and networks trained in the other")
+    parser.add_argument("--trials", nargs="+", metavar="DIR", help=TRIALS_HELP)
     args = parser.parse_args(arguments)
     if bool(args.treated) != bool(args.untreated) or (args.treated and not args.interventions):
         raise UserError("--treated and --untreated go together, and with --interventions")
@@ -91,9 +95,11 @@ def main(arguments=None):
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     highlight = listed(args.highlight)
-    highlights(table, highlight)  # a mistyped name is told before anything is computed
+    chosen = highlights(table, highlight)  # a mistyped name is told before anything is computed
+    trials = read_observers(args.trials or results_folder())
     found = shared(networks, args.out)
-    for name, figure in figures(table, found, read_beside(files, "layers"), highlight):
+    layers = read_beside(files, "layers")
+    for name, figure in [*figures(table, found, layers, highlight), *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")

@@ -1,12 +1,14 @@
 """Write the report: one HTML page that shows the tables, needs no network and can be sent to anybody.
 
 First where the highlighted networks stand among the study's 48; then a table of networks to sort, filter and download,
-a scatter plot and the rank correlation of any two columns, and one section a network (its address: #network=NAME):
-spectral curve, channel, corruptions, shape bias by category, provenance. Measured and published values stand side by
-side. The page is imagenet_biases/analysis/report_page.html with plotly.js (MIT licence) and the data put in.
+a scatter plot and the rank correlation of any two columns, networks beside people where there are trial files, and one
+section a network (its address: #network=NAME): spectral curve, channel, corruptions, shape bias by category,
+provenance. Measured and published values stand side by side. The page is imagenet_biases/analysis/report_page.html
+with plotly.js (MIT licence) and the data put in.
 
   python code/report.py                # raw-data/benchmark.csv, measured.csv and results/ -> figures/report.html
   python code/report.py --highlight resnet50_prime,my_network       # the page is about these
+  python code/report.py --trials results MODEL-VS-HUMAN/raw-data    # with people beside what networks answered
 """
 
 import datetime
@@ -20,12 +22,25 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from imagenet_biases.analysis import statistics
-from imagenet_biases.analysis.plotting import FIGURES, STYLES, highlights, listed
+from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES, highlights, listed
+from imagenet_biases.analysis.plotting_people import looks, published_likeness
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
+from imagenet_biases.humans.agreement import (
+    PEOPLE,
+    TRIALS_HELP,
+    accuracy_by_condition,
+    bias_by_category,
+    consistency_by_condition,
+    consistency_matrix,
+    in_order,
+    is_person,
+    pairs,
+    read_observers,
+)
 from imagenet_biases.machine import commit
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived, read_beside, read_table, study, tables
@@ -54,12 +69,14 @@ OCTAVES = np.linspace(0, len(FREQUENCIES) - 1, 121)  # where a channel's curve i
 RANKED = (CONTROL, *SCORES, *BIASES, *FURTHER_BIASES)  # what the page says the rank of
 
 
-def page_data(table, uncertainty, found, records, highlight=None):
+def page_data(table, uncertainty, found, records, highlight=None, trials=None):
     """Return what the page shows, JSON-able: columns, rows with values, intervals and ranks, statistics, records.
 
     `uncertainty`: intervals of measured rows (columns table.UNCERTAINTY); `found`: as analysis.statistics gives it;
-    `records`: those behind the measured rows; `highlight`: names of networks (default: plotting.highlights).
+    `records`: those behind the measured rows; `highlight`: names of networks (default: plotting.highlights); `trials`:
+    a trial table of people and networks, or None.
     """
+    chosen = highlights(table, highlight)
     everything = derived(table)
     main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
@@ -68,7 +85,7 @@ def page_data(table, uncertainty, found, records, highlight=None):
         "columns": [_column(column) for column in columns],
         "sets": _sets(everything, main, place, set(table.columns)),
         "categories": {category: vars(look) for category, look in STYLES.items()},
-        "rows": _rows(everything, columns, uncertainty, _standings(table, place), highlights(table, highlight)),
+        "rows": _rows(everything, columns, uncertainty, _standings(table, place), chosen),
         "ranked": [place[column] for column in RANKED],
         "control": CONTROL,
         "scores": SCORES,
@@ -81,6 +98,8 @@ def page_data(table, uncertainty, found, records, highlight=None):
         "bands": FREQUENCIES.tolist(),
         "frequencies": (FREQUENCIES[0] * 2**OCTAVES).tolist(),
         "criticality": _published_criticality(),
+        "people": _people(trials, chosen),
+        "likeness": _plain(published_likeness()),
         "made": _made(),
     }
 
@@ -141,6 +160,32 @@ def _published_criticality():
     return {layer: list(row) for layer, row in table[["mean_over_50", "sd_over_50", "tv_resnet50"]].round(5).iterrows()}
 
 
+def _people(trials, chosen):
+    """Return what humans.agreement makes of trials, JSON-able, and how each observer looks; None without trials."""
+    if trials is None:
+        return None
+    compared = pairs(trials)
+    matrix = consistency_matrix(compared)
+    accuracy, consistency = accuracy_by_condition(trials), consistency_by_condition(compared)
+    observers = [*dict.fromkeys([PEOPLE, *(subj for subj in trials.subj if not is_person(subj))])]
+    symbols = dict(HIGHLIGHT_MARKERS) | {"d": "diamond"}
+    return {
+        "observers": {
+            name: {"colour": colour, "symbol": symbols[marker]}
+            for name, (colour, marker) in looks(observers, chosen).items()
+        },
+        "bias": _plain(bias_by_category(trials)),
+        "lines": {"accuracy": _plain(accuracy), "error consistency": _plain(consistency)},
+        "levels": {name: in_order(name, here["level"]) for name, here in accuracy.groupby("set", sort=False)},
+        "matrix": {"names": [*matrix.index], "values": json.loads(matrix.to_json(orient="values"))},
+    }
+
+
+def _plain(frame):
+    """Return the rows of a table as dicts, JSON-able: NaN is null."""
+    return json.loads(frame.to_json(orient="records", double_precision=6))
+
+
 def _made():
     version = commit()
     return {
@@ -186,6 +231,7 @@ def main(arguments=None):
     parser.add_argument("--results", type=Path, default=Path("results"), help="records behind measured rows")
     parser.add_argument("--out", type=Path, default=FIGURES / "report.html", help="default: figures/report.html")
     parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
+    parser.add_argument("--trials", nargs="+", metavar="DIR", help=TRIALS_HELP)
     args = parser.parse_args(arguments)
 
     files = args.table or tables()
@@ -196,8 +242,9 @@ def main(arguments=None):
     highlight = listed(args.highlight)
     highlights(table, highlight)  # a mistyped name is told before anything is computed
     records = select(local_records(args.results))[0] if args.results.is_dir() else []
+    trials = read_observers(args.trials or [one for one in (args.results,) if one.is_dir()])
     found = shared(networks, FIGURES)
-    data = page_data(table, read_beside(files, "uncertainty"), found, records, highlight)
+    data = page_data(table, read_beside(files, "uncertainty"), found, records, highlight, trials)
     text = page(data)
     with atomic(args.out, "w") as file:
         file.write(text)

@@ -14,9 +14,11 @@ from plotly.offline import get_plotlyjs
 from scipy.stats import spearmanr
 
 import report
-from common import script
+from common import SHARED, needs_shared, script
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import partial, rank_correlations
+from imagenet_biases.humans.agreement import bias_by_category, read_observers
+from imagenet_biases.humans.people import write_trials
 from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table, study
 from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
 
@@ -37,6 +39,7 @@ HOSTILE = (  # names of networks that a page must show as they are
 )
 
 
+OBSERVER = "robust_resnet50_l2_eps0"  # whose trials are a person's
 SAFE = "!'()*-._~"  # what encodeURIComponent leaves as it is
 
 
@@ -102,8 +105,18 @@ def pages(tmp_path_factory):
         path.write_text(json.dumps(one))
     script("merge_results.py", "--results", folder / "results", "--out", folder)
     tables = ("--table", PUBLISHED, folder / "measured.csv")
-    script("report.py", *tables, "--results", folder / "results", "--out", folder / "measured.html")
+    trials = ("--trials", *_trials(folder)) if SHARED else ()
+    script("report.py", *tables, "--results", folder / "results", *trials, "--out", folder / "measured.html")
     return folder
+
+
+def _trials(folder):
+    """Return folders of trial files: released ones of people and AlexNet, and the same as those of another network."""
+    released = SHARED / "human_trials", SHARED / "cue_conflict_trials"
+    frame = read_observers(released)
+    own = frame[(frame.subj == "alexnet") | ((frame.subj == "subject-01") & frame.set.isin(["contrast", "rotation"]))]
+    write_trials(own.assign(subj=OBSERVER), folder / "trials")
+    return [*released, folder / "trials"]
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +351,7 @@ def test_correlation_of_any_pair_over_any_selection(page):
     assert f"ρ = {expected.statistic:.2f} over all 10".replace("-", "−") in text
 
 
-PLOTS = "['scatter', 'heat', 'curve'].map(id => JSON.stringify(document.getElementById(id).data))"
+PLOTS = "[...document.querySelectorAll('.js-plotly-plot')].map(plot => plot.id + JSON.stringify(plot.data))"
 
 
 @pytest.mark.parametrize("act", ["search", "category", "source"])
@@ -347,17 +360,43 @@ def test_filters_act_on_every_plot(page, act):
     sections = "[...document.querySelectorAll('#list > details')].filter(one => !one.hidden).length"
     many = ask(page, sections)
     if act == "category":
-        click(page, "input[data-category=contrastive]")
-        assert ask(page, sections) == many - 6
+        click(page, "input[data-category=adversarial_training]")
+        assert ask(page, sections) == many - 15
     elif act == "search":
-        choose(page, "search", "robust")
-        assert ask(page, sections) == 15
+        choose(page, "search", "moco")
+        assert ask(page, sections) == 3
     else:
         choose(page, "source", "measured")
         assert ask(page, sections) == (0 if page.kind == "published" else 1 + len(HOSTILE))
+    assert len(before) == (7 if page.kind == "measured" and SHARED else 4)
     assert not {*before} & {*ask(page, PLOTS)}
     shown = ask(page, "document.getElementById('scatter').data.flatMap(trace => trace.customdata)")
     assert {*shown} <= {*column(page, 0)}
+
+
+@needs_shared
+def test_people_stand_beside_networks(page):
+    names = "[...document.getElementById(arguments[0]).data].map(trace => trace.name)"
+    if page.kind == "published":
+        assert "No trial files" in ask(page, "document.getElementById('trials').textContent")
+        assert not ask(page, "document.getElementById('bias').data")
+        return
+    frame = read_observers([SHARED / "human_trials", SHARED / "cue_conflict_trials"])
+    assert page.execute_script(f"return {names}", "bias") == ["people", "alexnet", OBSERVER]
+    expected = bias_by_category(frame).query("observer == 'alexnet' and category == 'clock'")["value"].item()
+    trace = "document.getElementById('bias').data[1]"
+    assert ask(page, f"{trace}.x[{trace}.y.indexOf('clock')]") == pytest.approx(expected, abs=1e-5)
+    assert page.execute_script(f"return {names}", "lines") == ["people", OBSERVER]
+    right = frame[(frame.set == "contrast") & (frame.level == "c30")].groupby("subj").right.mean() * 100
+    assert ask(page, "document.getElementById('lines').data.map(trace => trace.y[2])") == pytest.approx(
+        [right.mean(), right["subject-01"]], abs=1e-4
+    )
+    choose(page, "stimuli", "rotation")
+    choose(page, "measure", "error consistency")
+    assert ask(page, "document.getElementById('lines').data[1].x") == ["90", "180", "270"]  # 0 is no manipulation
+    z = ask(page, "document.getElementById('matrix').data[0].z")
+    assert len(z) == 3 and z[1][2] == z[2][1] == 1 and z[1][1] is None  # alexnet and its copy on cue conflict
+    assert ask(page, "document.getElementById('likeness').data.flatMap(trace => trace.x).length") == 49
 
 
 def test_ranks_of_own_networks_are_those_of_the_table(page, pages):

@@ -70,7 +70,7 @@ STYLES = {
     "dial": Style("dial (drawn)", "#8A5FBF", "p", "pentagon"),
     "": Style("no category", "#B0B0B0", "P", "cross"),
 }
-HIGHLIGHT_COLOURS = ("#E6007E", "#5B2EE0", "#00857C", "#8A4B00", "#B8000A", "#6B7A00", "#00498A", "#9B009B")
+HIGHLIGHT_COLOURS = ("#E6007E", "#7A52FF", "#00918A", "#A8620A", "#D0202A", "#7A8A00", "#2C77C8", "#B63AB6")
 HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
 MOST_HIGHLIGHTS = 12  # that nobody asked for
 BAND = "#DADADA"
@@ -93,17 +93,19 @@ RC = {
 }
 
 
-def _figure(function):
+def laid_out(function):
+    """Decorate what makes a figure: it has the style of RC and is laid out once, not again for every file."""
+
     @functools.wraps(function)
-    def laid_out(*args, **kwargs):
+    def wrapped(*args, **kwargs):
         with mpl.rc_context(RC):
             figure = function(*args, **kwargs)
             if figure:
                 figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # laid out once, not again for every file
+                figure.set_layout_engine("none")
             return figure
 
-    return laid_out
+    return wrapped
 
 
 def epsilon(model):
@@ -214,12 +216,12 @@ def _legend(figure, rows, chosen=(), **settings):
     if others["source"].ne("published").any():
         keys.append(_key(STYLES["training_recipes"], "open: measured here", mfc="none", mec="#444444"))
     keys += [_key(one, one.label, mfc=one.colour, mec="black", mew=0.8) for one in chosen if len(one.of(rows))]
-    columns = _columns(figure, [key.get_label() for key in keys])
+    columns = columns_of(figure, [key.get_label() for key in keys])
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, **settings)
 
 
-def _columns(figure, labels):
-    """Return in how many columns a legend fits the figure's width: 0.06 inches a letter of 8 points."""
+def columns_of(figure, labels):
+    """Return in how many columns a legend of these labels fits the figure's width: 0.06 inches a letter of 8 points."""
     longest = max((len(label) for label in labels), default=0)
     return max(1, min(5, len(labels), int(figure.get_figwidth() / (0.4 + 0.06 * longest))))
 
@@ -239,13 +241,13 @@ def _bias_axis(axis, bias):
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _number(value, digits=2):
+def printed(value, digits=2):
     """A number as it is printed: a true minus sign, and no negative zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def _interval(one, between):
-    return f"{_number(one.estimate)}{between}[{_number(one.low)}, {_number(one.high)}]"
+    return f"{printed(one.estimate)}{between}[{printed(one.low)}, {printed(one.high)}]"
 
 
 def _pick(statistics, method, excluded="none"):
@@ -253,7 +255,7 @@ def _pick(statistics, method, excluded="none"):
     return some.set_index(["bias", "score"])
 
 
-@_figure
+@laid_out
 def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
     """The study's figure: each bias against each score, one point a network, with Spearman's ρ within categories.
 
@@ -271,7 +273,7 @@ def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
             if (bias, score) in within.index:
                 one = within.loc[bias, score]
                 weight = "bold" if one.p_holm < 0.05 else "normal"
-                title = f"{_interval(one, ' ')}, all {_number(overall.loc[bias, score].estimate)}"
+                title = f"{_interval(one, ' ')}, all {printed(overall.loc[bias, score].estimate)}"
                 ax.set_title(title, fontweight=weight, fontsize=7, pad=3)
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
@@ -284,7 +286,7 @@ def _of_study(rows):
     return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
 
 
-@_figure
+@laid_out
 def bandpass_curves(rows, chosen=()):
     """Accuracy under a low- and a high-pass relative to the clean one: highlighted networks, then category by category.
 
@@ -322,11 +324,11 @@ def bandpass_curves(rows, chosen=()):
         ax.set_title(title, fontsize=7)
     figure.supxlabel("cut-off: share of the spectrum that is kept   (bold with markers: median)", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=_columns(figure, labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns_of(figure, labels), frameon=False)
     return figure
 
 
-@_figure
+@laid_out
 def solarization_curves(rows, chosen=()):
     """Accuracy when all pixel values from a threshold on are inverted; every network that has the published grid."""
     thresholds = [column for column in rows if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
@@ -358,7 +360,7 @@ def solarization_curves(rows, chosen=()):
     return figure
 
 
-@_figure
+@laid_out
 def criticality_by_layer(layers, chosen=()):
     """Criticality of each layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
 
@@ -386,11 +388,11 @@ def criticality_by_layer(layers, chosen=()):
     ax.set_ylim(0, 1.04)
     ax.set_ylabel(f"criticality of the layer [{about('criticality').unit}]")
     labels = ax.get_legend_handles_labels()[1]
-    figure.legend(loc="outside upper center", ncols=_columns(figure, labels), frameon=False)
+    figure.legend(loc="outside upper center", ncols=columns_of(figure, labels), frameon=False)
     return figure
 
 
-@_figure
+@laid_out
 def rank_correlations(statistics):
     """Heat map of the rank correlations with their intervals: within categories, given accuracy, over all networks."""
     panels = (
@@ -425,7 +427,7 @@ def rank_correlations(statistics):
     return figure
 
 
-@_figure
+@laid_out
 def leave_one_out(statistics):
     """Each rank correlation within categories without each category in turn: what hangs on one category."""
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
@@ -451,7 +453,7 @@ def leave_one_out(statistics):
     return figure
 
 
-@_figure
+@laid_out
 def prediction(statistics, lowest=-1.0):
     """How well all biases together, or ImageNet accuracy alone, predict each score of networks not seen."""
     figure = Figure(figsize=(10.2, 3.0), layout="constrained")
@@ -474,7 +476,7 @@ def prediction(statistics, lowest=-1.0):
                 ax.scatter(x, max(one.estimate, lowest + 0.03), marker=marker if inside else "v", color=colour, s=26,
                            zorder=3, label=label if number == 0 else None)  # fmt: skip
                 if not inside:
-                    ax.text(x + 0.09, lowest + 0.02, _number(one.estimate, 1), fontsize=6.5, color=colour)
+                    ax.text(x + 0.09, lowest + 0.02, printed(one.estimate, 1), fontsize=6.5, color=colour)
         ax.axhline(0, color="#888888", lw=0.7, zorder=0)
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_xlim(-0.5, len(SCORES) - 0.5)
@@ -488,7 +490,7 @@ def prediction(statistics, lowest=-1.0):
     return figure
 
 
-@_figure
+@laid_out
 def accuracy_on_the_line(rows, chosen=()):
     """Each score against ImageNet accuracy on logit axes with the fitted line: effective robustness is the distance.
 
@@ -517,7 +519,7 @@ def accuracy_on_the_line(rows, chosen=()):
     return figure
 
 
-@_figure
+@laid_out
 def bias_spread(rows, chosen=()):
     """Each bias by category, networks and median; highlighted networks in a column of their own."""
     others = _others(rows, chosen)
@@ -551,7 +553,7 @@ def bias_spread(rows, chosen=()):
     return figure
 
 
-@_figure
+@laid_out
 def calibration(rows):
     """What networks that were made for drawn images show: each bias and the band-pass curves; None without such."""
     rows = rows[rows["category"].isin(DRAWN_CATEGORIES)].sort_values(["category", "model"], ignore_index=True)
@@ -577,7 +579,7 @@ def calibration(rows):
     return figure
 
 
-@_figure
+@laid_out
 def measured_and_published(table, chosen=()):
     """Every metric that was both measured here and published, for the same network; None where there is none.
 
@@ -613,12 +615,12 @@ def measured_and_published(table, chosen=()):
     keys = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     cross = Line2D([], [], ls="", marker="x", color="#444444", ms=4, label="known slip of the published run")
     handles = [*keys.values(), cross]
-    columns = _columns(figure, [one.get_label() for one in handles])
+    columns = columns_of(figure, [one.get_label() for one in handles])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
-@_figure
+@laid_out
 def power_curves(table):
     """In how many simulated studies the analysis finds an effect of each strength, for what acts and what does not.
 
@@ -708,7 +710,7 @@ def _enough(table, intervention):
 
 
 def figures(table, statistics, layers, highlight=None):
-    """Yield (name, Figure) of all figures.
+    """Yield (name, Figure) of all figures but those with people (plotting_people).
 
     `table`: as read_table gives it; `statistics`: of its study networks; `layers`: as read_beside gives them;
     `highlight`: names of networks (default: `highlights`).

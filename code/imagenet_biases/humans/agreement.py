@@ -22,12 +22,15 @@ from imagenet_biases.humans.people import (
 )
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, STIMULUS_SETS
 from imagenet_biases.results.records import read_record
+from imagenet_biases.results.table import RAW_DATA
 
 PEOPLE = "people"
 PARAMETRIC = tuple(
     name for name in STIMULUS_SETS if name not in ("edge", "silhouette", CUE_CONFLICT, "sketch", "stylized")
 )
 """The 12 sets whose images are there in several conditions."""
+
+TRIALS_HELP = "folders of trial files, of people (raw-data of the data set) and of networks (default: results)"
 
 
 def is_person(subj):
@@ -47,6 +50,11 @@ def read_observers(folders):
             raise UserError(f"there is no folder {folder} with trial files")
         files += [path for path in sorted(folder.rglob("*_session*.csv")) if not _drawn(path.parent.parent)]
     return read_trials(*files) if files else None
+
+
+def results_folder():
+    """Return where trial files are looked for if nothing is named: results/ here, or in the repository, if any."""
+    return [folder for folder in (Path("results"), RAW_DATA.parent / "results") if folder.is_dir()][:1]
 
 
 def _drawn(folder):
