@@ -651,7 +651,7 @@ def power_curves(table):
     return figure
 
 
-@_figure
+@laid_out
 def reliability_chart(table):
     """Reliability of each measure over images, seeds and views, with intervals. `table`: analysis.reliability's."""
     alone = table[table["score"] == ""]
@@ -671,7 +671,7 @@ def reliability_chart(table):
     return figure
 
 
-@_figure
+@laid_out
 def intervention_chart(table):
     """Difference of each score against that of each bias, one point an intervention. `table`: interventions'."""
     wide = {key: some.set_index("measure") for key, some in table.groupby(["intervention", "model"], sort=False)}
