@@ -7,6 +7,7 @@ that were measured here are added to the figures, in colours and with names of t
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
   python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # people beside what networks answered
+  python code/plot_study.py --category dial --source measured --table raw-data/dial.csv   # does it find a known bias?
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
   python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
@@ -35,12 +36,25 @@ from imagenet_biases.analysis.plotting import (
 from imagenet_biases.analysis.plotting_people import people_figures
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
-from imagenet_biases.analysis.statistics import FEWEST, shared
+from imagenet_biases.analysis.statistics import FEWEST, WITHIN, shared, statistics, write
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
 from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.merge import local_records
 from imagenet_biases.results.table import read_beside, read_table, study, tables
+
+
+def of_category(table, args):
+    """Write the statistics of the networks of one category; relatives are those of one lineage."""
+    networks = study(table, args.source, [args.category])
+    if len(networks) < FEWEST:
+        raise UserError(f"there are {len(networks)} {args.source} networks of category {args.category}, too few")
+    found = statistics(networks.assign(category=networks["lineage"]))
+    path = args.out / f"statistics_{args.category}.csv"
+    write(found, path)
+    within = found[(found["method"] == WITHIN) & (found["excluded"] == "none") & (found["p_holm"] < 0.05)]
+    print(within[["bias", "score", "estimate", "low", "high", "p_holm"]].to_string(index=False))
+    print(path)
 
 
 def from_records(args):
@@ -74,6 +88,7 @@ def main(arguments=None):
     parser.add_argument(
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
+    parser.add_argument("--category", metavar="NAME", help="statistics of one category alone, within its lineages")
     parser.add_argument("--highlight", metavar="NET,...", help="networks to point out (default: those measured here)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the records (default: results)")
     parser.add_argument("--reliability", action="store_true", help="of the measures, from records")
@@ -92,6 +107,8 @@ def main(arguments=None):
     files = args.table or tables()
     table = read_table(files)
     networks = study(table, args.source)
+    if args.category:
+        return of_category(table, args)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     highlight = listed(args.highlight)

@@ -148,13 +148,13 @@ def derived(table):
     return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1).copy()
 
 
-def study(table, source="published"):
-    """Return the rows of the study's networks (of STUDY_CATEGORIES) from one source, with derived columns.
+def study(table, source="published", categories=STUDY_CATEGORIES):
+    """Return the rows of the study's networks (of STUDY_CATEGORIES, or others) from one source, with derived columns.
 
     The column `lineage` says which of them come from the same group and recipe; a network that lineages.csv does not
     know is a lineage of its own.
     """
-    rows = derived(table[(table["source"] == source) & table["category"].isin(STUDY_CATEGORIES)].reset_index(drop=True))
+    rows = derived(table[(table["source"] == source) & table["category"].isin(categories)].reset_index(drop=True))
     known = (
         _csv(LINEAGES, ("model", "lineage")).set_index("model")["lineage"]
         if LINEAGES.exists()
