@@ -9,9 +9,9 @@ Run:    python code/eval_model_vs_human.py --model tv_resnet50 --model-vs-human 
 Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); shape-bias: shape / (shape + texture
         decisions) where they disagree; top1_acc/ood_mean and metric/human/... without the conditions that are not out
         of distribution or on which people are below 20 % (humans/stimulus_sets.py has the table). metric/human/ is
-        the squared difference of accuracies, the observed and the error consistency. Trial files of a network's answers
-        are written to results/NETWORK/trials/. torchvision's ResNet-50 has a shape bias of about 0.21 and an ood_mean
-        of about 55.9; people have a shape bias of 0.96, and an error consistency of about 0.45 among themselves.
+        the squared difference of accuracies, the observed and the error consistency. A network's answers also go as
+        trial files into results/NETWORK/trials.zip. torchvision's ResNet-50 has a shape bias of about 0.21 and an
+        ood_mean of about 55.9; people have a shape bias of 0.96, and an error consistency of about 0.45 among themselves.
 """
 
 import sys

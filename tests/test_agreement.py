@@ -100,7 +100,7 @@ def test_a_networks_trials_are_read_and_those_on_drawn_images_left_out(frame, tm
     drawn = own.assign(subj="drawn_net")
     for part, collection in ((own, "imagenet"), (drawn, "drawn")):
         name = part.subj.iloc[0]
-        write_trials(part, tmp_path / "results" / name / "trials")
+        write_trials(part, tmp_path / "results" / name / "trials.zip")
         source = {"view": "study", "precision": "fp32", "seed": 0, "collection": collection, "time": "2026-01-01"}
         record = {"format": 2, "model": name, "benchmark": "model_vs_human", "metrics": {}, "intervals": {}}
         record |= {"subset": False, "provenance": source}

@@ -6,6 +6,7 @@ import json
 import runpy
 import tarfile
 import threading
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -349,13 +350,14 @@ def test_networks_that_answer_by_shape_or_texture(release, reader, tmp_path):
     assert shape["details"]["conditions"]["colour"]["cr"]["out_of_distribution"] is False
 
     # what was exported reads back, and scores the same without the network
-    files = sorted((tmp_path / "reader.texture" / "trials").glob("*.csv"))
-    assert len(files) == 3 + 14 * 2 and "eidolonI_reader.texture_session-2.csv" in {path.name for path in files}
-    assert read_trials(*files).subj.unique() == ["reader.texture"]
+    file = tmp_path / "reader.texture" / "trials.zip"
+    names = zipfile.ZipFile(file).namelist()
+    assert len(names) == 3 + 14 * 2 and "eidolonI_reader.texture_session-2.csv" in names
+    assert read_trials(file).subj.unique() == ["reader.texture"]
     again = tmp_path / "again"
     script(
         "eval_model_vs_human.py",
-        *("--trials", *files, "--model-vs-human", release, "--results", again, "--wandb", "disabled"),
+        *("--trials", file, "--model-vs-human", release, "--results", again, "--wandb", "disabled"),
     )
     scored = record(again, "reader.texture")
     assert scored["metrics"] == texture["metrics"] and scored["intervals"] == texture["intervals"]
@@ -400,8 +402,7 @@ def test_a_real_network_on_real_stimuli_answers_as_a_plain_loop_does(tmp_path):
         *("--model", spec, "--model-vs-human", SHARED / "cue_conflict_images", "--allow-partial"),
         *("--results", tmp_path, "--wandb", "disabled", "--device", "cpu"),
     )
-    (file,) = (tmp_path / "mobilenet.load" / "trials").glob("*.csv")
-    exported = read_trials(file).set_index("imagename").object_response
+    exported = read_trials(tmp_path / "mobilenet.load" / "trials.zip").set_index("imagename").object_response
     network = runpy.run_path(SHARED / "nets" / "mobilenet.py")["load"]()
     paths = sorted((SHARED / "cue_conflict_images").glob("*/*.png"))
     assert len(paths) == len(exported) == 80

@@ -3,6 +3,7 @@
 import csv
 import json
 import warnings
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -262,8 +263,10 @@ def test_images_without_a_counterpart_are_counted_or_refused():
 def test_what_is_left_out_of_the_comparison_is_told(tmp_path):
     right = np.ones(64, bool)
     answers = crowd([right, ~right])[5:]
-    paths = tuple(write_trials(answers, tmp_path))
-    assert [path.name for path in paths] == [f"cue-conflict_subject-0{i}_session-1.csv" for i in (0, 1)]
+    names = write_trials(answers, tmp_path / "trials.zip")
+    assert names == [f"cue-conflict_subject-0{i}_session-1.csv" for i in (0, 1)]
+    zipfile.ZipFile(tmp_path / "trials.zip").extractall(tmp_path)
+    paths = tuple(tmp_path / name for name in names)
     noise = observer(right, name="uniform-noise", conditions=["0.03"] * 64)
     table = responses(pd.concat([observer(right)[:60], noise]), {"cue-conflict": paths[:1]})
     with pytest.warns(UserWarning, match=r"cue-conflict \(5 images no person saw.*uniform-noise \(no people\)"):
@@ -369,11 +372,23 @@ def test_written_trials_read_back_with_the_same_scores(tmp_path):
     frame = pd.concat([frame[frame.set != "cue-conflict"], conflicts], ignore_index=True)
     frame["subj"] = "my_net"
     table = responses(frame, {})
-    paths = people.export(table, "ignored", tmp_path)
-    assert len(paths) == 17 and (tmp_path / "trials" / "low-pass_my-net_session-1.csv").is_file()
-    with open(paths[0]) as file:
-        assert file.readline().strip() == ",".join(COLUMNS)
-    back = read_trials(*paths)
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "low-pass_my-net_session-1.csv").write_text("of an earlier edition")
+    people.export(table, "ignored", tmp_path)
+    assert not (tmp_path / "trials").exists()
+    with zipfile.ZipFile(tmp_path / "trials.zip") as file:
+        assert len(file.namelist()) == 17 and "low-pass_my-net_session-1.csv" in file.namelist()
+        assert file.read(file.namelist()[0]).decode().splitlines()[0] == ",".join(COLUMNS)
+        file.extractall(tmp_path / "unpacked")
+    first = (tmp_path / "trials.zip").read_bytes()
+    people.export(table, "ignored", tmp_path)
+    assert (tmp_path / "trials.zip").read_bytes() == first
+    back = read_trials(tmp_path / "trials.zip")
+    unpacked = read_trials(*sorted((tmp_path / "unpacked").iterdir()))
+    assert len(back) == len(unpacked) and people.accuracies(back) == people.accuracies(unpacked)
+    (tmp_path / "bad.zip").write_bytes(first[:-30])
+    with pytest.raises(UserError, match="bad.zip cannot be read as trial files"):
+        read_trials(tmp_path / "bad.zip")
     assert set(back.subj) == {"my_net"}
     assert people.accuracies(back) == people.accuracies(frame)
     assert mean_accuracy(back) == mean_accuracy(frame)

@@ -115,7 +115,7 @@ def _trials(folder):
     released = SHARED / "human_trials", SHARED / "cue_conflict_trials"
     frame = read_observers(released)
     own = frame[(frame.subj == "alexnet") | ((frame.subj == "subject-01") & frame.set.isin(["contrast", "rotation"]))]
-    write_trials(own.assign(subj=OBSERVER), folder / "trials")
+    write_trials(own.assign(subj=OBSERVER), folder / "trials" / "trials.zip")
     return [*released, folder / "trials"]
 
 

@@ -39,7 +39,7 @@ def is_person(subj):
 
 
 def read_observers(folders):
-    """Read all trial files (…_session….csv) below folders into one trial table; None where there are none.
+    """Read all trial files (…_session….csv, trials.zip) below folders into one trial table; None where there are none.
 
     Trials on drawn images, as the record beside them says, are left out: nobody else saw these. Raises UserError for a
     folder that is not there and for what read_trials refuses.
@@ -48,7 +48,8 @@ def read_observers(folders):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder} with trial files")
-        files += [path for path in sorted(folder.rglob("*_session*.csv")) if not _drawn(path.parent.parent)]
+        found = {*folder.rglob("*_session*.csv"), *folder.rglob("trials.zip")}
+        files += [path for path in sorted(found) if not (_drawn(path.parent) or _drawn(path.parent.parent))]
     return read_trials(*files) if files else None
 
 

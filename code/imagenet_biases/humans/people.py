@@ -12,6 +12,9 @@ arXiv:2006.16736), Geirhos et al. 2021, section 2 (comparison with people; arXiv
 import io
 import math
 import warnings
+import zipfile
+import zlib
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -89,7 +92,7 @@ def _derived(frame, name):
 
 
 def read_trials(*paths):
-    """Read trial files of people or of other toolboxes' networks; return one trial table.
+    """Read trial files of people or of networks, also in zip files; return one trial table.
 
     Column names may be in any case ('Session'). The stimulus set is what the image names say, else what the file name
     begins with. Raises UserError for a file that cannot be read, lacks a column or names an unknown category, and where
@@ -97,7 +100,7 @@ def read_trials(*paths):
     """
     import pandas as pd
 
-    frame = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
+    frame = pd.concat([_read(*one) for path in paths for one in _opened(Path(path))], ignore_index=True)
     twice = frame[frame.duplicated(["set", "subj", "level", "category", "image"])]
     if len(twice):
         row = twice.iloc[0]
@@ -108,11 +111,28 @@ def read_trials(*paths):
     return frame
 
 
-def _read(path):
+def _opened(path):
+    """Yield (path, content) of a trial file, or of each one in a zip file."""
+    try:
+        content = read_bytes(path)
+        if path.suffix != ".zip":
+            yield path, content
+            return
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            members = [one for one in file.infolist() if one.filename.endswith(".csv")]
+            if sum(one.file_size for one in members) > 1 << 28:
+                raise ValueError("its files are too large")
+            for one in members:
+                yield path / one.filename, file.read(one)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as trial files: {error}".splitlines()[0]) from None
+
+
+def _read(path, content):
     import pandas as pd
 
     try:
-        text = io.BytesIO(read_bytes(path))
+        text = io.BytesIO(content)
         frame = pd.read_csv(text, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     except (OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:  # pandas' own are ValueErrors
         raise UserError(f"{path} cannot be read as a trial file: {error}".splitlines()[0]) from None
@@ -146,20 +166,20 @@ def _set_name(path, frame):
     return told.pop()
 
 
-def write_trials(frame, folder):
-    """Write a trial table as the field's trial files, SET_SUBJ_session-N.csv with COLUMNS, and return their paths.
+def write_trials(frame, path):
+    """Write a trial table into one zip file of the field's trial files; return their names.
 
-    Where a name has '_', the file name (not the column) gets '-': other toolboxes split the file name there.
+    These are SET_SUBJ_session-N.csv with COLUMNS. Where a name has '_', the file name (not the column) gets '-': other toolboxes split the file name there.
     """
-    paths = []
-    for (name, subj, session), part in frame.groupby(["set", "subj", "session"], sort=False):
-        path = Path(folder) / safe_name(f"{name}_{subj.replace('_', '-')}_session-{session}.csv")
-        text = io.StringIO()
-        part[COLUMNS].to_csv(text, index=False, lineterminator="\n")
-        with atomic(path, "w") as file:
-            file.write(text.getvalue())
-        paths.append(path)
-    return paths
+    members = []
+    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for (name, subj, session), part in frame.groupby(["set", "subj", "session"], sort=False):
+            text = io.StringIO()
+            part[COLUMNS].to_csv(text, index=False, lineterminator="\n")
+            members.append(safe_name(f"{name}_{subj.replace('_', '-')}_session-{session}.csv"))
+            # without the time: the same trials are the same file
+            archive.writestr(zipfile.ZipInfo(members[-1]), text.getvalue(), zipfile.ZIP_DEFLATED)
+    return members
 
 
 def responses(frame, people):
@@ -431,8 +451,14 @@ def _bounds(estimate):
 
 
 def export(found, label, folder):
-    """Write a network's responses as trial files under folder/trials; return the paths."""
-    return write_trials(trials(found, label), Path(folder) / "trials")
+    """Write a network's responses as trial files, folder/trials.zip."""
+    old = (
+        Path(folder) / "trials"
+    )  # where they lay, file by file, in earlier editions: nobody has two trials on an image
+    for name in write_trials(trials(found, label), Path(folder) / "trials.zip"):
+        (old / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        old.rmdir()
 
 
 OPTIONS = (

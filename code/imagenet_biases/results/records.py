@@ -265,7 +265,7 @@ def _joined(before, record):
         merged = dict(record)
         for part in ("metrics", "intervals", "partial", "layers", "halves"):
             kept = {name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]}
-            merged[part] = kept | record[part]
+            merged[part] = kept | record.get(part, {})
         merged["details"] = before.get("details", {}) | record["details"]
         merged["provenance"] = record["provenance"] | {
             "image_sets": before["provenance"].get("image_sets", {}) | record["provenance"]["image_sets"]
