@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from common import ROOT
 
+from common import ROOT
 from imagenet_biases.humans.answers import (
     DECISIONS,
     GENERIC,

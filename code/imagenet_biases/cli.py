@@ -46,7 +46,7 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     networks.add_argument(
         "--model",
         help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
-        "file.py:function, comma-separated",
+        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (a model that answers in words), comma-separated",
     )
     networks.add_argument("--name", metavar="LABEL", help="a name of your own for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
@@ -165,6 +165,9 @@ def run(benchmark, description, arguments=None):
     add_options(parser, benchmark.options)
     args = parser.parse_args(arguments)
     given = {one.name: getattr(args, one.name) for one in benchmark.options if hasattr(args, one.name)}
+    if files := [name for name in (args.model or "").split(",") if name.startswith("answers:")]:
+        given["answers"] = [name.removeprefix("answers:") for name in files]
+        args.model = ",".join(name for name in args.model.split(",") if name not in files) or None
     if benchmark.without_network and report_without_network(benchmark, given, args):
         return 0
     if not args.model:

@@ -5,6 +5,7 @@ The published rules are those of Gavrikov et al., "Can We Talk Models Into Seein
 arXiv:2403.09193, as their released code states them.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -47,9 +48,9 @@ _ELSE = re.compile(
 )
 _REFUSAL = re.compile(
     r"\bsorry\b|\bapologi[sz]e|\bnone of (?:the|these|those|them)\b|\bas an ai\b|"
-    r"\b(?:can(?:not|'t| not)|could(?: not|n't)|unable to|not able to|(?:im|not )possible to|difficult to|won't|refuse to)"
-    r"(?: \w+){0,2} (?:assist|help|provide|choose|select|pick|identify|determine|answer|process|comply|categori[sz]e|"
-    r"discern|tell|say|see|view|recogni[sz]e|describe|decide)\b|"
+    r"\b(?:can(?:not|'t| not)|could(?: not|n't)|unable to|not able to|(?:im|not )possible to|difficult to|won't|"
+    r"refuse to)(?: \w+){0,2} (?:assist|help|provide|choose|select|pick|identify|determine|answer|process|comply|"
+    r"categori[sz]e|discern|tell|say|see|view|recogni[sz]e|describe|decide)\b|"
     r"\b(?:does|do|did)(?: not|n't)(?: \w+)? (?:represent|match|correspond|show|depict|contain|fit|resemble) "
     r"(?:any|one|the options|a clear)|\bno (?:suitable |correct |clear |matching )?(?:option|answer)\b|"
     r"\bnot (?:one of|among|in|listed (?:in|among)) the (?:options|choices|list)",
@@ -75,6 +76,7 @@ _QUOTES = str.maketrans(dict.fromkeys("*_`\"'$«»“”„‘‚「」『』", 
 _ALONE = re.compile(r"[(\[{<]?\s*([A-Pa-p])\s*[)\]}>.:,;!?]*")
 
 
+@functools.lru_cache(maxsize=100_000)
 def decide(answer, options=NAMES):
     """Return the decision that an answer to the question with lettered options states.
 
@@ -92,6 +94,7 @@ def decide(answer, options=NAMES):
     return NAMES.index(named.pop()) if len(named) == 1 else UNPARSED
 
 
+@functools.lru_cache(maxsize=100_000)
 def decide_caption(caption):
     """Return the decision of a free description: the one category that it names; GENERIC if it names none.
 

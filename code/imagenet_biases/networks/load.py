@@ -37,8 +37,9 @@ class Network(torch.nn.Module):
     JSON-able dict of what it is (`network` is a sha256 of weights, architecture and own code, whatever its label);
     native_view: the View its authors evaluate with.
     answers: 'logits', or 'words' where the body says so: it returns a list of str, one an image. wants_batch: whether
-    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. channels_last:
-    whether it takes weights and pixels in that order.
+    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. asks: the keywords by
+    which the body takes a question (Condition.question). channels_last: whether it takes weights and pixels in that
+    order.
     In evaluation mode, float32, parameters without gradients.
     """
 
@@ -60,6 +61,7 @@ class Network(torch.nn.Module):
         self.body = body
         self.name, self.category, self.expected_top1, self._view = safe_name(name), category, expected_top1, view
         self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
+        self.asks = tuple(getattr(body, "asks", ()))
         if self.answers not in ("logits", "words"):
             raise UserError(f"{name}: its attribute `answers` is {self.answers!r}, not 'logits' or 'words'")
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
@@ -72,7 +74,7 @@ class Network(torch.nn.Module):
             self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels, batch=None):
+    def forward(self, pixels, batch=None, **question):
         for frontend in self.frontends:
             pixels = frontend(pixels, batch)
         if self.normalized:
@@ -81,7 +83,8 @@ class Network(torch.nn.Module):
             pixels = pixels.clone()
         if not self.channels_last:
             pixels = pixels.contiguous()
-        return self.body(pixels, batch=batch) if self._asks else self.body(pixels)
+        question = {word: value for word, value in question.items() if word in self.asks}
+        return self.body(pixels, batch=batch, **question) if self._asks else self.body(pixels, **question)
 
     def behind(self, frontend):
         """Return the network behind a FrontEnd: another network, of the same parameters, of which nothing is known."""
