@@ -65,6 +65,9 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         help="what stands before the network: low-pass:0.3, high-pass:0.5, grey, diffusion-noise, file.py:function; "
         "with @0.5 half of it. A row of its own",
     )
+    networks.add_argument(
+        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run code of its own here"
+    )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
     running = parser.add_argument_group("running")
@@ -154,6 +157,7 @@ def measurement_of(args, benchmarks, options, networks=None, **how):
         checkpoints=args.checkpoints,
         allow_unstable=args.allow_unstable,
         frontend=args.frontend,
+        trust_remote_code=args.trust_remote_code,
         **how,
     )
 

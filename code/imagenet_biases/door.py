@@ -35,8 +35,8 @@ def evaluate(networks, benchmarks, data, settings=None, **how):
     data, settings: vocabulary.Data, vocabulary.Settings.
     how: `options` {benchmark: {option: value}}; `results`, a folder for records and responses (None: nothing is
     written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'); `progress`, whether to show it;
-    `arch`, `normalization`, `checkpoints`, `allow_unstable`, `frontend`, as the flags of the same names;
-    `label`, a name for the one network.
+    `arch`, `normalization`, `checkpoints`, `allow_unstable`, `frontend`, `trust_remote_code`, as the flags of these
+    names; `label`, a name for the one network.
 
     Records have `.model`, `.benchmark` and `.metrics` {name: Estimate with value, low, high}. Raises UserError for what
     is wrong with the input, also where a network cannot be had or fails.

@@ -56,6 +56,7 @@ class Network(torch.nn.Module):
         expected_top1=None,
         view=STUDY,
         allow_unstable=False,
+        check=True,
     ):
         super().__init__()
         self.body = body
@@ -71,7 +72,8 @@ class Network(torch.nn.Module):
         self.frontends, self._asks = (), self.wants_batch
         with blaming(f"{name}, shown two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
-            self._check(allow_unstable)
+            if check:
+                self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
     def forward(self, pixels, batch=None, **question):
@@ -260,16 +262,19 @@ def load_model(
     checkpoints=None,
     allow_unstable=False,
     frontend=None,
+    trust_remote_code=False,
 ):
     """Return the Network called `name`.
 
-    name: registry entry, timm name, checkpoint file, or `file.py:function`.
+    name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
+        `hf:ID` (networks.language).
     label: what its results are called (default: `registry.network_name(name)`).
     arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
     normalization: for a checkpoint file: imagenet, inception or none.
     checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
     allow_unstable: take a network whose answers are no function of the image, with a warning.
     frontend: what stands before it, as text (networks.frontends). An entry of the registry may have one of its own.
+    trust_remote_code: let a model of the hub bring code of its own, and run it.
     Raises UserError for anything that keeps the network from being complete and as expected.
     """
     kind = registry.kind_of(name)
@@ -280,6 +285,8 @@ def load_model(
         made = _from_function(name)
     elif kind == "timm":
         made = _from_timm(name, checkpoints)
+    elif kind == "language":
+        made = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
         made = _from_file(Path(name), arch, normalization)
     network = Network(**made, name=label, allow_unstable=allow_unstable)
@@ -372,6 +379,18 @@ def _from_timm(name, checkpoints):
     return {"body": body, "mean": config["mean"], "std": config["std"], "view": view, "facts": facts}
 
 
+def _from_hub(name, trust_remote_code):
+    from imagenet_biases.networks.language import vision_language_model
+
+    body, facts = vision_language_model(name, trust_remote_code)
+    digest = hashlib.sha256(facts.pop("chat_template").encode())
+    _add_tensors(digest, body.model.state_dict())
+    facts |= {"checkpoint_sha256": None, "normalization": "its own"}
+    mean, std = NORMALIZATIONS["none"]
+    # not shown two images: writing takes long, and in half precision a batch's size may turn a word
+    return {"body": body, "code": digest.hexdigest(), "mean": mean, "std": std, "facts": facts, "check": False}
+
+
 def _read_verified(address, path, expected=None):
     """Return (contents, sha256) of a file, also one put there by hand.
 
@@ -400,13 +419,17 @@ def _fingerprint(network, code):
     """sha256 of state dict (names, types, shapes, bytes), architecture as text, `code`, source code of own classes."""
     text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's place in memory differs from run to run
     digest = hashlib.sha256(f"{text}\n{code}\n{class_sources(network.body)}".encode())
-    for name, value in network.state_dict().items():
+    _add_tensors(digest, network.state_dict())
+    return digest.hexdigest()
+
+
+def _add_tensors(digest, state):
+    for name, value in state.items():
         if not isinstance(value, torch.Tensor):  # what a module adds by get_extra_state
             digest.update(f"{name} {value!r}\n".encode())
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------

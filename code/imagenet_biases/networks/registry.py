@@ -34,6 +34,7 @@ SOURCES = (
     "file",  # in this repository, or beside the user's zoo.user.toml
     "hand",  # no public address
 )
+PREFIXES = {"clip:": "zero-shot", "hf:": "language"}
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -339,6 +340,8 @@ def network_name(name):
     Raises UserError for a name that is none of these, or that gives no name of a folder.
     """
     kind = kind_of(name)
+    if kind in PREFIXES.values():
+        return language_name(name)
     if kind == "function":
         path, function = split_function(name)
         return safe_name(f"{path.stem}.{function}")
@@ -350,10 +353,24 @@ def network_name(name):
     return safe_name(result)
 
 
+def language_name(name):
+    """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their places."""
+    prefix, _, place = name.partition(":")
+    if prefix == "hf":
+        return safe_name(Path(place.partition("@")[0]).name)
+    place = Path(place).name if os.path.isdir(place.partition(":")[0]) else place
+    return safe_name("clip-" + place.removesuffix(":80").replace("/", "-").replace(":", "-"))
+
+
 def kind_of(name):
-    """Return what `name` is: registry, function, timm or file. Raises UserError with the nearest names for no such."""
+    """Return what `name` is: registry, function, timm, file, zero-shot or language.
+
+    Raises UserError with the nearest names for no such.
+    """
     if name in registry():
         return "registry"
+    if name.startswith(tuple(PREFIXES)):
+        return PREFIXES[name.partition(":")[0] + ":"]
     if ".py:" in name:
         return "function"
     if name.endswith(".py"):
