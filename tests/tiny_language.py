@@ -82,3 +82,29 @@ def sentences(folder):
     encoder = Transformer(str(inner))
     SentenceTransformer(modules=[encoder, Pooling(16)], device="cpu").save(str(folder))
     return folder
+
+
+def two_towers(folder, size=32, quick_gelu=False):
+    """Write an open_clip model of a few thousand weights and the vocabulary's."""
+    import json
+
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {"image_size": size, "layers": 2, "width": 16, "head_width": 8, "patch_size": size // 4},
+        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    with torch.no_grad():  # random text features all but coincide; these do not
+        for parameter in model.parameters():
+            parameter.mul_(3) if parameter.ndim > 1 else None
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return folder

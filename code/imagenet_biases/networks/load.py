@@ -281,6 +281,8 @@ def load_model(
     label = safe_name(label) if label is not None else registry.network_name(name)
     if kind == "registry":
         made = _from_registry(registry.registry()[name], checkpoints)
+    elif kind == "zero-shot":
+        made = _from_open_clip(name, checkpoints)
     elif kind == "function":
         made = _from_function(name)
     elif kind == "timm":
@@ -308,12 +310,15 @@ def behind(network, text, expected_top1=None):
 
 def _from_registry(entry, checkpoints):
     """What the Network of an entry is made of; so do the functions below for other names."""
+    if registry.zero_shot(entry.arch):
+        known = {"category": entry.category, "expected_top1": entry.expected_top1}
+        return _from_open_clip(entry.arch, checkpoints) | known
     addresses = [file.address for file in entry.files]  # a name that its package does not know is said first
     body, code = build(entry.arch)
     state, hashes = {}, {}
     for file, address in zip(entry.files, addresses, strict=True):
         path = file.obtain(checkpoints)
-        contents, hashes[address] = _read_verified(address, path, file.sha256)
+        contents, hashes[address] = read_verified(address, path, file.sha256)
         part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
@@ -366,7 +371,7 @@ def _from_timm(name, checkpoints):
 
     address = packages.timm_address(name)
     path = fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
-    contents, sha256 = _read_verified(address, path)
+    contents, sha256 = read_verified(address, path)
     try:  # timm's own strict loading: it also translates the names in files that others published
         body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
@@ -377,6 +382,15 @@ def _from_timm(name, checkpoints):
     facts = {"checkpoint_sha256": sha256, "source": address, "arch": name, "normalization": "timm"}
     view = packages.timm_view(config)
     return {"body": body, "mean": config["mean"], "std": config["std"], "view": view, "facts": facts}
+
+
+def _from_open_clip(name, checkpoints):
+    from imagenet_biases.networks.zero_shot import zero_shot_network
+
+    body, view, facts, hashes = zero_shot_network(name, checkpoints)
+    _pin(hashes)
+    mean, std = NORMALIZATIONS["none"]
+    return {"body": body, "mean": mean, "std": std, "view": view, "facts": facts}
 
 
 def _from_hub(name, trust_remote_code):
@@ -391,7 +405,7 @@ def _from_hub(name, trust_remote_code):
     return {"body": body, "code": digest.hexdigest(), "mean": mean, "std": std, "facts": facts, "check": False}
 
 
-def _read_verified(address, path, expected=None):
+def read_verified(address, path, expected=None):
     """Return (contents, sha256) of a file, also one put there by hand.
 
     Raises UserError if its hash does not begin as `expected`, or as its address says, or is not the pinned one.
@@ -468,7 +482,14 @@ def skeleton(architecture):
 
     A user's own function is called as it is. Raises UserError as `load_model` does.
     """
-    body, code = build(architecture)
+    if architecture.startswith("hf:"):
+        raise UserError(f"{architecture}: how long a model takes to write is not foreseen; leave --dry-run out")
+    if registry.zero_shot(architecture):
+        from imagenet_biases.networks.zero_shot import untrained
+
+        body, code = untrained(architecture), ""
+    else:
+        body, code = build(architecture)
     mean, std = NORMALIZATIONS["none"]
     facts = {"arch": architecture}
     return Network(body, name="skeleton", mean=mean, std=std, facts=facts, code=code, allow_unstable=True)

@@ -353,6 +353,11 @@ def network_name(name):
     return safe_name(result)
 
 
+def zero_shot(arch):
+    """Whether an architecture is a zero-shot network (networks.zero_shot)."""
+    return arch.startswith("clip:")
+
+
 def language_name(name):
     """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their places."""
     prefix, _, place = name.partition(":")
