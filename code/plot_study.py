@@ -7,6 +7,7 @@ that were measured here are added to the figures.
   python code/plot_study.py
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
   python code/plot_study.py --power 40        # fewer of them
+  python code/plot_study.py --family          # families of adversarially trained networks besides: families.pdf, .csv
 
 --power takes an hour or more on two cores and makes figures/power.csv (columns: imagenet_biases/analysis/power.py) and
 power.pdf/.png besides.
@@ -15,12 +16,13 @@ power.pdf/.png besides.
 import os
 from pathlib import Path
 
+from imagenet_biases.analysis.families import family_curves, family_rows, read_likeness
 from imagenet_biases.analysis.plotting import FIGURES, figures, power_curves, save
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error
-from imagenet_biases.results.table import read_beside, read_table, study, tables
+from imagenet_biases.results.table import read_beside, read_table, study, tables, write_frame
 
 
 @exit_on_user_error
@@ -33,6 +35,7 @@ def main(arguments=None):
     parser.add_argument(
         "--power", type=int, nargs="?", const=1000, metavar="STUDIES", help="simulate that many studies"
     )
+    parser.add_argument("--family", action="store_true", help="each measure against eps and clean accuracy")
     args = parser.parse_args(arguments)
     if args.power is not None and args.power < 2:
         raise UserError(f"--power {args.power}: at least 2 studies are needed")
@@ -47,6 +50,11 @@ def main(arguments=None):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     print(args.out / "statistics.csv")
+    if args.family:
+        rows = family_rows(table, read_likeness())
+        write_frame(rows, args.out / "families.csv")
+        save(family_curves(rows), args.out, "families")
+        print(args.out / "families.csv")
     if args.power:
         simulated = power(networks, args.power, workers=os.cpu_count(), progress=True)
         write_power(simulated, args.out / "power.csv")

@@ -173,6 +173,8 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     (tmp_path / "raw-data").mkdir()
     for path in (PUBLISHED, LINEAGES, PUBLISHED.with_name("criticality_layers.csv")):
         shutil.copy(path, tmp_path / "raw-data")
+    (tmp_path / "models").mkdir()
+    shutil.copy(CODE.parent / "models" / "zoo.toml", tmp_path / "models")
     write_table(with_measured[with_measured["source"] == "measured"], tmp_path / "raw-data" / "measured.csv")
     notebook = nbformat.read(tmp_path / "code" / "plots.ipynb", 4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "code")}})

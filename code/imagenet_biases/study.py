@@ -807,6 +807,14 @@ SCORES = ("ID", "Robustness", "Concepts", "Adversarial")
 BIASES = ("shape-bias", "LPP", "HPP", "spectral bias", "bw_norm", "cf_norm", "pns_norm")
 FURTHER_BIASES = ("criticality", "variance entropy", "sparsity", "orthogonality")  # of the group's other papers
 
+FAMILY_MEASURES = (  # of families of networks that differ in one budget
+    *BIASES,
+    *FURTHER_BIASES,
+    *SCORES[1:],
+    "top1_acc/ood_mean",
+    *(f"metric/human/{measure}" for measure in ("accuracy-difference", "observed-consistency", "error-consistency")),
+)
+
 
 def derive(name, values):
     """Return a derived metric from `values`, a mapping of metric names to numbers, arrays or table columns.

@@ -134,6 +134,9 @@ class Entry:
     licence: str  # '' where unknown
     view: dict | None  # resize, crop, interpolation of its own view, where it is neither the study's nor timm's
     frontend: str  # what stands before it at test time, '' for nothing (networks.frontends)
+    family: str = ""  # of adversarially trained networks: who trained the series
+    norm: str = ""  # l2 or linf
+    eps: float | None = None  # l2: of pixels in [0, 1]; linf: of 1/255
 
     @property
     def source(self):
@@ -196,7 +199,7 @@ def _entries(path, _):
 ROW = Fields(
     {},
     {key: [str] for key in ("wrapper", "ignore", "strip")}
-    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
+    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict, "eps": float}
     | dict.fromkeys(
         (
             "name",
@@ -210,6 +213,8 @@ ROW = Fields(
             "link",
             "licence",
             "frontend",
+            "family",
+            "norm",
         ),
         str,
     )
@@ -232,6 +237,9 @@ def _entry(
     licence="",
     view=None,
     frontend="",
+    family="",
+    norm="",
+    eps=None,
     files=None,
     **file,
 ):
@@ -244,6 +252,8 @@ def _entry(
         raise ValueError("normalization 'timm' is for source 'timm' only")
     if expected_top1 is not None and not 0 <= expected_top1 <= 100:
         raise ValueError(f"expected_top1 = {expected_top1} is not in per cent")
+    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
+        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
     rows = ([file] if file else []) if files is None else [{**file, **check(part, ROW)} for part in files]
     if arch is None:
         arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
@@ -260,6 +270,9 @@ def _entry(
         licence=licence,
         view=view and _view(**check(view, ROW)),
         frontend=frontend,
+        family=family,
+        norm=norm,
+        eps=eps,
     )
 
 
@@ -282,16 +295,18 @@ def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(
 
 
 def groups():
-    """Return {group: [names]}: `all` (the study's 48, in its order) and each category.
+    """Return {group: [names]}: `all` (the study's 48, in its order), each category, and `adversarial_families`.
 
-    A category's group has its networks in the study; `calibration`, which has none there, all of them.
+    A category's group has its networks in the study; `calibration` and `zero_shot`, which have none there, all of them.
     """
     found = {"all": []}
     for entry in _entries(ZOO, _stamp(ZOO)).values():
         if entry.in_study:
             found["all"].append(entry.name)
-        if entry.in_study or entry.category == "calibration":
+        if entry.in_study or entry.category in ("calibration", "zero_shot"):
             found.setdefault(entry.category, []).append(entry.name)
+        if entry.family:
+            found.setdefault("adversarial_families", []).append(entry.name)
     return found
 
 
