@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 from imagenet_biases.analysis.families import family_curves, family_rows, read_likeness
+from imagenet_biases.analysis.language import language_models, language_rows
 from imagenet_biases.analysis.plotting import FIGURES, figures, power_curves, save
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
@@ -49,6 +50,8 @@ def main(arguments=None):
     for name, figure in figures(table, found, read_beside(files, "layers")):
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
+    save(language_models(language_rows(table)), args.out, "language_models")
+    print(args.out / "language_models.pdf")
     print(args.out / "statistics.csv")
     if args.family:
         rows = family_rows(table, read_likeness())

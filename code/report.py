@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from imagenet_biases.analysis.language import language_rows
 from imagenet_biases.analysis.plotting import FIGURES, STYLES
 from imagenet_biases.analysis.statistics import FEWEST, shared
 from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
@@ -94,6 +95,7 @@ def page_data(table, uncertainty, found, records):
         "cutoffs": CUTOFFS,
         "bands": FREQUENCIES.tolist(),
         "frequencies": (FREQUENCIES[0] * 2**OCTAVES).tolist(),
+        "language": json.loads(language_rows(table).to_json(orient="records", double_precision=6)),
     }
 
 

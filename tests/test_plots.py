@@ -135,7 +135,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path)
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
-    assert len(names) == 10
+    assert len(names) == 11
     assert all(path.stat().st_size > 10_000 for path in tmp_path.iterdir() if path.suffix != ".key")
     assert len(pd.read_csv(tmp_path / "statistics.csv")) > 900
 
@@ -171,7 +171,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     pytest.importorskip("ipykernel")
     shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "raw-data").mkdir()
-    for path in (PUBLISHED, LINEAGES, PUBLISHED.with_name("criticality_layers.csv")):
+    for path in (PUBLISHED, LINEAGES, *map(PUBLISHED.with_name, ("criticality_layers.csv", "vlm_answers.csv"))):
         shutil.copy(path, tmp_path / "raw-data")
     (tmp_path / "models").mkdir()
     shutil.copy(CODE.parent / "models" / "zoo.toml", tmp_path / "models")
