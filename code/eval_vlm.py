@@ -47,6 +47,7 @@ BENCHMARK = Benchmark(
     details=questions.details,
     export=questions.export,
     without_network=questions.from_files,
+    on_request=True,
     headline=("shape-bias/*", "top1_acc/cue-conflict-either/*", "metric/vlm/*"),
 )
 

@@ -185,7 +185,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     assert "calibration_silhouette" in text and "calibration_texture" in text
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(pictures) == 11 and len(saved) == 2 * 11 + 2 and "statistics.csv" in saved
+    assert len(pictures) == 12 and len(saved) == 2 * 12 + 2 and "statistics.csv" in saved
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 

@@ -392,6 +392,7 @@ class Benchmark:
     layers: Callable[[Found], dict] | None = None
     export: Callable | None = None
     without_network: Callable | None = None
+    on_request: bool = False  # whether eval_all runs it only where it is named: it takes networks of another kind
     headline: tuple[str, ...] = ()  # the metrics to show first (* stands for anything); all of them unless given
     project: str = ""  # the W&B project of the study's; the name unless given
 
