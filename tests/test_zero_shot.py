@@ -99,13 +99,41 @@ def test_gradients_reach_the_pixels(network):
     assert pixels.grad.abs().sum() > 0
 
 
-def test_a_network_of_another_size_runs_under_its_native_view_only(tmp_path, kept):
+def test_a_network_of_another_size_runs_under_its_native_view_only(drawn, tmp_path, kept, monkeypatch):
     small = tiny_language.two_towers(tmp_path / "small", size=64)
     network = load_model(f"clip:{small}:name", checkpoints=kept)
     assert network.native_view.crop == 64 and network(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
-    with pytest.raises(UserError, match="--view native only"):
+    with pytest.raises(UserError, match="--view native"):
         network(torch.rand(1, 3, 224, 224))
     assert network(torch.rand(1, 3, 224, 224), names="categories").shape == (1, 16)
+    monkeypatch.setenv("ZOO_CHECKPOINTS", str(kept))
+    how = ("--model", f"clip:{small}:name", "--data", drawn, "--results", tmp_path / "results", "--limit", 4)
+    how += ("--num-workers", 0, "--wandb", "disabled", "--device", "cpu")
+    status, _, err = run("eval_imagenet.py", *how)
+    assert status == 2 and "--view native" in err.strip().splitlines()[-1]
+    assert run("eval_imagenet.py", *how, "--view", "native")[0] == 0
+
+
+def test_the_plan_needs_no_weights(drawn, tmp_path):
+    how = ("--data", drawn, "--results", tmp_path, "--dry-run", "--limit", 4)
+    status, out, err = run("eval_imagenet.py", "--model", "clip_rn50_openai", *how)
+    assert status == 0 and "to do: about" in out, err
+
+
+@pytest.mark.parametrize(
+    "package, command",
+    [
+        ("open_clip", ("eval_imagenet.py", "--model", "clip:RN50/openai")),
+        ("transformers", ("eval_vlm.py", "--model", "hf:nobody/nothing")),
+    ],
+)
+def test_without_the_optional_package_one_line_says_how_to_get_it(package, command, drawn, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, package, None)  # what an import meets where it is not installed
+    status, _, err = run(*command, "--data", drawn, "--results", tmp_path / "results", "--wandb", "disabled")
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert status == 2 and len(lines) == 1 and "pip install -r requirements-language.txt" in lines[0], err
 
 
 @pytest.mark.parametrize("name", ["clean", "attacked", "asked"])

@@ -39,7 +39,7 @@ class Network(torch.nn.Module):
     answers: 'logits', or 'words' where the body says so: it returns a list of str, one an image. wants_batch: whether
     the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. asks: the keywords by
     which the body takes a question (Condition.question). channels_last: whether it takes weights and pixels in that
-    order.
+    order. side: of its images in pixels, where it takes no other, else None.
     In evaluation mode, float32, parameters without gradients.
     """
 
@@ -62,6 +62,7 @@ class Network(torch.nn.Module):
         self.body = body
         self.name, self.category, self.expected_top1, self._view = safe_name(name), category, expected_top1, view
         self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
+        self.side = getattr(body, "side", None)
         self.asks = tuple(getattr(body, "asks", ()))
         if self.answers not in ("logits", "words"):
             raise UserError(f"{name}: its attribute `answers` is {self.answers!r}, not 'logits' or 'words'")

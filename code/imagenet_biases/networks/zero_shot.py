@@ -47,19 +47,19 @@ class ZeroShot(torch.nn.Module):
         self.register_buffer("categories", categories)  # [16, D]
 
     @property
-    def size(self):
-        """The side of its input in pixels."""
+    def side(self):
+        """The side of its images in pixels; it takes no others."""
         size = self.visual.image_size
         return size[0] if isinstance(size, tuple | list) else size
 
     def forward(self, pixels, names=None):
-        if pixels.shape[-1] != self.size:
+        if pixels.shape[-1] != self.side:
             if names is None:
                 raise UserError(
-                    f"a network for images of {self.size} pixels was given {pixels.shape[-1]}: it "
-                    f"runs under --view native only, and not on ready-made images of another size"
+                    f"a network for images of {self.side} pixels was given {pixels.shape[-1]}: it runs under --view "
+                    f"native, and not on ready-made images of another size"
                 )
-            pixels = torch.nn.functional.interpolate(pixels, size=(self.size,) * 2, mode="bicubic", antialias=True)
+            pixels = torch.nn.functional.interpolate(pixels, size=(self.side,) * 2, mode="bicubic", antialias=True)
         seen = torch.nn.functional.normalize(self.visual((pixels - self.mean) / self.std), dim=-1)
         return self.scale * seen @ (self.classes if names is None else self.categories).T
 
@@ -126,7 +126,7 @@ def zero_shot_network(name, checkpoints=None):
         ]
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     shown = settings["resize_mode"] == "shortest"
-    view = View(body.size, body.size, settings["interpolation"]) if shown else f"resize mode {settings['resize_mode']}"
+    view = View(body.side, body.side, settings["interpolation"]) if shown else f"resize mode {settings['resize_mode']}"
     facts = {
         "checkpoint_sha256": sha256,
         "source": address if "://" in address else Path(address).name,
