@@ -275,11 +275,9 @@ def report(found):
             name = variant.name + ("/published" if parser == "published" else "")
             decided = [decisions(one, how, parser, found.options["embedding"]) for one, how in pairs]
             each = [counts(numbers, one) for numbers, (one, _) in zip(decided, pairs, strict=True)]
-            biases[name] = each[0].shape_bias.value
-            if variant.decode == "likelihood":
-                yield f"shape-bias/{name}", likelihood_bias(*pairs[0])
-            else:
-                yield f"shape-bias/{name}", each[0].shape_bias
+            bias = likelihood_bias(*pairs[0]) if variant.decode == "likelihood" else each[0].shape_bias
+            biases[name] = bias.value
+            yield f"shape-bias/{name}", bias
             yield f"top1_acc/cue-conflict-either/{name}", each[0].accuracy
             yield from _unread(name.partition("/"), variant, parser, decided[0], pairs[0][0])
             if len(orders) > 1:
