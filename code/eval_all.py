@@ -36,6 +36,11 @@ def options_of(words):
     return found
 
 
+def usual():
+    """Return the names of the benchmarks that are run unless others are named."""
+    return [name for name in benchmarks.names() if not benchmarks.find(name).on_request]
+
+
 @exit_on_user_error
 def main(arguments=None):
     parser = make_parser(__doc__)
@@ -50,7 +55,7 @@ def main(arguments=None):
     submit.add_flags(parser.add_argument_group("a cluster"))
     args = parser.parse_args(arguments)
     options = options_of(args.option)
-    chosen = args.benchmarks.split(",") if args.benchmarks else list(benchmarks.names())
+    chosen = args.benchmarks.split(",") if args.benchmarks else usual()
     demo = not args.model and not any(getattr(args, name) for name in IMAGES)
     if demo:
         from imagenet_biases.synthetic.image_sets import draw

@@ -11,7 +11,7 @@ Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); 
         of distribution or on which people are below 20 % (humans/stimulus_sets.py has the table). metric/human/ is
         the squared difference of accuracies, the observed and the error consistency. A network's answers also go as
         trial files into results/NETWORK/trials.zip. torchvision's ResNet-50 has a shape bias of about 0.21 and an
-        ood_mean of about 55.9; people have a shape bias of 0.96, and an error consistency of about 0.45 among themselves.
+        ood_mean of about 55.9; people have a shape bias of 0.96, an error consistency of about 0.45 with each other.
 """
 
 import sys

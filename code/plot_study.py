@@ -13,6 +13,7 @@ that were measured here are added to the figures, in colours and with names of t
   python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
   python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
   python code/plot_study.py --interventions --treated a0,a1,a2 --untreated b0,b1,b2    # networks trained in two ways
+  python code/plot_study.py --family          # families of adversarially trained networks besides: families.pdf, .csv
 
 --reliability and --interventions make figures/NAME.csv (columns: imagenet_biases/analysis/reliability.py and
 interventions.py) and NAME.pdf/.png from --results and nothing else. --power takes an hour or more on two cores and
@@ -23,6 +24,8 @@ import os
 from pathlib import Path
 
 from imagenet_biases.analysis import interventions, reliability
+from imagenet_biases.analysis.families import family_curves, family_rows, read_likeness
+from imagenet_biases.analysis.language import language_models, language_rows
 from imagenet_biases.analysis.plotting import (
     FIGURES,
     figures,
@@ -41,7 +44,7 @@ from imagenet_biases.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.files import atomic
 from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.merge import local_records
-from imagenet_biases.results.table import read_beside, read_table, study, tables
+from imagenet_biases.results.table import read_beside, read_table, study, tables, write_frame
 
 
 def of_category(table, args):
@@ -96,6 +99,7 @@ def main(arguments=None):
     parser.add_argument("--treated", metavar="NET,...", help="with --interventions: networks trained in one way")
     parser.add_argument("--untreated", metavar="NET,...", help="and networks trained in the other")
     parser.add_argument("--trials", nargs="+", metavar="DIR", help=TRIALS_HELP)
+    parser.add_argument("--family", action="store_true", help="each measure against eps and clean accuracy")
     args = parser.parse_args(arguments)
     if bool(args.treated) != bool(args.untreated) or (args.treated and not args.interventions):
         raise UserError("--treated and --untreated go together, and with --interventions")
@@ -119,7 +123,14 @@ def main(arguments=None):
     for name, figure in [*figures(table, found, layers, highlight), *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
+    save(language_models(language_rows(table)), args.out, "language_models")
+    print(args.out / "language_models.pdf")
     print(args.out / "statistics.csv")
+    if args.family:
+        rows = family_rows(table, read_likeness())
+        write_frame(rows, args.out / "families.csv")
+        save(family_curves(rows), args.out, "families")
+        print(args.out / "families.csv")
     if args.power:
         simulated = power(networks, args.power, workers=os.cpu_count(), progress=True)
         write_power(simulated, args.out / "power.csv")

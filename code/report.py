@@ -22,6 +22,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from imagenet_biases.analysis import statistics
+from imagenet_biases.analysis.language import language_rows
 from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES, highlights, listed
 from imagenet_biases.analysis.plotting_people import looks, published_likeness
 from imagenet_biases.analysis.ranking import ranks
@@ -100,6 +101,7 @@ def page_data(table, uncertainty, found, records, highlight=None, trials=None):
         "criticality": _published_criticality(),
         "people": _people(trials, chosen),
         "likeness": _plain(published_likeness()),
+        "language": json.loads(language_rows(table).to_json(orient="records", double_precision=6)),
         "made": _made(),
     }
 

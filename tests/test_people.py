@@ -387,7 +387,7 @@ def test_written_trials_read_back_with_the_same_scores(tmp_path):
     unpacked = read_trials(*sorted((tmp_path / "unpacked").iterdir()))
     assert len(back) == len(unpacked) and people.accuracies(back) == people.accuracies(unpacked)
     (tmp_path / "bad.zip").write_bytes(first[:-30])
-    with pytest.raises(UserError, match="bad.zip cannot be read as trial files"):
+    with pytest.raises(UserError, match=r"bad\.zip cannot be read as trial files"):
         read_trials(tmp_path / "bad.zip")
     assert set(back.subj) == {"my_net"}
     assert people.accuracies(back) == people.accuracies(frame)

@@ -205,7 +205,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "trials")
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
-    assert len(names) == 11
+    assert len(names) == 12
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.p*"))
     assert len(pd.read_csv(tmp_path / "statistics.csv")) > 900
 
@@ -241,8 +241,11 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     pytest.importorskip("ipykernel")
     shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "raw-data").mkdir()
-    for path in (PUBLISHED, LINEAGES, *map(PUBLISHED.with_name, ("criticality_layers.csv", "human_likeness.csv"))):
+    names = ("criticality_layers.csv", "human_likeness.csv", "vlm_answers.csv")
+    for path in (PUBLISHED, LINEAGES, *map(PUBLISHED.with_name, names)):
         shutil.copy(path, tmp_path / "raw-data")
+    (tmp_path / "models").mkdir()
+    shutil.copy(CODE.parent / "models" / "zoo.toml", tmp_path / "models")
     write_table(with_measured[with_measured["source"] == "measured"], tmp_path / "raw-data" / "measured.csv")
     notebook = nbformat.read(tmp_path / "code" / "plots.ipynb", 4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "code")}})
@@ -253,7 +256,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     assert "calibration_silhouette" in text and "calibration_texture" in text
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(pictures) == 13 and len(saved) == 2 * 13 + 2 and "statistics.csv" in saved
+    assert len(pictures) == 14 and len(saved) == 2 * 14 + 2 and "statistics.csv" in saved
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 

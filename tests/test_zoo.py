@@ -245,6 +245,11 @@ def test_the_registry_agrees_with_the_published_facts():
         "calibration_silhouette",
         "calibration_texture",
         "resnet50_diffusionnoise_fixed",
+        "resnet50_diffusionnoise",
+        "alexnet_trained_on_SIN",
+        "vgg16_trained_on_SIN",
+        *model_zoo.groups()["zero_shot"],
+        *model_zoo.groups()["adversarial_families"],
     } == set(entries)
     for row in sources:
         entry = entries[row["name"]]

@@ -57,7 +57,7 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
     networks.add_argument(
         "--model",
         help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
-        "file.py:function, comma-separated",
+        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (a model that answers in words), comma-separated",
     )
     networks.add_argument("--name", metavar="LABEL", help="a name of your own for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
@@ -75,6 +75,9 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         metavar="WHAT",
         help="what stands before the network: low-pass:0.3, high-pass:0.5, grey, diffusion-noise, file.py:function; "
         "with @0.5 half of it. A row of its own",
+    )
+    networks.add_argument(
+        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run code of its own here"
     )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
@@ -180,6 +183,7 @@ def measurement_of(args, benchmarks, options, networks=None, **how):
         checkpoints=args.checkpoints,
         allow_unstable=args.allow_unstable,
         frontend=args.frontend,
+        trust_remote_code=args.trust_remote_code,
         **how,
     )
 
@@ -191,6 +195,9 @@ def run(benchmark, description, arguments=None):
     add_options(parser, benchmark.options)
     args = parser.parse_args(arguments)
     given = {one.name: getattr(args, one.name) for one in benchmark.options if hasattr(args, one.name)}
+    if files := [name for name in (args.model or "").split(",") if name.startswith("answers:")]:
+        given["answers"] = [name.removeprefix("answers:") for name in files]
+        args.model = ",".join(name for name in args.model.split(",") if name not in files) or None
     if benchmark.without_network and report_without_network(benchmark, given, args):
         return 0
     if not args.model:

@@ -48,7 +48,7 @@ def evaluate(networks, benchmarks, data, settings=None, **how):
     how: `options` {benchmark: {option: value}}; `results`, a folder for records and responses (None: nothing is
     written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'), `wandb_project`,
     `wandb_layout`; `progress`, whether to show it; `arch`, `normalization`, `checkpoints`, `allow_unstable`,
-    `frontend`, as the flags of the same names; `label`, a name for the one network.
+    `frontend`, `trust_remote_code`, as the flags of the same names; `label`, a name for the one network.
 
     Records have `.model`, `.benchmark` and `.metrics` {name: Estimate with value, low, high}. Raises UserError for what
     is wrong with the input, also where a network cannot be had or fails.
@@ -199,6 +199,8 @@ class Measurement:
             try:
                 with noted() as notes:
                     network = make()
+                    if self.machine.view == "study" and network.side not in (None, study.VIEW_CROP):
+                        raise UserError(f"it takes images of {network.side} pixels only: measure it with --view native")
                 network.notes = notes
                 networks.append(network)
                 self._specs[network] = name

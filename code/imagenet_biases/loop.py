@@ -311,7 +311,7 @@ class Showing:
         if condition.attack is not None:
             now = attacked(condition.attack, runner.differentiable(shown.batch), now, **condition.settings)
         self._picture(condition, network, now.pixels, positions)
-        answer = runner.answer(now.pixels, shown.batch)
+        answer = runner.answer(now.pixels, shown.batch, condition.question)
         intact = None
         if any(cell.readout.intact for cell in cells):
             intact = answer if now.pixels is shown.pixels else runner.answer(shown.pixels, shown.batch)

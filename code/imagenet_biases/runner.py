@@ -50,9 +50,15 @@ class Runner:
             self.program = fast.compiled(self.folded, example, machine.autocast)
             self.padded = self.program is not self.folded
 
-    def answer(self, pixels, batch):
-        """Return logits float32 [B, classes] of pixels [B, 3, H, W], without gradients; or a list of B strings."""
+    def answer(self, pixels, batch, question=None):
+        """Return logits float32 [B, classes] of pixels [B, 3, H, W], without gradients; or a list of B strings.
+
+        `question`: what else is put to a network that takes questions, {word: value}.
+        """
         count = len(pixels)
+        if question and self.network.asks:
+            with torch.no_grad(), self.machine.autocast():
+                return _floats(self.network(pixels, batch=batch, **question), count)
         if self.padded and count < self.machine.batch_size:
             filler = pixels[-1:].expand(self.machine.batch_size - count, -1, -1, -1)
             pixels = torch.cat([pixels, filler])

@@ -310,7 +310,8 @@ DEFINITIONS = (
         (),
         "share",
         "The same for answers in words (vqa, caption) or from text embeddings (clip16; Gavrikov et al. 2025); under "
-        "/shape and /texture the question asks for one cue, /likelihood weighs the options' probabilities",
+        "/shape, /texture and /own the question is another one, /likelihood weighs the options' probabilities, "
+        "/circular takes all 16 orders of the options, /published reads answers by the authors' rules",
         "eval_vlm",
         r"shape-bias/[\w-]+(/[\w-]+)*",
         digits=3,
@@ -335,11 +336,11 @@ DEFINITIONS = (
         **_MEASURED,
     ),
     _definition(
-        "`metric/vlm/refused`, `unparsed`, `generic`, `order-spread`",
+        "`metric/vlm/refused`, `unparsed`, `generic`, `order-spread`, `order-survive`",
         (),
         "share",
         "Answers that refuse, that name no option, captions without a class; largest less smallest shape bias over the "
-        "orders of the options",
+        "orders of the options, answers that are the same category in all of them",
         "eval_vlm",
         r"metric/vlm/(refused|unparsed|generic|order-[\w-]+)(/[\w-]+)*",
         digits=3,
@@ -807,6 +808,14 @@ DERIVED = {
 SCORES = ("ID", "Robustness", "Concepts", "Adversarial")
 BIASES = ("shape-bias", "LPP", "HPP", "spectral bias", "bw_norm", "cf_norm", "pns_norm")
 FURTHER_BIASES = ("criticality", "variance entropy", "sparsity", "orthogonality")  # of the group's other papers
+
+FAMILY_MEASURES = (  # of families of networks that differ in one budget
+    *BIASES,
+    *FURTHER_BIASES,
+    *SCORES[1:],
+    "top1_acc/ood_mean",
+    *(f"metric/human/{measure}" for measure in ("accuracy-difference", "observed-consistency", "error-consistency")),
+)
 
 
 def derive(name, values):

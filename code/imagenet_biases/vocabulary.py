@@ -116,6 +116,8 @@ class Condition:
       is undone bit for bit afterwards. The changed and the intact network both run as they were built (batch norms not
       folded, not compiled), so that only the change differs.
 
+    Settings of a condition without a function are a question: handed to networks that take one (Network.asks).
+
     With a change and an attack, the attack is made on the changed network, and the settings are the change's.
 
     Pixels are float32 [B, 3, H, W] in [0, 1], labels int64 [B]. `settings` are JSON-able, stated here once and handed
@@ -148,6 +150,11 @@ class Condition:
     def functions(self):
         """What is called, in this order."""
         return [one for one in (self.stimulus, self.change, self.attack) if one is not None]
+
+    @property
+    def question(self):
+        """What is asked of a network that takes questions."""
+        return {} if self.functions else dict(self.settings)
 
     def identity(self):
         """Return what determines the condition, JSON-able."""
@@ -389,6 +396,7 @@ class Benchmark:
     layers: Callable[[Found], dict] | None = None
     export: Callable | None = None
     without_network: Callable | None = None
+    on_request: bool = False  # whether eval_all runs it only where it is named: it takes networks of another kind
     headline: tuple[str, ...] = ()  # the metrics to show first (* stands for anything); all of them unless given
     project: str = ""  # the W&B project of the study's; the name unless given
 

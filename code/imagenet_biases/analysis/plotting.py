@@ -32,6 +32,7 @@ from imagenet_biases.analysis.statistics import (
 from imagenet_biases.errors import UserError, nearest
 from imagenet_biases.files import atomic
 from imagenet_biases.home import HOME
+from imagenet_biases.networks.registry import registry
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived
 from imagenet_biases.study import (
     BIASES,
@@ -109,9 +110,9 @@ def laid_out(function):
 
 
 def epsilon(model):
-    """(norm, ε) of an adversarially trained network as its name says it (ε of ℓ∞ in 1/255), or None."""
-    found = re.search(r"_(l2|linf)_eps([\d.]+)$", model)
-    return found and (found[1], float(found[2]))
+    """(norm, ε) of an adversarially trained network as the zoo says it (ε of ℓ∞ in 1/255), or None."""
+    entry = registry().get(model)
+    return (entry.norm, entry.eps) if entry and entry.norm else None
 
 
 def size(model):

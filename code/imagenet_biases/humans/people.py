@@ -169,7 +169,8 @@ def _set_name(path, frame):
 def write_trials(frame, path):
     """Write a trial table into one zip file of the field's trial files; return their names.
 
-    These are SET_SUBJ_session-N.csv with COLUMNS. Where a name has '_', the file name (not the column) gets '-': other toolboxes split the file name there.
+    These are SET_SUBJ_session-N.csv with COLUMNS. Where a name has '_', the file name (not the column) gets '-': other
+    toolboxes split the file name there.
     """
     members = []
     with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

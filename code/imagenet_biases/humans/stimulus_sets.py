@@ -136,17 +136,18 @@ def set_of(imagename):
 # Where they are -------------------------------------------------------------------------------------------------------
 
 
-def image_sets(data, download=False):
+def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
     """Return the ImageSets of the stimulus sets that are there, labels 0...15 in the order of CATEGORIES.
 
     A missing set is fetched from the release with `download`, else it is warned of; what needs it is not reported.
     Each set's `variables` hold `people`, the paths of the people's trial files. Raises UserError where none is there.
     """
     root = release_folder(data, download)
-    found = {name: _folder(root, name, download) for name in STIMULUS_SETS}
+    found = {name: _folder(root, name, download) for name in names}
     missing = [name for name, folder in found.items() if folder is None]
     if len(missing) == len(found):
-        raise UserError(f"none of the {len(found)} stimulus sets is under {root}; fetch them with --download")
+        several = f"none of the {len(found)} stimulus sets is" if len(found) > 1 else f"{missing[0]} is not"
+        raise UserError(f"{several} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
             f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({some(missing)}); --download fetches",
@@ -163,7 +164,7 @@ def image_sets(data, download=False):
         )
         expected = manifest.get("images", {}).get(name, STIMULUS_SETS[name].images)
         images.append(check_complete(whole, expected, data))
-    if collection != "drawn" and not any(one.variables["people"] for one in images):
+    if len(names) > 1 and collection != "drawn" and not any(one.variables["people"] for one in images):
         warnings.warn(
             f"no people's trials under {root / 'raw-data'}: no comparison with people (--download fetches them)",
             stacklevel=2,

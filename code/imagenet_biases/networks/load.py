@@ -37,8 +37,9 @@ class Network(torch.nn.Module):
     JSON-able dict of what it is (`network` is a sha256 of weights, architecture and own code, whatever its label);
     native_view: the View its authors evaluate with.
     answers: 'logits', or 'words' where the body says so: it returns a list of str, one an image. wants_batch: whether
-    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. channels_last:
-    whether it takes weights and pixels in that order.
+    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. asks: the keywords by
+    which the body takes a question (Condition.question). channels_last: whether it takes weights and pixels in that
+    order. side: of its images in pixels, where it takes no other, else None.
     In evaluation mode, float32, parameters without gradients.
     """
 
@@ -55,11 +56,14 @@ class Network(torch.nn.Module):
         expected_top1=None,
         view=STUDY,
         allow_unstable=False,
+        check=True,
     ):
         super().__init__()
         self.body = body
         self.name, self.category, self.expected_top1, self._view = safe_name(name), category, expected_top1, view
         self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
+        self.side = getattr(body, "side", None)
+        self.asks = tuple(getattr(body, "asks", ()))
         if self.answers not in ("logits", "words"):
             raise UserError(f"{name}: its attribute `answers` is {self.answers!r}, not 'logits' or 'words'")
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
@@ -69,10 +73,11 @@ class Network(torch.nn.Module):
         self.frontends, self._asks = (), self.wants_batch
         with blaming(f"{name}, shown two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
-            self._check(allow_unstable)
+            if check:
+                self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels, batch=None):
+    def forward(self, pixels, batch=None, **question):
         for frontend in self.frontends:
             pixels = frontend(pixels, batch)
         if self.normalized:
@@ -81,7 +86,8 @@ class Network(torch.nn.Module):
             pixels = pixels.clone()
         if not self.channels_last:
             pixels = pixels.contiguous()
-        return self.body(pixels, batch=batch) if self._asks else self.body(pixels)
+        question = {word: value for word, value in question.items() if word in self.asks}
+        return self.body(pixels, batch=batch, **question) if self._asks else self.body(pixels, **question)
 
     def behind(self, frontend):
         """Return the network behind a FrontEnd: another network, of the same parameters, of which nothing is known."""
@@ -257,26 +263,33 @@ def load_model(
     checkpoints=None,
     allow_unstable=False,
     frontend=None,
+    trust_remote_code=False,
 ):
     """Return the Network called `name`.
 
-    name: registry entry, timm name, checkpoint file, or `file.py:function`.
+    name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
+        `hf:ID` (networks.language).
     label: what its results are called (default: `registry.network_name(name)`).
     arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
     normalization: for a checkpoint file: imagenet, inception or none.
     checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
     allow_unstable: take a network whose answers are no function of the image, with a warning.
     frontend: what stands before it, as text (networks.frontends). An entry of the registry may have one of its own.
+    trust_remote_code: let a model of the hub bring code of its own, and run it.
     Raises UserError for anything that keeps the network from being complete and as expected.
     """
     kind = registry.kind_of(name)
     label = safe_name(label) if label is not None else registry.network_name(name)
     if kind == "registry":
         made = _from_registry(registry.registry()[name], checkpoints)
+    elif kind == "zero-shot":
+        made = _from_open_clip(name, checkpoints)
     elif kind == "function":
         made = _from_function(name)
     elif kind == "timm":
         made = _from_timm(name, checkpoints)
+    elif kind == "language":
+        made = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
         made = _from_file(Path(name), arch, normalization)
     network = Network(**made, name=label, allow_unstable=allow_unstable)
@@ -298,12 +311,15 @@ def behind(network, text, expected_top1=None):
 
 def _from_registry(entry, checkpoints):
     """What the Network of an entry is made of; so do the functions below for other names."""
+    if registry.zero_shot(entry.arch):
+        known = {"category": entry.category, "expected_top1": entry.expected_top1}
+        return _from_open_clip(entry.arch, checkpoints) | known
     addresses = [file.address for file in entry.files]  # a name that its package does not know is said first
     body, code = build(entry.arch)
     state, hashes = {}, {}
     for file, address in zip(entry.files, addresses, strict=True):
         path = file.obtain(checkpoints)
-        contents, hashes[address] = _read_verified(address, path, file.sha256)
+        contents, hashes[address] = read_verified(address, path, file.sha256)
         part = file.layout.apply(contents, path)
         if twice := state.keys() & part.keys():
             raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
@@ -356,7 +372,7 @@ def _from_timm(name, checkpoints):
 
     address = packages.timm_address(name)
     path = fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
-    contents, sha256 = _read_verified(address, path)
+    contents, sha256 = read_verified(address, path)
     try:  # timm's own strict loading: it also translates the names in files that others published
         body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
@@ -369,7 +385,28 @@ def _from_timm(name, checkpoints):
     return {"body": body, "mean": config["mean"], "std": config["std"], "view": view, "facts": facts}
 
 
-def _read_verified(address, path, expected=None):
+def _from_open_clip(name, checkpoints):
+    from imagenet_biases.networks.zero_shot import zero_shot_network
+
+    body, view, facts, hashes = zero_shot_network(name, checkpoints)
+    _pin(hashes)
+    mean, std = NORMALIZATIONS["none"]
+    return {"body": body, "mean": mean, "std": std, "view": view, "facts": facts}
+
+
+def _from_hub(name, trust_remote_code):
+    from imagenet_biases.networks.language import vision_language_model
+
+    body, facts = vision_language_model(name, trust_remote_code)
+    digest = hashlib.sha256(facts.pop("chat_template").encode())
+    _add_tensors(digest, body.model.state_dict())
+    facts |= {"checkpoint_sha256": None, "normalization": "its own"}
+    mean, std = NORMALIZATIONS["none"]
+    # not shown two images: writing takes long, and in half precision a batch's size may turn a word
+    return {"body": body, "code": digest.hexdigest(), "mean": mean, "std": std, "facts": facts, "check": False}
+
+
+def read_verified(address, path, expected=None):
     """Return (contents, sha256) of a file, also one put there by hand.
 
     Raises UserError if its hash does not begin as `expected`, or as its address says, or is not the pinned one.
@@ -397,13 +434,17 @@ def _fingerprint(network, code):
     """sha256 of state dict (names, types, shapes, bytes), architecture as text, `code`, source code of own classes."""
     text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's place in memory differs from run to run
     digest = hashlib.sha256(f"{text}\n{code}\n{class_sources(network.body)}".encode())
-    for name, value in network.state_dict().items():
+    _add_tensors(digest, network.state_dict())
+    return digest.hexdigest()
+
+
+def _add_tensors(digest, state):
+    for name, value in state.items():
         if not isinstance(value, torch.Tensor):  # what a module adds by get_extra_state
             digest.update(f"{name} {value!r}\n".encode())
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------
@@ -442,7 +483,14 @@ def skeleton(architecture):
 
     A user's own function is called as it is. Raises UserError as `load_model` does.
     """
-    body, code = build(architecture)
+    if architecture.startswith("hf:"):
+        raise UserError(f"{architecture}: how long a model takes to write is not foreseen; leave --dry-run out")
+    if registry.zero_shot(architecture):
+        from imagenet_biases.networks.zero_shot import untrained
+
+        body, code = untrained(architecture), ""
+    else:
+        body, code = build(architecture)
     mean, std = NORMALIZATIONS["none"]
     facts = {"arch": architecture}
     return Network(body, name="skeleton", mean=mean, std=std, facts=facts, code=code, allow_unstable=True)

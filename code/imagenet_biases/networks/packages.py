@@ -79,6 +79,20 @@ def torchvision_view(location):
     return View(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)
 
 
+def xcit_medium_12():
+    """Return XCiT-M12/16, which timm has at twice the depth (Debenedetti et al. 2022, arXiv:2209.07399)."""
+    import timm
+
+    return timm.create_model("xcit_medium_24_p16_224", depth=12)
+
+
+def xcit_large_12():
+    """Return XCiT-L12/16, as above."""
+    import timm
+
+    return timm.create_model("xcit_large_24_p16_224", depth=12)
+
+
 def as_torchvision_evaluates(body):
     """Have GoogLeNet and Inception v3 rescale their input, as torchvision does when it fills them itself."""
     if hasattr(body, "transform_input"):

@@ -35,6 +35,7 @@ SOURCES = (
     "file",  # in this repository, or beside the user's zoo.user.toml
     "hand",  # no public address
 )
+PREFIXES = {"clip:": "zero-shot", "hf:": "language"}
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -134,6 +135,9 @@ class Entry:
     licence: str  # '' where unknown
     view: dict | None  # resize, crop, interpolation of its own view, where it is neither the study's nor timm's
     frontend: str  # what stands before it at test time, '' for nothing (networks.frontends)
+    family: str = ""  # of adversarially trained networks: who trained the series
+    norm: str = ""  # l2 or linf
+    eps: float | None = None  # l2: of pixels in [0, 1]; linf: of 1/255
 
     @property
     def source(self):
@@ -196,7 +200,7 @@ def _entries(path, _):
 ROW = Fields(
     {},
     {key: [str] for key in ("wrapper", "ignore", "strip")}
-    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict}
+    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict, "eps": float}
     | dict.fromkeys(
         (
             "name",
@@ -210,6 +214,8 @@ ROW = Fields(
             "link",
             "licence",
             "frontend",
+            "family",
+            "norm",
         ),
         str,
     )
@@ -232,6 +238,9 @@ def _entry(
     licence="",
     view=None,
     frontend="",
+    family="",
+    norm="",
+    eps=None,
     files=None,
     **file,
 ):
@@ -244,6 +253,8 @@ def _entry(
         raise ValueError("normalization 'timm' is for source 'timm' only")
     if expected_top1 is not None and not 0 <= expected_top1 <= 100:
         raise ValueError(f"expected_top1 = {expected_top1} is not in per cent")
+    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
+        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
     rows = ([file] if file else []) if files is None else [{**file, **check(part, ROW)} for part in files]
     if arch is None:
         arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
@@ -260,6 +271,9 @@ def _entry(
         licence=licence,
         view=view and _view(**check(view, ROW)),
         frontend=frontend,
+        family=family,
+        norm=norm,
+        eps=eps,
     )
 
 
@@ -282,16 +296,18 @@ def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(
 
 
 def groups():
-    """Return {group: [names]}: `all` (the study's 48, in its order) and each category.
+    """Return {group: [names]}: `all` (the study's 48, in its order), each category, and `adversarial_families`.
 
-    A category's group has its networks in the study; those of networks made for drawn images, all of them.
+    A category's group has its networks in the study; zero-shot networks and those made for drawn images, all of them.
     """
     found = {"all": []}
     for entry in _entries(ZOO, _stamp(ZOO)).values():
         if entry.in_study:
             found["all"].append(entry.name)
-        if entry.in_study or entry.category in DRAWN_CATEGORIES:
+        if entry.in_study or entry.category in (*DRAWN_CATEGORIES, "zero_shot"):
             found.setdefault(entry.category, []).append(entry.name)
+        if entry.family:
+            found.setdefault("adversarial_families", []).append(entry.name)
     return found
 
 
@@ -340,6 +356,8 @@ def network_name(name):
     Raises UserError for a name that is none of these, or that gives no name of a folder.
     """
     kind = kind_of(name)
+    if kind in PREFIXES.values():
+        return language_name(name)
     if kind == "function":
         path, function = split_function(name)
         return safe_name(f"{path.stem}.{function}")
@@ -351,10 +369,29 @@ def network_name(name):
     return safe_name(result)
 
 
+def zero_shot(arch):
+    """Whether an architecture is a zero-shot network (networks.zero_shot)."""
+    return arch.startswith("clip:")
+
+
+def language_name(name):
+    """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their places."""
+    prefix, _, place = name.partition(":")
+    if prefix == "hf":
+        return safe_name(Path(place.partition("@")[0]).name)
+    place = Path(place).name if os.path.isdir(place.partition(":")[0]) else place
+    return safe_name("clip-" + place.removesuffix(":80").replace("/", "-").replace(":", "-"))
+
+
 def kind_of(name):
-    """Return what `name` is: registry, function, timm or file. Raises UserError with the nearest names for no such."""
+    """Return what `name` is: registry, function, timm, file, zero-shot or language.
+
+    Raises UserError with the nearest names for no such.
+    """
     if name in registry():
         return "registry"
+    if name.startswith(tuple(PREFIXES)):
+        return PREFIXES[name.partition(":")[0] + ":"]
     if ".py:" in name:
         return "function"
     if name.endswith(".py"):

@@ -89,10 +89,11 @@ def _csv(path, texts):
 def write_table(table, path):
     """Write a table atomically: columns in the defined order, empty ones left out, six significant digits."""
     metrics = sorted((c for c in table.columns if c not in KEYS and table[c].notna().any()), key=place)
-    _write(table[[*KEYS, *metrics]], path)
+    write_frame(table[[*KEYS, *metrics]], path)
 
 
-def _write(frame, path):
+def write_frame(frame, path):
+    """Write a DataFrame as CSV atomically, six significant digits."""
     with atomic(path, "w") as file:
         frame.to_csv(file, index=False, lineterminator="\n", float_format=SIGNIFICANT)
 
@@ -128,7 +129,7 @@ def read_beside(paths, what):
 
 def write_beside(frame, path, what):
     """Write the 'uncertainty' or the 'layers' of the table at `path`, atomically, in the order of its networks."""
-    _write(frame.sort_values(["source", "model"], kind="stable"), beside(path, what))
+    write_frame(frame.sort_values(["source", "model"], kind="stable"), beside(path, what))
 
 
 def derived(table):

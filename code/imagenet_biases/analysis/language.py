@@ -1,0 +1,57 @@
+"""Shape bias of answers in words: published figures (raw-data/vlm_answers.csv) beside measured ones.
+
+Published: Gavrikov et al. 2024, arXiv:2403.09193, of their released answers; measured: eval_vlm.py.
+"""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from imagenet_biases.results.table import RAW_DATA
+
+COLUMNS = ["task", "network", "source", "prompts", "shape_bias", "accuracy"]
+LOOKS = {"vqa": ("#0072B2", "o"), "caption": ("#D55E00", "s"), "clip16": ("#009E73", "^"), "imagenet": ("#7F7F7F", "D")}
+TITLES = {
+    "vqa": "question with 16 options",
+    "caption": "description",
+    "clip16": "zero-shot, 16 names",
+    "imagenet": "ImageNet classifier",
+}
+# of the published rules' way of reading a description there are published figures, of the names in it there are none
+MEASURED = {"vqa": "vqa", "caption/published": "caption", "clip16": "clip16"}
+PEOPLE = 0.96  # shape bias of people on these images (Geirhos et al. 2019)
+
+
+def language_rows(table):
+    """Return a row a model and task with COLUMNS: `shape_bias` in 0...1, `accuracy` in per cent.
+
+    `table`: as read_table gives it; what was measured is of its rows that are not published.
+    """
+    rows = [pd.read_csv(RAW_DATA / "vlm_answers.csv", dtype={"prompts": str}).assign(source="published")]
+    measured = table[table["source"] != "published"]
+    for name, task in MEASURED.items():
+        bias, accuracy = f"shape-bias/{name}", f"top1_acc/cue-conflict-either/{name}"
+        if {bias, accuracy} <= {*measured.columns}:
+            found = measured.dropna(subset=[bias, accuracy])
+            found = found.rename(columns={"model": "network", bias: "shape_bias", accuracy: "accuracy"})
+            rows.append(found.assign(task=task, prompts=""))
+    return pd.concat([one[COLUMNS] for one in rows if len(one)], ignore_index=True).fillna({"prompts": ""})
+
+
+def language_models(rows):
+    """Shape bias against accuracy of answers in words, by task; measured models are open and named."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax = figure.subplots()
+    for (task, published), some in rows.groupby(["task", rows["source"] == "published"], sort=False):
+        colour, marker = LOOKS[task]
+        label = TITLES[task] + ("" if published else " (measured)")
+        face = colour if published else "none"
+        ax.scatter(some["accuracy"], some["shape_bias"], s=26, marker=marker, fc=face, ec=colour, label=label)
+        for one in some.itertuples() if not published else ():
+            ax.annotate(one.network, (one.accuracy, one.shape_bias), xytext=(4, 3), textcoords="offset points")
+    ax.axhline(PEOPLE, color="black", lw=0.8, ls=":")
+    ax.annotate("people", (ax.get_xlim()[0], PEOPLE), xytext=(4, -10), textcoords="offset points")
+    ax.set_xlabel("answers that name the shape or the texture [%]")
+    ax.set_ylabel("shape bias")
+    ax.set_ylim(0, 1)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,155 @@
+"""From an answer in words to one of the 16 categories, by rules that can be read.
+
+A decision is the number of a category (0 to 15, in alphabetical order), or one of REFUSED, UNPARSED, GENERIC.
+The published rules are those of Gavrikov et al., "Can We Talk Models Into Seeing the World Differently?", ICLR 2025,
+arXiv:2403.09193, as their released code states them.
+"""
+
+import functools
+import re
+import unicodedata
+
+from imagenet_biases.humans.stimulus_sets import CATEGORIES
+
+NAMES = tuple(CATEGORIES)
+LETTERS = "ABCDEFGHIJKLMNOP"
+REFUSED, UNPARSED, GENERIC = 16, 17, 18
+DECISIONS = (*NAMES, "refused", "unparsed", "generic")
+
+SYNONYMS = {
+    "airplane": "airplanes? aeroplanes? planes? airliners?",
+    "bear": "bears?",
+    "bicycle": "bicycles? bikes?",
+    "bird": "birds?",
+    "boat": "boats? sailboats? rowboats? motorboats?",
+    "bottle": "bottles?",
+    "car": "cars? automobiles?",
+    "cat": "cats? kittens?",
+    "chair": "chairs? armchairs?",
+    "clock": "clocks?",
+    "dog": "dogs? pupp(?:y|ies)",
+    "elephant": "elephants?",
+    "keyboard": "keyboards?",
+    "knife": "knife knives",
+    "oven": "ovens?",
+    "truck": "trucks? lorry lorries",
+}
+"""Words that name a category. Wider ones (ship, stove, vehicle) are left out: they may mean something else."""
+
+_NAMED = re.compile(
+    r"(?<![\w-])(?:(?P<not>(?:not|no|nor|without|isn't|aren't|never)(?: (?:an?|the|any))?) )?"
+    + "(?:"
+    + "|".join(f"(?P<{name}>{'|'.join(words.split())})" for name, words in SYNONYMS.items())
+    + r")(?![\w-])",
+    re.I,
+)
+_ELSE = re.compile(
+    r"\b(?:hot[ -]dogs?|(?:train|tram|railway|railroad|cable) cars?|bottle ?caps?|cat ?walks?|bird'?s[ -]eye)\b", re.I
+)
+_REFUSAL = re.compile(
+    r"\bsorry\b|\bapologi[sz]e|\bnone of (?:the|these|those|them)\b|\bas an ai\b|"
+    r"\b(?:can(?:not|'t| not)|could(?: not|n't)|unable to|not able to|(?:im|not )possible to|difficult to|won't|"
+    r"refuse to)(?: \w+){0,2} (?:assist|help|provide|choose|select|pick|identify|determine|answer|process|comply|"
+    r"categori[sz]e|discern|tell|say|see|view|recogni[sz]e|describe|decide)\b|"
+    r"\b(?:does|do|did)(?: not|n't)(?: \w+)? (?:represent|match|correspond|show|depict|contain|fit|resemble) "
+    r"(?:any|one|the options|a clear)|\bno (?:suitable |correct |clear |matching )?(?:option|answer)\b|"
+    r"\bnot (?:one of|among|in|listed (?:in|among)) the (?:options|choices|list)",
+    re.I,
+)
+_TOLD = (  # "answer", "option", "letter" in the languages that models fall into
+    r"(?:answer|option|choice|letter|antwort|buchstabe|r[ée]ponse|lettre|respuesta|opci[óo]n|letra|resposta|op[çc][ãa]o|"
+    r"risposta|opzione|ответ|вариант|답|정답|答案|选项|選項|选择|答え|選択肢)"
+)
+_LINK = (
+    r"(?: (?:correcta?|correcte|corretta|correta))?"
+    r"(?:\s*(?:(?:is|was|would be|ist|est|es|è|é)\b|[是为為は은는]))?\s*[:=\-–—]?\s*"
+)
+_EXPLICIT = re.compile(
+    rf"{_TOLD}{_LINK}(?:{_TOLD}\s*)?[(\[]?(?P<told>[A-P])(?![A-Za-z0-9'])"  # the answer is (H), answer: option H
+    r"|[(\[](?P<bracketed>[A-P])[)\]]"  # (H)
+    r"|(?:^|(?<=[\s,;]))(?P<marked>[A-P])(?=\s*[.):,;]|\s*-\s|\s+(?:or|and) [A-P]\b)"  # H. H) H: H,
+    r"|(?:\b(?:or|and)|[,/&])\s*(?P<further>[B-HJ-P])(?![A-Za-z0-9'])"  # H or K
+    r"|^(?P<first>[B-HJ-P])(?=\s)",  # H cat; a first A or I is a word of English
+    re.I | re.M,
+)
+_QUOTES = str.maketrans(dict.fromkeys("*_`\"'$«»“”„‘‚「」『』", " ") | {"。": ".", "、": ","})
+_ALONE = re.compile(r"[(\[{<]?\s*([A-Pa-p])\s*[)\]}>.:,;!?]*")
+
+
+@functools.lru_cache(maxsize=100_000)
+def decide(answer, options=NAMES):
+    """Return the decision that an answer to the question with lettered options states.
+
+    `options`: the categories in the order in which they were lettered A to P. A letter, a category's name or a sentence
+    that names exactly one category counts, whatever its case and punctuation; letter and name must agree. A refusal is
+    REFUSED; anything else, a recited list or two categories, is UNPARSED.
+    """
+    text = _plain(answer)
+    if alone := _ALONE.fullmatch(text):
+        return NAMES.index(options[LETTERS.index(alone[1].upper())])
+    letters = [letter for match in _EXPLICIT.finditer(text) if (letter := _letter(match))]
+    named = {options[LETTERS.index(letter)] for letter in letters} | set(_names(text))
+    if _REFUSAL.search(text) and not (letters and _EXPLICIT.match(text)):
+        return REFUSED
+    return NAMES.index(named.pop()) if len(named) == 1 else UNPARSED
+
+
+@functools.lru_cache(maxsize=100_000)
+def decide_caption(caption):
+    """Return the decision of a free description: the one category that it names; GENERIC if it names none.
+
+    UNPARSED where it names several, REFUSED for a refusal that names none.
+    """
+    text = _plain(caption)
+    named = set(_names(text))
+    if not named:
+        return REFUSED if _REFUSAL.search(text) else GENERIC
+    return NAMES.index(named.pop()) if len(named) == 1 else UNPARSED
+
+
+def decide_as_published(answer, options=NAMES):
+    """Return the decision by the published rules: a category, or UNPARSED.
+
+    A final "." is taken off, what follows "The answer is " or "Answer: " counts. A bare name is taken as it stands;
+    otherwise the first character is the letter, if it is alone or its second is one of . ) , : blank or the full-width
+    colon. So "A cat" is an airplane, "I see" a chair, and "Cat" is none of the categories.
+    """
+    text = answer.strip().removesuffix(".")
+    for lead in ("The answer is ", "Answer: "):
+        text = text.partition(lead)[2] or text
+    if text.lower() in NAMES:
+        return NAMES.index(text) if text in NAMES else UNPARSED
+    if text[:1] in tuple(LETTERS) and (len(text) == 1 or text[1] in ".),: ："):
+        return NAMES.index(options[LETTERS.index(text[0])])
+    return UNPARSED
+
+
+PARSERS = {"own": decide, "published": decide_as_published}
+
+
+def _plain(text):
+    """Return a text with full-width signs made plain, without marks of emphasis and quotation, blanks single."""
+    text = unicodedata.normalize("NFKC", text).replace("’", "'")
+    text = re.sub(r"(?<=\w)'(?=\w)", "\0", text).translate(_QUOTES).replace("\0", "'")
+    return "\n".join(line for part in text.splitlines() if (line := " ".join(part.split())))
+
+
+def _letter(match):
+    """Return the letter that an explicit match states, or None.
+
+    A small one is a letter in brackets, or after a word for "answer" where nothing but punctuation follows; a told A or
+    I that a word follows is a word of English itself ("the answer is A cat").
+    """
+    letter, rest = match[match.lastgroup], match.string[match.end() :]
+    if match.lastgroup == "told" and (letter.islower() or letter in "AI") and re.match(r"\s+[a-z]", rest):
+        return None
+    if letter.islower() and not (match.lastgroup == "bracketed" or match.lastgroup == "told"):
+        return None
+    return letter.upper()
+
+
+def _names(text):
+    """Yield the categories that a text names and does not deny."""
+    for match in _NAMED.finditer(_ELSE.sub(" ", text)):
+        if not match["not"]:
+            yield match.lastgroup

@@ -1,0 +1,249 @@
+"""Zero-shot networks: open_clip's two-tower models as modules on pixels in [0, 1] that give 1,000 logits.
+
+A name is clip:ARCH/TAG, of open_clip's architectures and tags (clip:ViT-L-14/openai), clip:ARCH/FILE, or clip:FOLDER,
+a folder with open_clip_config.json and weights; :80, :7, :photo or :name at its end chooses the prompts. A class's
+weight is the normalised mean of the normalised text embeddings of its prompts (Radford et al. 2021, arXiv:2103.00020,
+3.1.4); a logit is the model's scale times the cosine of image and weight (a bias, the same for all classes, is left
+out). Class names and prompts are open_clip's.
+"""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagenet_biases.errors import UserError, nearest, some
+from imagenet_biases.files import atomic, demand_file
+from imagenet_biases.humans.stimulus_sets import CATEGORIES
+from imagenet_biases.images.pixels import View
+from imagenet_biases.networks import registry
+from imagenet_biases.networks.checkpoints import fetch
+from imagenet_biases.networks.filling import fill, find
+
+PROMPTS = ("80", "7", "photo", "name")
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+TEXTS_AT_ONCE = 400
+
+
+class ZeroShot(torch.nn.Module):
+    """The image tower and the classes' weights: pixels [B, 3, S, S] in [0, 1] -> logits [B, 1000].
+
+    With names="categories", logits [B, 16] of the 16 categories' names, of images of any size.
+    """
+
+    asks = ("names",)
+
+    def __init__(self, tower, scale, mean, std, classes, categories):
+        super().__init__()
+        self.visual = tower
+        self.register_buffer("scale", scale.detach().reshape(()).float())
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("classes", classes)  # [1000, D], of length 1
+        self.register_buffer("categories", categories)  # [16, D]
+
+    @property
+    def side(self):
+        """The side of its images in pixels; it takes no others."""
+        size = self.visual.image_size
+        return size[0] if isinstance(size, tuple | list) else size
+
+    def forward(self, pixels, names=None):
+        if pixels.shape[-1] != self.side:
+            if names is None:
+                raise UserError(
+                    f"a network for images of {self.side} pixels was given {pixels.shape[-1]}: it runs under --view "
+                    f"native, and not on ready-made images of another size"
+                )
+            pixels = torch.nn.functional.interpolate(pixels, size=(self.side,) * 2, mode="bicubic", antialias=True)
+        seen = torch.nn.functional.normalize(self.visual((pixels - self.mean) / self.std), dim=-1)
+        return self.scale * seen @ (self.classes if names is None else self.categories).T
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a name stands for: an architecture with a tag or file of weights, or a folder."""
+
+    arch: str
+    tag: str
+    folder: str
+    prompts: str
+
+
+def parsed(name):
+    """Return the Named of clip:... Raises UserError for what is none."""
+    place = name.removeprefix("clip:")
+    head, _, last = place.rpartition(":")
+    place, prompts = (head, last) if last in PROMPTS and head else (place, "80")
+    if Path(place).is_dir():
+        return Named("", "", place, prompts)
+    arch, _, tag = place.partition("/")
+    if not (arch and tag) or ":" in tag:
+        raise UserError(
+            f"{name}: give clip:ARCH/TAG, e.g. clip:ViT-L-14/openai, with :{', :'.join(PROMPTS)} if need be"
+        )
+    return Named(arch, tag, "", prompts)
+
+
+def texts(prompts):
+    """Return (1,000 class names, functions of a name that make its prompts) as open_clip has them."""
+    open_clip = _open_clip()
+    templates = {
+        "80": open_clip.OPENAI_IMAGENET_TEMPLATES,
+        "7": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+        "photo": (lambda name: f"a photo of a {name}.",),
+        "name": (lambda name: name,),
+    }
+    return open_clip.IMAGENET_CLASSNAMES, templates[prompts]
+
+
+def zero_shot_network(name, checkpoints=None):
+    """Return (ZeroShot, View or a description of its own preprocessing, facts, the checkpoint's {address: sha256}).
+
+    `checkpoints`: the folder of downloads, where the text weights are kept too. Raises UserError.
+    """
+    from imagenet_biases.networks.load import read_verified
+
+    named = parsed(name)
+    with _one_line(name):
+        settings = _settings(named)
+        path, address = _weights(named, settings, checkpoints)
+        model, tokenizer = _built(named, settings)
+        contents, sha256 = read_verified(address, path)
+        open_clip = _open_clip()
+        state = open_clip.factory.convert_state_dict(model, find(contents, model, path))
+        fill(model, state, f"{name} ({path})")
+        model.eval().requires_grad_(False)
+        key = [sha256, named.arch or "folder", settings["quick_gelu"]]
+        classes, templates = texts(named.prompts)
+        folder = registry.checkpoint_folder(checkpoints)
+        weights = [
+            _kept(model, tokenizer, names, templates, key, folder) for names in (tuple(classes), tuple(CATEGORIES))
+        ]
+    body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
+    shown = settings["resize_mode"] == "shortest"
+    view = View(body.side, body.side, settings["interpolation"]) if shown else f"resize mode {settings['resize_mode']}"
+    facts = {
+        "checkpoint_sha256": sha256,
+        "source": address if "://" in address else Path(address).name,
+        "arch": name.replace(named.folder, Path(named.folder).name) if named.folder else name,
+        "normalization": "its own",
+        "prompts": named.prompts,
+        "texts_sha256": _digest(classes, templates),
+    }
+    return body, view, facts, {address: sha256}
+
+
+def untrained(name):
+    """Return a ZeroShot without its weights: what can be known of it before a download."""
+    with _one_line(name):
+        settings = _settings(parsed(name))
+        model, _ = _built(parsed(name), settings)
+    width = model.visual.output_dim
+    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES), width)
+    return ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
+
+
+def _settings(named):
+    """Return how a model is built and shown images: quick_gelu, resize_mode, interpolation, mean, std, its address."""
+    open_clip = _open_clip()
+    settings = {"quick_gelu": False, "resize_mode": "shortest", "interpolation": "bicubic"}
+    settings |= {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    if named.folder:
+        config = json.loads((Path(named.folder) / CONFIG).read_text("utf-8"))
+        settings |= {key: config.get("preprocess_cfg", {}).get(key, value) for key, value in settings.items()}
+        return settings | {"quick_gelu": bool(config["model_cfg"].get("quick_gelu", False))}
+    if named.arch not in open_clip.list_models():
+        hint = nearest(named.arch, open_clip.list_models()) or "`open_clip.list_models()` lists them"
+        raise UserError(f"open_clip has no architecture {named.arch!r}: {hint}")
+    settings["quick_gelu"] = bool(open_clip.get_model_config(named.arch).get("quick_gelu", False))
+    return settings | (open_clip.get_pretrained_cfg(named.arch, named.tag) or {})
+
+
+def _built(named, settings):
+    """Return (model without weights, tokenizer)."""
+    open_clip = _open_clip()
+    arch = f"local-dir:{named.folder}" if named.folder else named.arch
+    model = open_clip.create_model(
+        arch,
+        load_weights=False,
+        force_quick_gelu=settings["quick_gelu"],
+        pretrained_image=False,
+        pretrained_text=False,
+    )
+    return model, open_clip.get_tokenizer(arch)
+
+
+def _weights(named, settings, checkpoints):
+    """Return (path of the checkpoint, its address)."""
+    if named.folder:
+        path = Path(named.folder) / WEIGHTS
+        demand_file(path, f"a folder with {CONFIG} and {WEIGHTS}")
+        return path, str(path)
+    if "url" not in settings and "hf_hub" not in settings:
+        if Path(named.tag).is_file():
+            return Path(named.tag), named.tag
+        tags = _open_clip().list_pretrained_tags_by_model(named.arch)
+        raise UserError(f"open_clip's {named.arch} has no weights {named.tag!r}; it has {some(tags, 20) or 'none'}")
+    repository, _, file = settings.get("hf_hub", "").rpartition("/")
+    address = f"hf://{repository}/{file or WEIGHTS}" if repository else settings["url"]
+    return fetch(address, registry.checkpoint_folder(checkpoints)), address
+
+
+def text_weights(model, tokenizer, names, templates):
+    """Return the weights of classes, float32 [names, D]: the normalised means of their normalised embeddings."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device)
+    at_once, rows = max(1, TEXTS_AT_ONCE // len(templates)), []
+    with torch.no_grad():
+        for start in range(0, len(names), at_once):
+            chosen = names[start : start + at_once]
+            tokens = tokenizer([template(name) for name in chosen for template in templates]).to(device)
+            embedded = torch.nn.functional.normalize(model.encode_text(tokens), dim=-1)
+            means = embedded.view(len(chosen), len(templates), -1).mean(1)
+            rows.append(torch.nn.functional.normalize(means, dim=-1))
+    model.to("cpu")
+    return torch.cat(rows).float().cpu()
+
+
+def _digest(names, templates):
+    prompts = [template(name) for name in names for template in templates]
+    return hashlib.sha256(json.dumps(prompts, ensure_ascii=False).encode()).hexdigest()
+
+
+def _kept(model, tokenizer, names, templates, key, folder):
+    """Return text_weights, computed once for a checkpoint and kept in the folder of downloads."""
+    key = hashlib.sha256(json.dumps([*key, _digest(names, templates)]).encode()).hexdigest()
+    path = Path(folder) / f"text-weights-{key[:32]}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        known = np.load(path, allow_pickle=False)
+        if known.shape[:1] == (len(names),) and known.dtype == np.float32 and known.ndim == 2:
+            return torch.from_numpy(known)
+    weights = text_weights(model, tokenizer, names, templates)
+    with atomic(path) as file:
+        np.save(file, weights.numpy())
+    return weights
+
+
+def _open_clip():
+    try:
+        import open_clip
+    except ImportError:
+        raise UserError("clip: networks need open_clip: pip install -r requirements-language.txt") from None
+    return open_clip
+
+
+@contextlib.contextmanager
+def _one_line(name):
+    """Turn what goes wrong in a folder's or a package's configuration into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from None
