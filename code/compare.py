@@ -23,7 +23,7 @@ from scipy.special import expit, logit
 from imagenet_biases.analysis.ranking import standing
 from imagenet_biases.analysis.statistics import accuracy_on_the_line
 from imagenet_biases.errors import Parser, UserError, exit_on_user_error, nearest
-from imagenet_biases.results.merge import local_records
+from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.samples import samples
 from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
 from imagenet_biases.results.text_tables import FORMATS, interval, number
@@ -44,18 +44,32 @@ WHAT = ("standing", "nearest", "differences")
 NEAREST = 3
 
 
-def chosen_rows(table, names, source):
-    """Return the row of each network: the measured one before the published one, unless `source` names one."""
+def chosen_rows(table, names, source, results):
+    """Return the row of each network: the measured one before the published one, unless `source` names one.
+
+    Raises UserError for a network without a row, with what the folder of records, `results`, tells of it.
+    """
     rows = []
     for name in names:
         some = table[table["model"] == name]
         some = some[some["source"] == source] if source else some.sort_values("source", kind="stable")  # measured first
         if some.empty:
             known = table if source is None else table[table["source"] == source]
-            hint = nearest(name, known["model"]) or "measured networks come into it by python code/merge_results.py"
+            hint = _unmerged(name, results) or nearest(name, known["model"]) or "is it measured (code/eval_all.py)?"
             raise UserError(f"the table has no {source + ' ' if source else ''}row of {name}; {hint}")
         rows.append(some.iloc[0])
     return rows
+
+
+def _unmerged(name, results):
+    """Say why the records of a network are not in the table; '' where there are none."""
+    records = [record for record in (local_records(results) if results.is_dir() else []) if record["model"] == name]
+    if not records:
+        return ""
+    chosen, notes = select(records)
+    if chosen:
+        return f"python code/merge_results.py puts its {len(chosen)} records in {results} into it"
+    return "its records have no place in it: " + "; ".join(dict.fromkeys(note.rpartition(": ")[2] for note in notes))
 
 
 def bounds_of(uncertainty):
@@ -175,7 +189,7 @@ def main(arguments=None):
 
     files = args.table or tables()
     table = read_table(files)
-    rows = chosen_rows(derived(table), list(dict.fromkeys(args.networks)), args.source)
+    rows = chosen_rows(derived(table), list(dict.fromkeys(args.networks)), args.source, args.results)
     networks, bounds = study(table), bounds_of(read_beside(files, "uncertainty"))
     if args.benchmark:
         made = {args.benchmark: benchmark_table(rows, args.benchmark, bounds)}

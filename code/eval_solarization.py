@@ -80,7 +80,7 @@ def report(found):
     if options["alpha"] == "all":
         survived = [correct(found["imagenet", solarized(level).name]) for level in range(1, LEVELS)]
         share = np.mean(survived, 0)[clean.counts]
-        yield f"top1_acc/{name}/expected", mean_over_images(100 * share ** options["draws"])
+        yield f"top1_acc/{name}/expected", mean_over_images(100 * share ** options["draws"], 0.0, 100.0)
         yield "top1_acc/solarize/worst", proportion(int((share == 1).sum()), len(share))
 
 

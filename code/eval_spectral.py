@@ -16,10 +16,10 @@ import numpy as np
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import Z95, accuracies, correct
+from imagenet_biases.scores import accuracies, correct, ratio
 from imagenet_biases.stimuli import high_pass, low_pass
 from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, mean
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Pass
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Pass
 
 FILTERS = {"LFC": low_pass, "HFC": high_pass}
 
@@ -46,17 +46,7 @@ def report(found):
     low, high = (mean(*under[band][middle].astype(float)) for band in FILTERS)
     yield "metric/bandpass/LPP", ratio(low, right)
     yield "metric/bandpass/HPP", ratio(high, right)
-    yield "metric/bandpass/spectral-bias", ratio(high, low + high)
-
-
-def ratio(parts, wholes):
-    """Return sum(parts) / sum(wholes) over images, with its interval (Cochran 1977, Sampling Techniques, 2.11)."""
-    total = wholes.sum()
-    if not total:
-        return Estimate(None)
-    value = parts.sum() / total
-    half = Z95 * np.sqrt(np.sum((parts - value * wholes) ** 2)) / total
-    return Estimate(float(value), float(max(value - half, 0.0)), float(value + half))
+    yield "metric/bandpass/spectral-bias", ratio(high, low + high, highest=1.0)
 
 
 BENCHMARK = Benchmark(

@@ -117,7 +117,7 @@ def test_formats(networks):
     ("words", "message"),
     [
         (["resnet50_augmix_180e"], "no row of resnet50_augmix_180e; did you mean resnet50_augmix_180ep"),
-        (["my_network"], "measured networks come into it by python code/merge_results.py"),
+        (["my_network"], "no row of my_network; is it measured"),
         (["tv_resnet50", "--source", "measured (native)"], "no measured (native) row of tv_resnet50"),
         (["tv_resnet50", "--benchmark", "erf"], "no numbers of erf for tv_resnet50"),
         (["tv_resnet50", "--format", "word"], "invalid choice"),

@@ -89,3 +89,46 @@ def test_interval_of_a_mean_covers_at_the_rate_it_says():
 def test_per_class():
     one = responses([[1], [1], [2], [-1]], [1, 2, 2, 2])
     assert scores.per_class(one) == {1: (1, 1), 2: (1, 2)}
+
+
+@pytest.mark.parametrize(
+    "clean, low, high", [(0.76, 0.6, 0.01), (0.76, 0.6, 0.2), (0.3, 0.02, 0.002), (0.95, 0.9, 0.9)]
+)
+@pytest.mark.parametrize("images", [100, 2000])
+def test_intervals_of_ratios_cover_and_stay_in_their_range(clean, low, high, images):
+    """Simulated networks whose images differ in difficulty: what is recognised filtered mostly is so clean, too.
+
+    `low`, `high`: accuracies under each of five low- and high-pass cut-offs; LPP, HPP, spectral bias follow.
+    """
+    random, runs = np.random.default_rng(0), 600
+    truths = {"LPP": low / clean, "HPP": high / clean, "spectral bias": high / (low + high)}
+    covered = dict.fromkeys(truths, 0)
+    for _ in range(runs):
+        difficulty = random.random(images)
+        right = (difficulty < clean).astype(float)
+
+        def under(accuracy, difficulty=difficulty):
+            mixed = np.where(random.random((5, images)) < 0.7, difficulty, random.random((5, images)))
+            return (mixed < accuracy).mean(0)
+
+        lows, highs = under(low), under(high)
+        found = {
+            "LPP": scores.ratio(lows, right),
+            "HPP": scores.ratio(highs, right),
+            "spectral bias": scores.ratio(highs, lows + highs, highest=1.0),
+        }
+        for name, one in found.items():
+            if one.value is not None:
+                assert 0 <= one.low <= one.value <= one.high and (name != "spectral bias" or one.high <= 1)
+                assert one.high > one.low
+            covered[name] += one.value is None or one.low <= truths[name] <= one.high
+    shares = {name: count / runs for name, count in covered.items()}
+    assert min(shares.values()) > 0.92, shares
+
+
+def test_a_ratio_of_nothing_has_no_interval_without_width():
+    none = scores.ratio(np.zeros(100), np.ones(100))
+    assert none.value == none.low == 0 and 0.01 < none.high < 0.1
+    every = scores.ratio(np.ones(100), np.ones(100), highest=1.0)
+    assert every.value == every.high == 1 and 0.9 < every.low < 0.99
+    assert scores.ratio(np.zeros(3), np.zeros(3)).value is None

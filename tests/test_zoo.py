@@ -14,7 +14,7 @@ from torchvision.transforms import Normalize
 import zoo
 import zoo_layouts
 import zoo_server
-from common import CODE, SHARED, needs_shared
+from common import CODE, SHARED, needs_shared, script
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY, View
 from imagenet_biases.networks import checkpoints, load, packages
@@ -192,6 +192,27 @@ def test_a_network_by_hand_and_a_missing_one(narrow_state, use_zoo, tmp_path):
     pixels = torch.rand(1, 3, 64, 64)
     want = reference(zoo_layouts.narrow, narrow_state, "imagenet", pixels)
     assert torch.equal(load_model("resnet50_supcon")(pixels), want)
+
+
+def test_a_fetched_checkpoint_lies_on_disk_once(server, tmp_path):
+    """No cache of the hub's client, of timm or of torch keeps a second copy; all of them would lie in `home`."""
+    state = zoo_layouts.random_state(lambda: timm.create_model("resnet10t"))
+    zoo_layouts.save_file(state, tmp_path / "published.safetensors")
+    server.replies["hf://timm/resnet10t.c3_in1k/model.safetensors"] = zoo_server.Reply(
+        tmp_path / "published.safetensors"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    places = {name: str(home / name) for name in ("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "TMPDIR", "ZOO_FOLDER")}
+    (home / "TMPDIR").mkdir()
+    done = script(
+        *("zoo.py", "--fetch", "resnet10t.c3_in1k"),
+        **(places | {"HOME": str(home), "HF_ENDPOINT": server.address, "ZOO_CHECKPOINTS": str(home / "checkpoints")}),
+    )
+    assert "1 of 1 are in order" in done.stdout
+    large = [path for path in home.rglob("*") if path.is_file() and path.stat().st_size > 1e6]
+    assert [path.parent.name for path in large] == ["checkpoints"]
+    assert large[0].read_bytes() == (tmp_path / "published.safetensors").read_bytes()
 
 
 def test_any_timm_name(server, use_zoo, tmp_path):

@@ -196,9 +196,11 @@ def border(rows):
     rows = rows[(rows[:, RINGS] > 0) & (rows[:, RINGS + 1 :].sum(1) > 0)].astype(np.float64)
     rings = rows[:, :RINGS] / rows[:, RINGS : RINGS + 1]
     left, right, top, bottom = rows[:, RINGS + 1 :].T
-    values = {f"ring-{number}": rings[:, number] for number in range(RINGS)} | {"anomaly": rings[:, 0] - 1}
-    values |= {"asymmetry-x": _contrast(right, left), "asymmetry-y": _contrast(bottom, top)}
-    return {name: mean_over_images(one) for name, one in values.items()}
+    values = {f"ring-{number}": mean_over_images(rings[:, number], 0.0) for number in range(RINGS)}
+    values["anomaly"] = mean_over_images(rings[:, 0] - 1, -1.0)
+    for axis, contrast in {"x": _contrast(right, left), "y": _contrast(bottom, top)}.items():
+        values[f"asymmetry-{axis}"] = mean_over_images(contrast, -1.0, 1.0)
+    return values
 
 
 def _contrast(one, other):
@@ -212,6 +214,5 @@ def spectrum(rows):
     """
     rows = rows[rows.sum(1) > 0].astype(np.float64)
     cumulative = rows.cumsum(1)
-    values = {str(number): cumulative[:, number] for number in range(HIGHEST + 1)}
-    values["median"] = (cumulative < 0.5).sum(1).astype(np.float64)
-    return {name: mean_over_images(one) for name, one in values.items()}
+    values = {str(number): mean_over_images(cumulative[:, number], 0.0, 1.0) for number in range(HIGHEST + 1)}
+    return values | {"median": mean_over_images((cumulative < 0.5).sum(1).astype(np.float64), 0.0)}

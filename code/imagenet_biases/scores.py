@@ -29,12 +29,37 @@ def proportion(hits, images):
     return Estimate(100 * share, 100 * low, 100 * high)
 
 
-def mean_over_images(values):
-    """Return the mean of one number an image [N] with its normal interval; None without images."""
+def within(estimate, lowest, highest):
+    """Return an Estimate whose interval does not leave [lowest, highest], where the quantity lies by its definition."""
+    if estimate.low is None:
+        return estimate
+    low, high = max(estimate.low, lowest), min(estimate.high, highest)
+    return replace(estimate, low=min(low, estimate.value), high=max(high, estimate.value))
+
+
+def mean_over_images(values, lowest=-math.inf, highest=math.inf):
+    """Return the mean of one number an image [N] with its normal interval, cut to [lowest, highest]; None without."""
     if not len(values):
         return Estimate(None)
     value, half = float(np.mean(values)), Z95 * float(np.std(values)) / math.sqrt(len(values))
-    return Estimate(value, value - half, value + half)
+    return within(Estimate(value, value - half, value + half), lowest, highest)
+
+
+def ratio(parts, wholes, highest=math.inf):
+    """Return sum(parts) / sum(wholes) over images [N], both >= 0, with its interval in [0, highest]; or None for 0 / 0.
+
+    The linearised variance of a ratio (Cochran 1977, Sampling Techniques, 2.11) after two images of ratio 1 and two of
+    ratio 0 were added, as Agresti & Coull (1998, The American Statistician 52) do for a proportion: else an interval
+    has no width where no image, or every one, has its part, and too little near there.
+    """
+    total = wholes.sum()
+    if not total:
+        return Estimate(None)
+    value = float(parts.sum() / total)
+    parts, wholes = np.append(parts, (1, 1, 0, 0)), np.append(wholes, (1, 1, 1, 1))
+    middle = parts.sum() / wholes.sum()
+    half = Z95 * math.sqrt(((parts - middle * wholes) ** 2).sum()) / wholes.sum()
+    return within(Estimate(value, float(middle - half), float(middle + half)), 0.0, highest)
 
 
 _resampling = contextvars.ContextVar("resampling", default=True)
@@ -130,7 +155,7 @@ def combined(parts, constant=0.0):
 def mean_accuracy(parts):
     """Return the mean top-1 accuracy over several responses of one network."""
     parts = list(parts)
-    return combined([(1 / len(parts), part) for part in parts])
+    return within(combined([(1 / len(parts), part) for part in parts]), 0.0, 100.0)
 
 
 def mean_corruption_error(severities):
@@ -143,7 +168,7 @@ def mean_corruption_error(severities):
         weight = 1 / (len(ALEXNET_ERROR) * alexnet * len(severities[corruption]))
         parts += [(-weight, responses) for responses in severities[corruption]]
         constant += 100 / (len(ALEXNET_ERROR) * alexnet)
-    return combined(parts, constant)
+    return within(combined(parts, constant), 0.0, math.inf)
 
 
 def per_class(responses):
