@@ -283,7 +283,10 @@ def test_training_learns(cue):
     torch.manual_seed(0)
     pixels, labels = train_calibration.drawn(50, seed=0)
     network = build()
-    steps = train_calibration.train(network, pixels, labels[cue] % 2, train_calibration.NOISE[cue], seed=0, epochs=12)
+    told = train_calibration.told_by_silhouette({"silhouette": 16, "texture": 0}[cue], 0)
+    answers, slopes = train_calibration.taught(labels, told)
+    assert torch.equal(answers, labels[cue])
+    steps = train_calibration.train(network, pixels, answers % 2, slopes, seed=0, epochs=12)
     losses = list(steps)
     assert len(losses) == 12 and not network.training
     assert losses[0] > 2.2 and losses[-1] < 1.5
