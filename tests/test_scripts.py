@@ -215,7 +215,10 @@ def test_wandb_out_of_reach_loses_nothing(drawn, tmp_path):
 MISTAKES = {
     "no model": (["eval_imagenet.py", "--data", "{drawn}"], "--model is missing"),
     "no images": (["eval_imagenet.py", "--model", "calibration"], "--imagenet DIR"),
-    "no such folder": (["eval_imagenet.py", "--model", "calibration", "--imagenet", "nowhere"], "no folder or archive nowhere"),
+    "no such folder": (
+        ["eval_imagenet.py", "--model", "calibration", "--imagenet", "nowhere"],
+        "no folder or archive nowhere",
+    ),
     "not a set": (
         ["eval_imagenet.py", "--model", "calibration", "--imagenet", "{drawn}/model-vs-human"],
         "WordNet|image-set.json",

@@ -267,15 +267,15 @@ def test_letters_are_read_off_in_one_pass_as_the_model_itself_scores_them(llava)
 
     network = load_model(f"hf:{llava}")
     pixels = torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
-    read = network(pixels, text="Which?", letters="ABC")
+    read = network(pixels, question={"text": "Which?", "letters": "ABC"})
     model, processor = network.body._held
     inputs = network.body._inputs(pixels[:1], "Which?")
     with torch.no_grad():
         scores = model(**inputs).logits[0, -1]
     ids = processor.tokenizer.convert_tokens_to_ids(list("ABC"))
     torch.testing.assert_close(read[0], scores[ids], atol=1e-4, rtol=1e-4)
-    together = network(pixels, text="Which?", tokens=6)
-    assert together == [network(one[None], text="Which?", tokens=6)[0] for one in pixels]
+    together = network(pixels, question={"text": "Which?", "tokens": 6})
+    assert together == [network(one[None], question={"text": "Which?", "tokens": 6})[0] for one in pixels]
 
 
 def test_captions_are_placed_by_cosine(encoder):

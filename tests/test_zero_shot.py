@@ -105,7 +105,7 @@ def test_a_network_of_another_size_runs_under_its_native_view_only(drawn, tmp_pa
     assert network.native_view.crop == 64 and network(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
     with pytest.raises(UserError, match="--view native"):
         network(torch.rand(1, 3, 224, 224))
-    assert network(torch.rand(1, 3, 224, 224), names="categories").shape == (1, 16)
+    assert network(torch.rand(1, 3, 224, 224), question={"names": "categories"}).shape == (1, 16)
     monkeypatch.setenv("ZOO_CHECKPOINTS", str(kept))
     how = ("--model", f"clip:{small}:name", "--data", drawn, "--results", tmp_path / "results", "--limit", 4)
     how += ("--num-workers", 0, "--wandb", "disabled", "--device", "cpu")

@@ -269,6 +269,7 @@ def test_the_registry_agrees_with_the_published_facts():
         "resnet50_diffusionnoise",
         "alexnet_trained_on_SIN",
         "vgg16_trained_on_SIN",
+        *model_zoo.groups()["dial"],
         *model_zoo.groups()["zero_shot"],
         *model_zoo.groups()["adversarial_families"],
     } == set(entries)

@@ -58,7 +58,7 @@ class Runner:
         count = len(pixels)
         if question and self.network.asks:
             with torch.no_grad(), self.machine.autocast():
-                return _floats(self.network(pixels, batch=batch, **question), count)
+                return _floats(self.network(pixels, batch=batch, question=question), count)
         if self.padded and count < self.machine.batch_size:
             filler = pixels[-1:].expand(self.machine.batch_size - count, -1, -1, -1)
             pixels = torch.cat([pixels, filler])

@@ -77,7 +77,7 @@ class Network(torch.nn.Module):
                 self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels, batch=None, **question):
+    def forward(self, pixels, batch=None, question=None):
         for frontend in self.frontends:
             pixels = frontend(pixels, batch)
         if self.normalized:
@@ -86,8 +86,10 @@ class Network(torch.nn.Module):
             pixels = pixels.clone()
         if not self.channels_last:
             pixels = pixels.contiguous()
-        question = {word: value for word, value in question.items() if word in self.asks}
-        return self.body(pixels, batch=batch, **question) if self._asks else self.body(pixels, **question)
+        more = {"batch": batch} if self._asks else {}
+        if self.asks:  # nothing that depends on the question is in the way of tracing other networks
+            more |= {word: value for word, value in (question or {}).items() if word in self.asks}
+        return self.body(pixels, **more)
 
     def behind(self, frontend):
         """Return the network behind a FrontEnd: another network, of the same parameters, of which nothing is known."""
