@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,17 @@ from imagenet_biases.vocabulary import Benchmark, Settings
 def on(device, **settings):
     """Return the Machine of a device; glibc keeps freed memory, as in every run."""
     return machine(Settings(device=device, **settings), 0)
+
+
+def timed(work, device):
+    """Return how long `work` takes, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def described(device):

@@ -26,7 +26,7 @@ import timm
 import torch
 from PIL import Image
 
-from common import described, on, photographs, show
+from common import described, on, photographs, show, timed
 from imagenet_biases import benchmarks
 from imagenet_biases.attacks import pgd, summed_cross_entropy
 from imagenet_biases.files import write_json
@@ -63,17 +63,6 @@ class Nothing(torch.nn.Module):
 def network_of(body, name):
     mean, std = NORMALIZATIONS["imagenet"]
     return Network(body.eval().requires_grad_(False), name=name, mean=mean, std=std, facts={})
-
-
-def timed(work, device):
-    """Return how long `work` takes, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def pace_of(work, size, device, seconds):

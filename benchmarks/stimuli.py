@@ -13,7 +13,6 @@ Two questions, each answered by the median of several rounds in which the contes
 
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import timm
 import torch
 from PIL import Image
 
-from common import described, on, prepared, show
+from common import described, on, prepared, show, timed
 from imagenet_biases import benchmarks
 from imagenet_biases.files import write_json
 from imagenet_biases.images.pixels import STUDY
@@ -50,23 +49,12 @@ class Network(torch.nn.Module):
         return self.body((pixels - 0.45) / 0.225)
 
 
-def seconds(work, device):
-    """Return how long `work` takes, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def medians(contestants, device):
     """Return the median time of each of {name: work}, taking turns for ROUNDS rounds after one to warm up."""
     times = {name: [] for name in contestants}
     for _ in range(ROUNDS + 1):
         for name, work in contestants.items():
-            times[name].append(seconds(work, device))
+            times[name].append(timed(work, device))
     return {name: statistics.median(some[1:]) for name, some in times.items()}
 
 
@@ -152,9 +140,9 @@ def against_naive(images, conditions, transform, folder, settings):
     for number in range(ROUNDS):
         results = folder / f"{transform.__name__}-{number}"
         work = partial(show, [Pass(images, tuple(some))], network, settings, results, runners)
-        ours.append(seconds(work, settings.device) / len(some))
+        ours.append(timed(work, settings.device) / len(some))
         loop = partial(naive, images, fewer, transform, plain, settings)
-        theirs.append(seconds(loop, settings.device) / len(fewer))
+        theirs.append(timed(loop, settings.device) / len(fewer))
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
     ours, theirs = (1000 * statistics.median(times) / len(images) for times in (ours, theirs))
     return {"ours ms": round(ours, 2), "naive ms": round(theirs, 2), "ratio": round(ratio, 2)}

@@ -287,6 +287,18 @@ def test_trial_files_are_scored_or_refused(tmp_path):
     assert {path.name for path in (tmp_path / "out").rglob("*")} == {"trials.zip"}
 
 
+def test_zips_of_trials_are_read_or_refused(tmp_path):
+    path = tmp_path / "cue-conflict_subject-01_session_1.csv"
+    path.write_text(trial_file())
+    people.write_trials(people.read_trials(path), tmp_path / "trials.zip")
+    whole = (tmp_path / "trials.zip").read_bytes()
+    assert len(people.read_trials(tmp_path / "trials.zip")) == 60
+    for case, dice in cases(200):
+        (tmp_path / "trials.zip").write_bytes(damaged(whole, dice))
+        frame = refused(people.read_trials, tmp_path / "trials.zip")
+        assert frame is None or 0 < len(frame) <= 60, case  # every file in a zip has a checksum
+
+
 # Files of our own -----------------------------------------------------------------------------------------------------
 
 

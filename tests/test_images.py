@@ -327,15 +327,19 @@ def _fill(one, cache, seed):
         reader.read(position)
 
 
-def test_cache_is_filled_by_several_processes(validation, tmp_path):
-    one, cache = found(validation), tmp_path / "cache"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_fill, args=(one, cache, seed)) for seed in range(3)]
+def _together(way, target, arguments):
+    """Run a function in one process for each tuple of arguments, all at once."""
+    workers = [multiprocessing.get_context(way).Process(target=target, args=one) for one in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
+
+
+def test_cache_is_filled_by_several_processes(validation, tmp_path):
+    one, cache = found(validation), tmp_path / "cache"
+    _together("spawn", _fill, [(one, cache, seed) for seed in range(3)])
     reader = Reader(one, STUDY, cache)
     assert all(reader.stamps["crc"])
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
@@ -348,13 +352,7 @@ def _open_at(one, cache, moment):
 
 def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
-    context, moment = multiprocessing.get_context("fork"), time.time() + 1
-    workers = [context.Process(target=_open_at, args=(one, cache, moment)) for _ in range(16)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    _together("fork", _open_at, [(one, cache, time.time() + 1)] * 16)
     reader = Reader(one, STUDY, cache)
     assert all(reader.stamps["crc"])  # nobody has removed what another had begun to fill
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))

@@ -142,7 +142,9 @@ def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, n
         assert summary["state"] == "complete"
         media = {key.partition(".")[0] for key in summary}  # tables and pictures: NAME._type, NAME.path, ...
         assert {"metrics", "per_class"} <= media
-        assert ("stimuli" in media) == (name != "imagenet_real")  # which shows no image again
+        sheets = {key.removeprefix("stimuli/") for key in media if key.startswith("stimuli/")}
+        shown = {one.partition("/")[0] for one in content["provenance"]["image_sets"]}
+        assert sheets == (set() if name == "imagenet_real" else shown - {"imagenet"} or shown)  # each image set once
         curves = {key for key in media if key.startswith("curves/")}
         assert bool(curves) == (name in ("imagenet_c", "imagenet_cbar"))
 

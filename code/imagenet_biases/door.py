@@ -29,7 +29,15 @@ from imagenet_biases.networks.load import (
 from imagenet_biases.networks.registry import network_name, resolve
 from imagenet_biases.plan import make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.ranks import check_shared, ranks
-from imagenet_biases.results.records import Record, check_place, make_record, named, read_record, write_record
+from imagenet_biases.results.records import (
+    Record,
+    check_place,
+    collection_of,
+    make_record,
+    named,
+    read_record,
+    write_record,
+)
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
 from imagenet_biases.runner import float32_precision
@@ -300,6 +308,7 @@ class Measurement:
                 record
                 and record["provenance"].get("scored_from") == source
                 and record["provenance"]["seed"] == self.machine.seed
+                and record["provenance"]["collection"] == collection_of(job.image_sets)
                 and record.get("options") == _plain(job.options)
             ):
                 return record

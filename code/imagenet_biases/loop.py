@@ -167,13 +167,13 @@ class Loop:
             self.store.pack(identity, pair[1].name)
 
     def pictures_of(self, cells):
-        """Return {image set and condition: a few images as shown, uint8 [H, W, 3]} of some cells."""
+        """Return {(image set, condition): a few images as shown, uint8 [H, W, 3]} of some cells."""
         found = {}
         for cell in cells:
             for network in (None, cell.network):
                 picture = self.pictures.get((cell.images.name, cell.condition, network))
                 if picture:
-                    found[f"{cell.images.name} {cell.condition.name}"] = picture
+                    found[cell.images.name, cell.condition.name] = picture
         return found
 
 

@@ -120,6 +120,8 @@ def _opened(path):
             return
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             members = [one for one in file.infolist() if one.filename.endswith(".csv")]
+            if not members:
+                raise ValueError("it holds no .csv file")
             if sum(one.file_size for one in members) > 1 << 28:
                 raise ValueError("its files are too large")
             for one in members:

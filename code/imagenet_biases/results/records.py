@@ -104,7 +104,7 @@ def make_record(benchmark, label, network, found, metrics, machine, *, options=N
         "provenance": (dict(network.identity) if network is not None else {})
         | {
             "category": network.category if network is not None else "",
-            "collection": "+".join(sorted({images.collection for images in image_sets})) or "none",
+            "collection": collection_of(image_sets),
             "image_sets": {
                 images.name: {
                     "fingerprint": images.fingerprint,
@@ -122,6 +122,11 @@ def make_record(benchmark, label, network, found, metrics, machine, *, options=N
         },
     }
     return json.loads(json.dumps(content, allow_nan=False, default=str))  # what is compared is what will be read
+
+
+def collection_of(image_sets):
+    """Return where the images of some sets come from, in a word; 'none' where there are no images."""
+    return "+".join(sorted({images.collection for images in image_sets})) or "none"
 
 
 def _measured(found, machine):

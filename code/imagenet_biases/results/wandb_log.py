@@ -135,8 +135,8 @@ class WandbLogger:
         media = {"metrics": wandb.Table(["metric", "value", "low", "high"], rows)}
         for title, (x, lines) in curves(metrics).items():
             media[f"curves/{title}"] = wandb.plot.line_series(x, [*lines.values()], [*lines], title)
-        if pictures:
-            media["stimuli"] = wandb.Image(_sheet(pictures))
+        for base, some in _by_set(pictures).items():
+            media[f"stimuli/{base}"] = wandb.Image(_sheet(some))
         by_class = _class_table(found)
         if by_class:
             media["per_class"] = wandb.Table(*by_class)
@@ -241,6 +241,16 @@ def _has_key():
     import wandb
 
     return wandb.login(prompt=False, verify=False)
+
+
+def _by_set(pictures):
+    """Return {image set: {row: pictures}}; the folders of a corrupted set and the 17 stimulus sets are rows of one."""
+    found = {}
+    for (images, condition), some in pictures.items():
+        base, _, variant = images.partition("/")
+        row = " ".join(part for part in (variant, condition if not variant or condition != "clean" else "") if part)
+        found.setdefault(base, {})[row] = some
+    return found
 
 
 def _sheet(pictures, side=112, label=190):
