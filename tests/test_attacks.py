@@ -216,6 +216,43 @@ def test_tuned_attack_is_at_least_as_strong_and_spares_fooled_images(smooth, ima
     assert torch.equal(shown[:6], images[:6])
 
 
+def test_images_move_up_where_others_are_fooled_and_every_step_is_full(smooth, images):
+    """In batches of 5, attacked 8 at a time: the same images as together, in full steps until nothing moves up."""
+    calls = []
+
+    def counted(pixels, rows=None):
+        calls.append(len(pixels))
+        return smooth(pixels)
+
+    labels = smooth(images).argmax(1)
+    labels[::7] = (labels[::7] + 1) % 10  # wrong from the outset
+    condition = attacks.tuned_pgd("tuned", 0.5 / 255, 8)
+    expected = attacked(condition, smooth, images, labels, batch(24))
+    going = condition.stepwise(counted, 0, 8, **condition.settings)
+    got, seen, sizes = torch.zeros_like(images), [], []
+
+    def take(last=False):
+        for tickets, before, pixels in going.finished(last):
+            got[tickets], sizes[len(sizes) :] = pixels, [len(tickets)]
+            assert torch.equal(before, images[tickets])
+            seen.extend(tickets.tolist())
+
+    for start in range(0, 24, 5):
+        rows = torch.arange(start, min(24, start + 5))
+        going.add(rows, images[rows], labels[rows], batch(24).keys[rows])
+        take()
+        assert len(rows) == 5 or start == 20
+    assert set(calls) == {8} and set(sizes) <= {8}
+    full = len(calls)
+    take(last=True)
+    assert sorted(seen) == list(range(24))
+    assert set(sizes[:-1]) <= {8} and calls[full:] == sorted(calls[full:], reverse=True)
+    assert 0 < (smooth(got).argmax(1) == labels).sum() < 20
+    assert (got - expected).abs().max() < 1e-6
+    take(last=True)  # nothing is left, and nothing comes twice
+    assert len(seen) == 24
+
+
 def test_auto_attack_fools_a_weak_network(smooth, images):
     pytest.importorskip("pyautoattack", reason="AutoAttack is an optional dependency: pip install pyautoattack")
     labels = smooth(images).argmax(1)

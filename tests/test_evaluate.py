@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from torchvision import transforms
 
 from common import CODE, SHARED, needs_shared, responses, script
 from imagenet_biases import Data, Settings, evaluate
+from imagenet_biases.attacks import tuned_pgd
 from imagenet_biases.errors import UserError
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.pixels import STUDY, Reader
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses
@@ -248,6 +250,66 @@ def test_attack_gets_gradients_and_labels(validation):
     got = answers([Pass(validation, (Condition("hurt", attack=attack),)), Pass(validation)], Plain())
     hurt, clean = ((got["imagenet", name, "plain"][:, 0] == validation.labels).mean() for name in ("hurt", "clean"))
     assert hurt < clean
+
+
+TUNED = tuned_pgd("tuned", 0.2 / 255, 6)
+
+
+@pytest.fixture
+def fitted(validation):
+    """Return what makes a network that is right on most images: linear in their pooled pixels, by least squares."""
+    reader = Reader(validation, STUDY)
+    pixels = torch.stack([torch.from_numpy(reader.read(i)) for i in range(len(validation))]).permute(0, 3, 1, 2) / 255
+    means = torch.nn.functional.avg_pool2d(pixels, 32).flatten(1)
+    targets = torch.nn.functional.one_hot(torch.from_numpy(validation.labels), 1000).float()
+    weight = torch.linalg.lstsq(means - means.mean(1, keepdim=True), targets, rcond=0.03, driver="gelsd").solution.T
+
+    def make():
+        network = Plain()
+        network.weight.data, network.bias = weight.contiguous(), torch.zeros(1000)
+        return network
+
+    return make
+
+
+def test_an_attack_that_goes_on_from_batch_to_batch_gives_what_one_batch_gives(validation, fitted):
+    """Images leave it in another order than they came; their rows, labels and starts are still theirs."""
+    alone = replace(TUNED, stepwise=None)
+    (expected,) = answers([Pass(validation, (alone,))], fitted(), batch_size=96).values()
+    assert 10 < (expected[:, 0] == validation.labels).sum() < 86
+    shown = []
+    for batch_size in (7, 40, 200):
+        network = fitted()
+        (got,) = answers([Pass(validation, (TUNED,))], network, batch_size=batch_size).values()
+        assert np.array_equal(got, expected)
+        shown.append(network.shown)
+    assert max(shown) - min(shown) <= TRIED  # no image takes more steps for coming in small batches
+
+
+def test_a_stop_in_the_middle_of_an_attack_keeps_what_was_done(validation, fitted, tmp_path):
+    whole, stopping, again = fitted(), fitted(), fitted()
+    passes = [Pass(validation, (TUNED,)), Pass(validation)]
+    expected = answers(passes, whole)
+
+    def stop(module, inputs, output):
+        if module.shown > whole.shown // 2:
+            raise KeyboardInterrupt
+
+    hook = stopping.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        answers(passes, stopping, tmp_path)
+    hook.remove()
+    got = answers(passes, again, tmp_path)
+    assert all(np.array_equal(got[key], expected[key]) for key in expected)
+    assert again.shown < 0.7 * whole.shown
+
+
+def test_an_unreadable_image_is_left_out_of_an_attack_under_way(drawn, tmp_path):
+    shutil.copytree(drawn / "imagenet", tmp_path / "imagenet")
+    images = image_set("imagenet", Data(imagenet=tmp_path / "imagenet"))
+    images.path(9).write_bytes(b"\xff\xd8 broken")
+    found = responses([Pass(images, (TUNED,))], Plain(), skip_unreadable=True)["imagenet", "tuned"]
+    assert (~found.counts).sum() == 1 and not found.counts[9]
 
 
 class Broken(Plain):

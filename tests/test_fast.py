@@ -2,16 +2,25 @@
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
 import torch
+from torch._dynamo.utils import counters
 
 from common import responses
-from imagenet_biases import Data, Pass, fast
+from imagenet_biases import Benchmark, Data, Pass, Settings, attacks, fast
 from imagenet_biases.images.sets import image_set
+from imagenet_biases.loop import Loop
+from imagenet_biases.machine import machine
 from imagenet_biases.networks.load import load_model
+from imagenet_biases.plan import Job, make_plan
+from imagenet_biases.results.responses import ResponseStore
+from imagenet_biases.runner import Runners
+from imagenet_biases.scores import proportion
+from imagenet_biases.vocabulary import CLEAN
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,8 @@ def test_what_cannot_be_folded_faithfully_is_left_alone(module):
     assert fast.folded(module, example) is module
 
 
-def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch):
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch, shared):
     monkeypatch.setenv("CXX", "no-such-compiler")
     from torch._inductor import config
 
@@ -70,8 +80,118 @@ def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch):
         config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
         pytest.warns(UserWarning, match="not compiled"),
     ):
-        program = fast.compiled(copy.deepcopy(network), torch.rand(2, 3, 64, 64), contextlib.nullcontext)
+        programs = fast.Programs(shared)
+        program = programs.compiled(copy.deepcopy(network), torch.rand(2, 3, 64, 64), contextlib.nullcontext)
     assert program(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
+
+
+def logits_and_slope(network, pixels):
+    pixels = pixels.clone().requires_grad_()
+    logits = network(pixels)
+    return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), pixels)[0]
+
+
+def near(got, expected):
+    return (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradients(network):
+    """Weights are handed over: nothing is compiled for the second network, and no weight is copied."""
+    pixels, programs, compiled = torch.rand(4, 3, 64, 64), fast.Programs(shared=True), []
+    for seed in (0, 1):
+        one = copy.deepcopy(network)
+        torch.manual_seed(seed)
+        for parameter in one.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1 * parameter.std().nan_to_num().item())
+        one = fast.folded(one, pixels)
+        assert isinstance(one, torch.fx.GraphModule)
+        program = programs.compiled(one, pixels, contextlib.nullcontext)
+        assert program is not one
+        assert programs.differentiable(program, one, pixels, contextlib.nullcontext) is program
+        compiled.append(counters["stats"]["unique_graphs"])
+        with torch.no_grad():
+            assert near(program(pixels), one(pixels))
+        for got, expected in zip(logits_and_slope(program, pixels), logits_and_slope(one, pixels), strict=True):
+            assert near(got, expected)
+        (weights,) = program.args
+        assert {name: t.data_ptr() for name, t in one.named_parameters()}.items() <= {
+            name: t.data_ptr() for name, t in weights.items()
+        }.items()
+    assert len(programs.graphs) == 1 and compiled[0] == compiled[1]
+
+
+class Head(torch.nn.Module):
+    """Attention, whose number of heads shows in no weight's shape and in no text of the module."""
+
+    def __init__(self, heads):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = torch.nn.MultiheadAttention(12, heads, batch_first=True)
+        self.last = torch.nn.Linear(12, 1000)
+
+    def forward(self, pixels):
+        tokens = pixels.flatten(2).transpose(1, 2).repeat(1, 1, 4)
+        return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+def test_networks_that_differ_in_more_than_weights_have_their_own_programs():
+    pixels, programs = torch.rand(2, 3, 8, 8), fast.Programs(shared=True)
+    bodies = [
+        Head(2),
+        Head(3),
+        *(
+            torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), torch.nn.Flatten(), torch.nn.Linear(256, 1000)
+            )
+            for mode in ("zeros", "circular")
+        ),
+    ]
+    for body in bodies:
+        one = fast.folded(body.eval().requires_grad_(False), pixels)
+        program = programs.compiled(one, pixels, contextlib.nullcontext)
+        assert near(program(pixels), one(pixels))
+    assert len(programs.graphs) == len(bodies)
+
+
+def test_a_program_with_other_gradients_is_not_used_for_attacks():
+    pixels, network = torch.rand(2, 3, 8, 8), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 1000))
+
+    def elsewhere(pixels):  # the same answers
+        return network(pixels.detach()) + 1e-3 * (pixels - pixels.detach()).sum()
+
+    with pytest.warns(UserWarning, match="attacks are not compiled"):
+        used = fast.Programs(shared=True).differentiable(elsewhere, network, pixels, contextlib.nullcontext)
+    assert used is network
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
+    """Of 96 drawn images and the texture network: readouts alike, accuracies under attack within their intervals."""
+    images = image_set("imagenet", Data(drawn))
+    conditions = (CLEAN, attacks.pgd("PGD", 1 / 255, 5, 0.5 / 255), attacks.tuned_pgd("tuned", 1 / 255, 5))
+    accuracies = {}
+    for compiled in (False, True):
+        here = machine(Settings(device="cpu", batch_size=40, precision=precision, compile="on"), 0)
+        network = load_model("calibration_texture")
+        runners = Runners(replace(here, compile="on" if compiled else "off"), {})
+        runners.programs = fast.Programs(shared=True)
+        job = Job(Benchmark("probe", None, None), [Pass(images, conditions)], {})
+        plan = make_plan([job], [network], here)
+        loop = Loop(plan, ResponseStore(None), here, runners=runners)
+        loop.load()
+        (pair,) = loop.run(list(plan.cells))
+        runner = runners.get(network, 224)
+        assert compiled == (runner.padded and runner.steps is runner.program)
+        accuracies[compiled] = [
+            (cell.kept.values[:, 0] == images.labels).mean()
+            for cell in plan.cells[pair]
+            if (cell.kept.state == 1).all()
+        ]
+    assert len(accuracies[True]) == len(conditions)
+    assert accuracies[True][0] == accuracies[False][0] > 0.9
+    for got, expected in zip(accuracies[True], accuracies[False], strict=True):
+        interval = proportion(round(96 * expected), 96)
+        assert interval.low <= 100 * got <= interval.high
 
 
 def test_compiled_answers_are_the_same_also_in_a_ragged_batch(drawn):

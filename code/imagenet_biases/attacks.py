@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.stimuli import solarize, streams, uniform
-from imagenet_biases.vocabulary import Condition
+from imagenet_biases.vocabulary import Batch, Condition
 
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
 
@@ -63,7 +63,7 @@ def tuned_pgd(name, eps, steps):
     falls from eps / 4 to 0 along a cosine. An image that is fooled, from the outset or by any iterate, is done with.
     """
     settings = {"eps": eps, "steps": steps, "stream": name}
-    return Condition(name, attack=_tuned_pgd, settings=settings, seeded=True, cost=6 * steps + 7)
+    return Condition(name, attack=_tuned_pgd, stepwise=_TunedPGD, settings=settings, seeded=True, cost=6 * steps + 7)
 
 
 def pgd_l2(name, eps, steps):
@@ -168,27 +168,101 @@ def _random_solarization(network, pixels, labels, batch, *, draws, k):
 
 
 def _margin(logits, labels):
+    """Return the largest wrong logit less the right one, [B]."""
     right = logits.gather(1, labels[:, None])
     wrong = logits.scatter(1, labels[:, None], -math.inf).amax(1, keepdim=True)
-    return (wrong - right).sum()
+    return (wrong - right).squeeze(1)
 
 
-def _tuned_pgd(network, pixels, labels, batch, *, eps, steps, stream):
-    low, high = _ball(pixels, eps)
+def _tuned_pgd(network, pixels, labels, batch, **settings):
+    attack = _TunedPGD(network, batch.seed, len(pixels), **settings)
+    attack.add(torch.arange(len(pixels), device=pixels.device), pixels, labels, batch.keys)
     adversarial = pixels.clone()
-    still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
-    for start, loss in ((pixels, summed_cross_entropy), (_random_start(pixels, batch, stream, eps), _margin)):
-        images = start[still]
-        for step in range(steps + 1):  # the last one has size 0 and only looks at the last iterate
-            slope, logits = gradient(network, images, labels[still], loss, rows=still)
-            holds = logits.argmax(1) == labels[still]
-            adversarial[still] = images  # of those fooled now it is the last word
-            still, images, slope = still[holds], images[holds], slope[holds]
-            if not len(still):
-                return adversarial
-            size = eps / 8 * (1 + math.cos(math.pi * step / steps))
-            images = torch.clamp(images.add_(slope.sign_(), alpha=size), low[still], high[still])
+    for rows, _, images in attack.finished(last=True):
+        adversarial[rows] = images
     return adversarial
+
+
+class _TunedPGD:
+    """The tuned attack on images that come and go: where one is done, the next moves up.
+
+    Each image is at its own step: 0 to `steps` from the image itself, and as many from the random start. The last step
+    of either has size 0: it only looks at the last iterate.
+    """
+
+    def __init__(self, network, seed, width, *, eps, steps, stream):
+        self.network, self.seed, self.width = network, seed, width
+        self.eps, self.steps, self.stream = eps, steps, stream
+        self.sizes = [eps / 8 * (1 + math.cos(math.pi * step / steps)) for step in range(steps + 1)]
+        self.moving, self.waiting, self.done = None, [], []  # dicts of tensors with a row an image
+
+    def add(self, tickets, pixels, labels, keys):
+        """Have images join; `tickets`: int64 [B], by which they are called when they are done."""
+        if not len(tickets):
+            return
+        step = torch.zeros_like(labels)
+        some = {"ticket": tickets, "pixels": pixels, "labels": labels, "keys": keys, "step": step, "iterate": pixels}
+        self.waiting.append(some)
+
+    def finished(self, last=False):
+        """Yield (tickets, pixels before, pixels) of `width` images each time that so many are done.
+
+        Images are worked on while a step is full; with `last`, until all of them are done.
+        """
+        while self._move_up() == self.width or (last and _count(self.moving)):
+            self._step()
+            while _count(*self.done) >= self.width:
+                yield self._out(self.width)
+        if last and _count(*self.done):
+            yield self._out(self.width)
+
+    def _move_up(self):
+        """Fill the free places; return how many images there are to work on."""
+        while self.waiting and _count(self.moving) < self.width:
+            free = self.width - _count(self.moving)
+            coming = self.waiting.pop(0)
+            if _count(coming) > free:
+                self.waiting.insert(0, _rows(coming, slice(free, None)))
+            self.moving = _joined([one for one in (self.moving, _rows(coming, slice(free))) if _count(one)])
+        return _count(self.moving)
+
+    def _step(self):
+        now, eps, steps = self.moving, self.eps, self.steps
+        first, sizes = now["step"] <= steps, torch.tensor(self.sizes, dtype=now["pixels"].dtype)
+
+        def loss(logits, labels):
+            return torch.where(first, cross_entropy(logits, labels, reduction="none"), _margin(logits, labels)).sum()
+
+        slope, logits = gradient(self.network, now["iterate"], now["labels"], loss, rows=now["ticket"])
+        done = (logits.argmax(1) != now["labels"]) | (now["step"] == 2 * steps + 1)
+        size = sizes.to(slope.device)[now["step"] % (steps + 1)][:, None, None, None]
+        iterate = torch.clamp(now["iterate"] + slope.sign_().mul_(size), *_ball(now["pixels"], eps))
+        again = torch.nonzero((now["step"] == steps) & ~done)[:, 0]
+        if len(again):
+            batch = Batch(now["keys"][again], self.seed)
+            iterate[again] = _random_start(now["pixels"][again], batch, self.stream, eps)
+        after, out = now | {"step": now["step"] + 1, "iterate": iterate}, torch.nonzero(done)[:, 0]
+        if len(out):
+            self.done.append(_rows(now, out))
+            after = _rows(after, torch.nonzero(~done)[:, 0])
+        self.moving = after
+
+    def _out(self, count):
+        done = _joined(self.done)
+        self.done, out = [_rows(done, slice(count, None))], _rows(done, slice(count))
+        return out["ticket"], out["pixels"], out["iterate"]
+
+
+def _count(*some):
+    return sum(len(one["ticket"]) for one in some if one is not None)
+
+
+def _rows(some, chosen):
+    return {name: values[chosen] for name, values in some.items()}
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
 
 
 def _auto_attack(network, pixels, labels, batch, *, eps):

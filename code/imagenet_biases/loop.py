@@ -215,25 +215,22 @@ class Showing:
         self.counted = dict.fromkeys(group.cells, 0)
         sample = np.linspace(0, len(self.images) - 1, min(SAMPLE, len(self.images))).astype(int)
         self.sample, self.crcs = set(sample.tolist()), {}
+        self.under_way = {}  # {(condition, network): an attack that images join and leave}
         self.passes = 0  # forward passes, with what an attack takes counted as such
         self.writing = None  # a checkpoint on its way to the disk
 
     def run(self):
         """Show all; the cells of networks that fail are dropped."""
-        self.started = told = time.monotonic()
-        save_at = self.started + self.machine.checkpoint_seconds
+        self.started = self.told = time.monotonic()
+        self.save_at = self.started + self.machine.checkpoint_seconds
         self.progress.group(self.images.name, len(self.images))
         try:
             for positions in self.tasks:
                 self._batch(positions)
-                now = time.monotonic()
-                if now - told > 1:
-                    told = now
-                    self._tell()
-                if now > save_at:
-                    self._checkpoint()
-                    # many networks and conditions take long to copy: never more than a twentieth of the time
-                    save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
+                self._now_and_then()
+            for condition, network in self.under_way:
+                self._guarded(network, self._attack_on, condition, network, True)
+                self._now_and_then()
         except BaseException as error:
             self._save()  # also on Ctrl-C: what was measured is kept
             if not out_of_memory(error):
@@ -245,6 +242,17 @@ class Showing:
         unseen = [cell for cell in self.group.cells if self._alive(cell) and (cell.kept.state == UNSEEN).any()]
         if unseen:
             raise AssertionError(f"{len(unseen)} conditions of {self.images.name} have images that were not shown")
+
+    def _now_and_then(self):
+        """Say how far it is and save, where it is time."""
+        now = time.monotonic()
+        if now - self.told > 1:
+            self.told = now
+            self._tell()
+        if now > self.save_at:
+            self._checkpoint()
+            # many networks and conditions take long to copy: never more than a twentieth of the time
+            self.save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
 
     def _alive(self, cell):
         return cell.network not in self.loop.failed
@@ -265,6 +273,9 @@ class Showing:
         for condition, by_network in self.group.shows(("clean", "stimulus", "attack")):
             presented = None
             for network, cells in self._due(by_network, positions):
+                if self._in_steps(condition, network):
+                    self._guarded(network, self._join, condition, network, cells, shown, positions, readable)
+                    continue
                 if presented is None:
                     presented = self._presented(condition, shown)
                 if self._guarded(
@@ -274,12 +285,16 @@ class Showing:
         # a network's own activations are kept from its intact pass over the batch: all its changes in one go
         for network in self._networks("change"):
             self._guarded(network, self._changed, network, shown, positions, readable)
-        for cell in self.group.cells:
-            self.due[cell][positions] = False
-            cell.kept.state[positions] = np.where(
-                cell.kept.state[positions] == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), cell.kept.state[positions]
-            )
+        at_once = [cell for cell in self.group.cells if not self._in_steps(cell.condition, cell.network)]
+        self._mark(at_once, positions, readable)
         self.progress.images(len(positions))
+
+    def _mark(self, cells, positions, readable):
+        """Note that images have been answered, or left out."""
+        for cell in cells:
+            self.due[cell][positions] = False
+            state = cell.kept.state[positions]
+            cell.kept.state[positions] = np.where(state == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), state)
 
     def _note_unreadable(self, unreadable):
         if unreadable and not self.loop.skip_unreadable:
@@ -310,12 +325,45 @@ class Showing:
         runner, now = self._runner(network), replace(shown, pixels=presented)
         if condition.attack is not None:
             now = attacked(condition.attack, runner.differentiable(shown.batch), now, **condition.settings)
+        self._ask(condition, network, cells, shown, now, positions, readable)
+
+    def _ask(self, condition, network, cells, shown, now, positions, readable):
+        """Show one network what has become of what was shown; keep what its readouts say of the answer."""
+        runner = self._runner(network)
         self._picture(condition, network, now.pixels, positions)
         answer = runner.answer(now.pixels, shown.batch, condition.question)
         intact = None
         if any(cell.readout.intact for cell in cells):
             intact = answer if now.pixels is shown.pixels else runner.answer(shown.pixels, shown.batch)
         self._keep(cells, replace(now, intact=intact), answer, positions, readable)
+
+    @staticmethod
+    def _in_steps(condition, network):
+        """Whether images join and leave an attack one by one; those on a network that draws stay with their batch."""
+        return condition.kind == "attack" and condition.stepwise is not None and not network.wants_batch
+
+    def _join(self, condition, network, cells, shown, positions, readable):
+        """Have the images that are due join an attack under way."""
+        joining = np.any([self.due[cell][positions] for cell in cells], axis=0)
+        self._mark(cells, positions[joining & ~readable], False)
+        key, rows = (condition, network), np.flatnonzero(joining & readable)
+        if key not in self.under_way:
+            attacker = self._runner(network).differentiable(None)
+            size = self.machine.batch_size
+            self.under_way[key] = condition.stepwise(attacker, self.machine.seed, size, **condition.settings)
+        tickets, rows = (torch.from_numpy(a).to(self.machine.device) for a in (positions[rows], rows))
+        self.under_way[key].add(tickets, shown.pixels[rows], shown.labels[rows], shown.batch.keys[rows])
+        self._attack_on(condition, network)
+
+    def _attack_on(self, condition, network, last=False):
+        """Go on with an attack as long as batches are full, at the end to its end; keep the answers to what is done."""
+        cells = [cell for cell in self.group.cells if cell.condition is condition and cell.network is network]
+        for here, before, pixels in self.under_way[condition, network].finished(last):
+            positions, readable = here.cpu().numpy(), np.ones(len(here), bool)
+            shown = Shown(None, before, before, self.labels[here], Batch(self.keys[here], self.machine.seed))
+            self._ask(condition, network, cells, shown, replace(shown, pixels=pixels), positions, readable)
+            self._mark(cells, positions, readable)
+            self._count(condition, positions)
 
     def _changed(self, network, shown, positions, readable):
         """Show the pixels to one network under each of its changes."""

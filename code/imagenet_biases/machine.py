@@ -15,7 +15,9 @@ import torch
 
 from imagenet_biases.errors import UserError
 
-COMPILE_FROM = 20_000  # forward passes per network from which compiling (5-60 s) pays
+# forward passes from which compiling (5-60 s) pays: of a network on a CPU; of all networks of a graph elsewhere, which
+# is an estimate (2,000-5,000 images a second, a third saved): benchmarks/gpu.py says what it is on a GPU at hand
+COMPILE_FROM, COMPILE_TOGETHER_FROM = 20_000, 500_000
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Machine:
         return contextlib.nullcontext()
 
     def compiles(self, images):
-        """Whether a network that is to see so many images is compiled."""
-        return self.compile == "on" or (self.compile == "auto" and images >= COMPILE_FROM)
+        """Whether what is to see so many images is compiled: a network on a CPU, networks of one graph elsewhere."""
+        least = COMPILE_FROM if self.device.type == "cpu" else COMPILE_TOGETHER_FROM
+        return self.compile == "on" or (self.compile == "auto" and images >= least)
 
 
 def machine(settings, images):

@@ -27,28 +27,30 @@ class _Pixels(torch.nn.Module):
 class Runner:
     """A network on a device, in the settings' precision.
 
-    `machine`: the Machine that runs it; `crop`: side of its input in pixels; `long`: whether compiling pays.
+    `machine`: the Machine that runs it; `crop`: side of its input in pixels; `programs`: fast.Programs, where compiling
+    pays. The network itself goes to the device only where it runs as it was built: as a rule a folded copy does.
     """
 
-    def __init__(self, network, crop, machine, long=False):
-        self.network, self.machine = network, machine
+    def __init__(self, network, crop, machine, programs=None):
+        self.network, self.machine, self.crop, self.programs = network, machine, crop, programs
         self.layout = torch.channels_last if network.channels_last else torch.contiguous_format
-        network.to(machine.device, memory_format=self.layout)
+        network.to(memory_format=self.layout)
         self.program = self.folded = network
         self.padded = False  # a program is compiled for one batch size: a ragged batch is filled up
-        self.changes = None
+        self.changes = self.steps = None
         if network.wants_batch or network.answers == "words":
+            network.to(machine.device)
             return  # their forward is more than a function of pixels
-        # compiled code is made for the shape of a whole batch
-        example = torch.rand(
-            (machine.batch_size if long else 2, 3, crop, crop), generator=torch.Generator().manual_seed(0)
-        )
-        example = example.to(machine.device).contiguous(memory_format=self.layout)
         alone = _Pixels(network).eval()
-        self.program = self.folded = fast.folded(alone, example[:2])
-        if long:
-            self.program = fast.compiled(self.folded, example, machine.autocast)
+        self.program = self.folded = fast.folded(alone, self._example(2).to(network.mean.device)).to(machine.device)
+        if programs is not None:
+            self.program = programs.compiled(self.folded, self._example(machine.batch_size), machine.autocast)
             self.padded = self.program is not self.folded
+
+    def _example(self, count):
+        """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""
+        pixels = torch.rand((count, 3, self.crop, self.crop), generator=torch.Generator().manual_seed(0))
+        return pixels.to(self.machine.device).contiguous(memory_format=self.layout)
 
     def answer(self, pixels, batch, question=None):
         """Return logits float32 [B, classes] of pixels [B, 3, H, W], without gradients; or a list of B strings.
@@ -57,6 +59,7 @@ class Runner:
         """
         count = len(pixels)
         if question and self.network.asks:
+            self.network.to(self.machine.device)
             with torch.no_grad(), self.machine.autocast():
                 return _floats(self.network(pixels, batch=batch, question=question), count)
         if self.padded and count < self.machine.batch_size:
@@ -86,15 +89,16 @@ class Runner:
         """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
 
         `rows`: which images of the batch these are, where not all. `program`: the network to use, where it is not the
-        folded one. Of a network that draws, every call is a new draw, none of them the one it is measured with; its
+        fastest one. Of a network that draws, every call is a new draw, none of them the one it is measured with; its
         attribute `draws` says how many to average a gradient over.
         """
-        calls, program = itertools.count(1), program or self.folded
+        calls = itertools.count(1)
 
         def network(pixels, rows=None):
             with self.machine.autocast():
                 if not self.network.wants_batch:
-                    return program(pixels).float()
+                    run = program or self._stepping(len(pixels))
+                    return run(pixels.contiguous(memory_format=self.layout)).float()
                 mine = batch if rows is None else batch.rows(rows)
                 if len(mine.keys) != len(pixels):
                     raise UserError(f"{self.network.name} needs to know which images an attack shows it; use another")
@@ -103,6 +107,15 @@ class Runner:
         network.draws = DRAWS if self.network.wants_batch else 1
         return network
 
+    def _stepping(self, count):
+        """Return what attacks run for so many images: a whole batch goes through compiled code, where there is some."""
+        if not self.padded or count != self.machine.batch_size:
+            return self.folded
+        if self.steps is None:
+            example = self._example(count)
+            self.steps = self.programs.differentiable(self.program, self.folded, example, self.machine.autocast)
+        return self.steps
+
     def _run(self, program, pixels, batch):
         with torch.no_grad(), self.machine.autocast():
             pixels = pixels.contiguous(memory_format=self.layout)
@@ -110,7 +123,7 @@ class Runner:
 
     def _changes(self):
         if self.changes is None:
-            self.changes = Changed(self.network)
+            self.changes = Changed(self.network.to(self.machine.device))
         return self.changes
 
 
@@ -126,16 +139,32 @@ def _floats(answer, count):
 
 
 class Runners:
-    """The networks made ready, each when its first image comes; `planned`: {(network, crop): passes to come}."""
+    """The networks made ready, each when its first image comes; `planned`: {(network, crop): passes to come}.
+
+    On a CPU every network is compiled by itself, with its weights frozen into the code; elsewhere one program serves
+    all networks of a graph, which then pay for it together, and runs the steps of attacks as well (of which compiled
+    code is no faster on a CPU: benchmarks/README.md).
+    """
 
     def __init__(self, machine, planned):
         self.machine, self.planned, self.ready = machine, planned, {}
+        self.programs = fast.Programs(shared=machine.device.type != "cpu")
 
     def get(self, network, crop):
         key = network, crop
         if key not in self.ready:
-            self.ready[key] = Runner(network, crop, self.machine, self.machine.compiles(self.planned.get(key, 0)))
+            programs = self.programs if self.machine.compiles(self._passes(network, crop)) else None
+            self.ready[key] = Runner(network, crop, self.machine, programs)
         return self.ready[key]
+
+    def _passes(self, network, crop):
+        """Return the passes to come of all that are likely to share the network's program."""
+        arch = self.programs.shared and network.identity.get("arch")
+        return sum(
+            passes
+            for (other, side), passes in self.planned.items()
+            if side == crop and (other is network or (arch and other.identity.get("arch") == arch))
+        )
 
     def close(self):
         """Put every network back as it was before any change, also after an interruption in the middle of one."""

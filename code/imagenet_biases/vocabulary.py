@@ -112,6 +112,9 @@ class Condition:
       readouts take for the perturbation (a gradient is no image); `network(pixels, rows=None)` gives logits with
       gradients (`rows`: which images of the batch these are, where they are not all), while the parameters do not
       require them.
+      `stepwise(network, seed, width, **settings)` is the same attack as an object that images join and leave, each done
+      with after steps of its own: add(tickets, pixels, labels, keys), and finished(last) that yields (tickets, pixels
+      before, pixels) of at most `width` images. With it the loop keeps batches full; `attack` is one batch by itself.
     - `change(network, **settings)` changes parameters, buffers, attributes or hooks of the network in place; all of it
       is undone bit for bit afterwards. The changed and the intact network both run as they were built (batch norms not
       folded, not compiled), so that only the change differs.
@@ -129,6 +132,7 @@ class Condition:
     stimulus: Callable | None = None
     attack: Callable | None = None
     change: Callable | None = None
+    stepwise: Callable | None = None
     settings: Mapping = field(default_factory=dict)
     version: int = 1
     seeded: bool = False  # whether batch.seed matters
