@@ -68,7 +68,10 @@ def timed(feed):
 def as_tar(folder, path):
     with tarfile.open(path, "w") as tar:
         for file in sorted(folder.rglob("*.JPEG")):
-            tar.add(file, file.relative_to(folder))
+            entry = tarfile.TarInfo(str(file.relative_to(folder)))  # by itself, also of a file with several names
+            entry.size = file.stat().st_size
+            with file.open("rb") as content:
+                tar.addfile(entry, content)
 
 
 def as_parquet(folder, path):

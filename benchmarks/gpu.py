@@ -7,14 +7,18 @@ ResNet-50 with random weights on synthetic photographs of ImageNet's size, in ea
 - bare: forward passes (forward and backward for PGD) over pixels in memory, nothing else;
 - harness: the same network through the loop, images cached, answers stored: clean (1 condition), spectral (23),
   critical band (29), PGD; its pace is that of the images beyond the first batch, the time until then is `start`;
+- criticality: resets of every third layer, images x resets a second (never compiled);
 - naive: each condition on its own, files decoded and filtered on the CPU (fp32, uncompiled);
-- feed: images a second that reach a network that takes no time, decoded and from the cache;
-- agreement: logits on the device against a CPU's in fp32; memory; seconds to compile.
-What is not measured before --minutes are over is named. The hours of the study are those passes, at this pace, of the
-slowest of 1, 8 and 64 such devices, to which units are dealt as --shard deals them.
+- feed: images a second that reach a network that takes no time: decoded from files, from a tar and a parquet file, and
+  from the cache;
+- agreement: logits on the device against a CPU's in fp32; memory; seconds to compile, and what a second network of the
+  same architecture takes of both; from how many images on compiling pays.
+What is not measured before --minutes are over is named. The hours of the study are the passes of all benchmarks, at
+this pace, of the slowest of 1, 8 and 64 such devices, to which units are dealt as --shard deals them.
 """
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -24,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from feed import as_parquet, as_tar
 from PIL import Image
 
 from common import described, on, photographs, show, timed
@@ -34,6 +39,7 @@ from imagenet_biases.images.pixels import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
+from imagenet_biases.plan import make_jobs
 from imagenet_biases.runner import Runners, float32_precision
 from imagenet_biases.shards import deal
 from imagenet_biases.study import DECLARATIONS
@@ -88,21 +94,19 @@ class Bench:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, target)
         torch.manual_seed(0)
-        self.network = network_of(timm.create_model(args.arch), args.arch)
+        self.network, self.other = (network_of(timm.create_model(args.arch), name) for name in (args.arch, "another"))
 
-    def images(self, count):
-        return image_set(
-            "imagenet",
-            Data(imagenet=self.folder / "photographs", allow_partial=True, limit=min(count, self.args.images)),
-        )
+    def images(self, count, place="photographs"):
+        limit = min(count, self.args.images)
+        return image_set("imagenet", Data(imagenet=self.folder / place, allow_partial=True, limit=limit))
 
     def here(self, **settings):
         cache = settings.pop("cache", self.folder / "cache")
         return on(self.device, batch_size=self.size, workers=self.args.workers, cache=cache, **settings)
 
-    def through(self, conditions, count, here, network, runners):
-        """Return the seconds that the loop takes for so many images."""
-        images = self.images(count)
+    def through(self, conditions, count, here, network, runners, place="photographs"):
+        """Return (images, seconds that the loop takes for them), of so many."""
+        images = self.images(count, place)
         with tempfile.TemporaryDirectory() as results:
             return len(images), timed(
                 lambda: show([Pass(images, tuple(conditions))], network, here, results, runners), self.device
@@ -132,17 +136,23 @@ class Bench:
         critical = conditions_of("criticalband", self.data)
         attack = pgd(f"PGD-{STEPS}", 4 / 255, STEPS, 2 / 255)
         with float32_precision(precision):
-            runners = Runners(here, {(self.network, 224): 10**9})
-            ready = timed(lambda: runners.get(self.network, 224).answer(pixels, batch), self.device)
+            runners = Runners(here, {(one, 224): 10**9 for one in (self.network, self.other)})
+            found = {}
+            for one, what in ((self.network, "get ready"), (self.other, "get a second network ready")):
+                memory = self.memory()
+                found[f"seconds to {what}"] = timed(
+                    lambda one=one: runners.get(one, 224).answer(pixels, batch), self.device
+                )
+                found[f"GB to {what}"] = (self.memory() - memory) / 1e9
             runner = runners.get(self.network, 224)
             bare = pace_of(lambda: runner.answer(pixels, batch).argmax(1), self.size, self.device, args.seconds)
             steps = self.bare_steps(runner, pixels, labels, here, compiled)
-            found = {"bare": bare, "bare PGD steps": steps}
-            found |= {"seconds to compile": ready} if compiled == "on" else {}
+            found |= {"bare": bare, "bare PGD steps": steps}
             for name, conditions in (("clean", clean), ("spectral", spectral), ("critical band", critical)):
                 found[name], found[f"{name}, start"] = self.harness(conditions, here, bare, runners=runners)
             attacked, found["PGD, start"] = self.harness((attack,), here, bare, runners=runners)
             found["PGD steps"] = attacked * STEPS
+            found["criticality"] = self.criticality(here, runners)
             shown = runner.answer(self.shown.to(self.device), batch).cpu()
         away = (shown - self.expected).abs().max() / self.expected.abs().max()
         found["largest difference from the CPU, of the largest logit"] = float(away)
@@ -151,6 +161,18 @@ class Bench:
         if self.device.type == "cuda":
             found["memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
         return found
+
+    def memory(self):
+        return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+
+    def criticality(self, here, runners):
+        """Return images x resets a second, of every third layer, after a run that sees where each reset acts."""
+        benchmark = benchmarks.find("criticality")
+        (_, one, *_) = benchmark.passes(self.data, **benchmark.chosen({"reset": "permute"}))
+        resets = one.conditions_for(self.network)[::9]
+        self.through(resets, self.size, here, self.network, runners)
+        count, seconds = self.through(resets, self.size, here, self.network, runners)
+        return count * len(resets) / seconds
 
     def bare_steps(self, runner, pixels, labels, here, compiled):
         """Return the forward and backward passes a second, in images, of nothing but them."""
@@ -175,10 +197,17 @@ class Bench:
     def feed(self):
         """Return the images a second that reach a network which takes no time: decoded, then from the cache."""
         nothing, found = network_of(Nothing(), "nothing"), {}
+        as_tar(self.folder / "photographs", self.folder / "images.tar")
+        as_parquet(self.folder / "photographs", self.folder / "images.parquet")
         with float32_precision("fp32"):
-            for name, cache in (("decoded", None), ("filling the cache", self.folder / "cache")):
+            for name, place, cache in (
+                ("from a tar file", "images.tar", None),
+                ("from a parquet file", "images.parquet", None),
+                ("decoded", "photographs", None),
+                ("filling the cache", "photographs", self.folder / "cache"),
+            ):
                 here = self.here(compile="off", cache=cache)
-                count, seconds = self.through((CLEAN,), self.args.images, here, nothing, None)
+                count, seconds = self.through((CLEAN,), self.args.images, here, nothing, None, place)
                 found[name] = count / seconds
             found["cached"] = self.harness((CLEAN,), here, self.args.images / self.args.seconds, nothing)[0]
         return {name: round(pace, 1) for name, pace in found.items()} | {"decoding processes": self.args.workers}
@@ -212,25 +241,40 @@ def conditions_of(benchmark, data, **options):
     return found.passes(data, **found.chosen(options))[0].conditions
 
 
-def study_units(paces, feed, data):
-    """Return the seconds of every unit of the study, network by network, at these paces (images a second)."""
+def study_units(paces, feed, network, data):
+    """Return {study: seconds of each benchmark of one network}, at these paces (images a second)."""
     fed = min(paces["clean"], feed)
-    sets = [one.images for name, one in DECLARATIONS.items() if not one.variants] + [18_080]
-    corrupted = [VALIDATION] * 5 * (19 + 10)
-    attacks = [one for one in conditions_of("imagenet_adv", data, attack="pgd,fgsm,tuned") if one.attack]
-    # a step of PGD is a forward and a backward pass, and an attack of cost c has about c / 3 of them
-    attacked = {one.name: VALIDATION * one.cost / 3 / paces["PGD steps"] for one in attacks}
-    usual = sum(seconds for name, seconds in attacked.items() if "tuned" not in name)
-    one = [*(images / fed for images in sets + corrupted)]
-    one += [VALIDATION * 22 / paces["spectral"] + VALIDATION * 29 / paces["critical band"]]
-    one += [VALIDATION * (101 + 22) / paces["spectral"]]  # solarisation: 101 thresholds and 2 x 11 at random
-    return {"without the tuned attack": [*one, usual], "with the tuned attack": [*one, sum(attacked.values())]}
+    of_kind = {"clean": fed, "stimulus": paces["spectral"], "change": paces["criticality"]}
+    whole = [VALIDATION * 5 * (19 + 10), 18_080] + [
+        one.images for name, one in DECLARATIONS.items() if not one.variants and name != "imagenet"
+    ]
+    usual, tuned, seen = [images / fed for images in whole], 0.0, set()
+    # what is made of ImageNet's validation images: as many as the benchmark takes of them
+    jobs, _ = make_jobs(
+        [benchmarks.find(name) for name in benchmarks.names()], data, {"imagenet_adv": {"attack": "pgd,fgsm,tuned"}}
+    )
+    for job in jobs:
+        images, seconds = min(VALIDATION, job.options.get("probe") or VALIDATION), 0.0
+        for condition in (one for each in job.passes for one in each.conditions_for(network)):
+            identity = json.dumps(condition.identity(), sort_keys=True)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            # a step of PGD is a forward and a backward pass, and an attack of cost c has about c / 3 of them
+            slopes = condition.attack is not None
+            took = images * (condition.cost / 3 / paces["PGD steps"] if slopes else 1 / of_kind[condition.kind])
+            if condition.stepwise is None:
+                seconds += took
+            else:
+                tuned += took
+        usual.append(seconds)
+    return {"without the tuned attack": usual, "with the tuned attack": [*usual, tuned]}
 
 
-def hours(paces, feed, data):
+def hours(paces, feed, network, data):
     """Return {study: {devices: hours of the slowest}}."""
     found = {}
-    for name, seconds in study_units(paces, feed, data).items():
+    for name, seconds in study_units(paces, feed, network, data).items():
         costs = [round(1000 * one) for one in seconds] * NETWORKS
         found[name] = {}
         for count in (1, 8, 64):
@@ -287,12 +331,21 @@ def main():
                 continue
             found = bench.configuration(precision, compiled)
             found |= {f"{one} / naive": found[one] / pace for one, pace in naive.items()}
-            figures[name] = rounded(found) | {"hours of the study": hours(found, feed["decoded"], bench.data)}
+            figures[name] = rounded(found) | {
+                "hours of the study": hours(found, feed["decoded"], bench.network, bench.data)
+            }
             print(f"\n{name}")
             for key, value in figures[name].items():
                 sign, bound = TARGETS.get(key, ("", 0))
                 held = f"   target: {sign} {bound}, {'held' if value >= bound else 'MISSED'}" if sign else ""
                 print(f"  {key:55} {value}{held}", flush=True)
+    for kind in kinds:
+        on_, off = (figures.get(f"{kind}, {how}") for how in ("compiled", "not compiled"))
+        if on_ and off and on_["bare"] > off["bare"]:
+            ready = on_["seconds to get ready"] - off["seconds to get ready"]
+            pays = ready / (1 / off["bare"] - 1 / on_["bare"])
+            on_["compiling pays from, images"] = float(f"{pays:.2g}")
+            print(f"{kind}: compiling pays from {pays:,.0f} images")
     for name in missed:
         print(f"not measured, {args.minutes:g} minutes were over: {name}")
     write_json(

@@ -4,9 +4,15 @@ Run:  python benchmarks/simulations.py checkpoint    48 networks x 23 conditions
       python benchmarks/simulations.py slow-rank     two ranks share a network's images, one is 10 times slower
       python benchmarks/simulations.py dying-rank    one of two ranks is killed; the same command then goes on
       python benchmarks/simulations.py two-hosts     two shards with a results folder each, then put together
+      python benchmarks/simulations.py networks      48 networks, at once by one process, then as two shards
+      python benchmarks/simulations.py cache         16 processes open and fill one cache of decoded images at once
+      python benchmarks/simulations.py shared-memory decoding processes where /dev/shm has 64 MB, as in a container
+
+The listing and plan of a full-size set: startup.py.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -23,8 +29,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import on
+from common import on, photographs
 from imagenet_biases import benchmarks
+from imagenet_biases.images.pixels import STUDY, Reader
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.loop import Loop, Showing
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.plan import Job, make_plan
@@ -107,9 +115,13 @@ def checkpoint():
 def command(folder, *more):
     """Return the command of the runs below: one small network, the drawn images, clean and filtered."""
     (folder / "net.py").write_text(NET.format(seed=0))
-    return [sys.executable, str(EVAL), "--model", f"{folder / 'net.py'}:build", "--data", str(folder / "drawn"),
-            "--benchmarks", "imagenet,spectral", "--batch-size", "8", "--wandb", "disabled", "--device", "cpu",
+    return [*command_of([f"{folder / 'net.py'}:build"], folder), "--batch-size", "8",
             "--num-workers", "0", "--checkpoint-seconds", "0", *map(str, more)]  # fmt: skip
+
+
+def command_of(networks, folder):
+    return [sys.executable, str(EVAL), "--model", ",".join(networks), "--data", str(folder / "drawn"),
+            "--benchmarks", "imagenet,spectral", "--wandb", "disabled", "--device", "cpu"]  # fmt: skip
 
 
 def started(words, **environment):
@@ -191,8 +203,91 @@ def two_hosts(folder):
     said("the same, nothing is measured again", "at most 60 s", f"{seconds:.0f} s", seconds <= 60)
 
 
+def networks(folder):
+    """48 networks of one architecture: by one process, and again with everything there, and by two shards at once."""
+    names = []
+    for seed in range(48):
+        (folder / f"net{seed:02d}.py").write_text(NET.format(seed=seed))
+        names.append(f"{folder / f'net{seed:02d}.py'}:build")
+    words, found = command_of(names, folder), {}
+    for what, shards in (("one", [[]]), ("one", [[]]), ("two", [["--shard", "1/2"], ["--shard", "2/2"]])):
+        begun = time.monotonic()
+        processes = [started([*words, "--results", str(folder / what), *shard]) for shard in shards]
+        ended = [(process.communicate()[1], process.returncode)[1] for process in processes]
+        seconds = time.monotonic() - begun
+        again = what in found
+        records = {
+            path.relative_to(folder / what).as_posix(): json.loads(path.read_text())["metrics"]
+            for path in (folder / what).glob("net*.build/*.json")
+        }
+        held = set(ended) == {0} and len(records) == 96 and records == found.setdefault(what, records)
+        name = "48 networks, 2 benchmarks, " + (
+            "once more" if again else f"{len(shards)} process{'es'[: 2 * len(shards) - 2]}"
+        )
+        said(name, "96 records", f"{len(records)} in {seconds:.0f} s", held)
+    same = found["one"] == found["two"]
+    said("two shards at once, metrics", "those of one process", "equal" if same else "other", same)
+    files = max(sum(1 for file in one.rglob("*") if file.is_file()) for one in (folder / "one").glob("net*.build"))
+    said("files a network", "at most 40", str(files), files <= 40)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    said("memory of a process at the most", "none", f"{peak:.1f} GB", True)
+
+
+def _fill(folder, moment, number):
+    images = image_set("imagenet", Data(Path(folder) / "drawn"))
+    time.sleep(max(0, moment - time.time()))
+    reader = Reader(images, STUDY, Path(folder) / "cache")
+    for position in np.random.default_rng(number).permutation(len(images)):
+        reader.read(int(position))
+
+
+def cache(folder):
+    begun, moment = time.monotonic(), time.time() + 2
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_fill, args=(folder, moment, number)) for number in range(16)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    ended = [process.exitcode for process in processes]
+    figure = f"{ended.count(0)} of 16, {time.monotonic() - begun:.0f} s"
+    said("16 processes open and fill one cache", "all end well", figure, set(ended) == {0})
+    images = image_set("imagenet", Data(folder / "drawn"))
+    cached, decoded = Reader(images, STUDY, folder / "cache"), Reader(images, STUDY)
+    kept = int(np.count_nonzero(cached.stamps["crc"]))
+    said("images that the cache holds", f"all {len(images)}", str(kept), kept == len(images))
+    same = all(np.array_equal(cached.read(i), decoded.read(i)) for i in range(len(images)))
+    said("the same, pixels", "those decoded", "equal" if same else "other", same)
+
+
+def shared_memory(folder):
+    inside = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*inside, "mount", "-t", "tmpfs", "none", "/dev/shm"], capture_output=True).returncode:
+        raise SystemExit("this machine lets nobody mount a file system of his own")
+    mounted = [*inside, "sh", "-c", 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"', "sh"]
+    photographs(folder / "photographs", 512)
+    words = command(folder, "--imagenet", folder / "photographs", "--allow-partial", "--benchmarks", "imagenet")
+    words += ["--batch-size", "64"]  # 8 batches of 9.6 MB, all of them on their way at once
+    found = {}
+    for name, start, workers in (("one", [], 0), ("eight", mounted, 8)):
+        process = started([*start, *words, "--results", str(folder / name), "--num-workers", str(workers)])
+        _, text = process.communicate()
+        found[name] = metrics(folder / name)
+    figure = f"status {process.returncode}"
+    said("8 decoding processes, 64 MB of /dev/shm", "no hang, status 0", figure, not process.returncode)
+    same = found["one"] == found["eight"] != {}
+    said("the same, metrics", "those of one process", "equal" if same else text[-60:], same)
+
+
 if __name__ == "__main__":
-    wanted = {"slow-rank": slow_rank, "dying-rank": dying_rank, "two-hosts": two_hosts}
+    wanted = {
+        "slow-rank": slow_rank,
+        "dying-rank": dying_rank,
+        "two-hosts": two_hosts,
+        "networks": networks,
+        "cache": cache,
+        "shared-memory": shared_memory,
+    }
     if sys.argv[1:] == ["checkpoint"]:
         checkpoint()
     elif len(sys.argv) == 2 and sys.argv[1] in wanted:
