@@ -23,6 +23,11 @@ from imagenet_biases.attacks import tuned_pgd
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.pixels import STUDY, Reader
 from imagenet_biases.images.sets import image_set
+from imagenet_biases.loop import Loop
+from imagenet_biases.machine import machine
+from imagenet_biases.networks.load import from_module
+from imagenet_biases.plan import Job, make_plan
+from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses
 
@@ -110,6 +115,37 @@ def test_passes_over_the_same_share_the_forward_pass(validation, drawn):
     found = responses(passes, network)
     assert network.shown <= 2 * len(validation) + TRIED  # clean and dark: the third readout needs no forward pass
     assert set(found) == {("imagenet", "clean"), ("imagenet", "dark")}
+
+
+def test_networks_take_turns_where_they_take_many_passes(validation):
+    """Decoding is shared where it costs something; elsewhere the first network is done before the second begins."""
+    few, many = (
+        tuple(Condition(f"dim {level}", stimulus=dim, settings={"factor": level / 20}) for level in range(1, count + 1))
+        for count in (3, 12)
+    )
+    here = machine(Settings(device="cpu", batch_size=32, compile="off"), 0)
+    bodies = Plain(), Plain(1)
+    networks = [from_module(body, name) for body, name in zip(bodies, ("one", "two"), strict=True)]
+    jobs = [
+        Job(Benchmark(name, None, None), [Pass(validation, some)], {}) for name, some in (("many", many), ("few", few))
+    ]
+    plan = make_plan(jobs, networks, here)
+    assert [sorted({cell.network.name for cell in group.cells}) for group in plan.groups] == [
+        ["one", "two"],
+        ["one"],
+        ["two"],
+    ]
+    loop = Loop(plan, ResponseStore(None), here)
+    loop.load()
+    for body in bodies:
+        body.shown = 0
+    # (when it is complete, how often each network has been shown a whole set of images)
+    done = {
+        (job.name, network.name): [body.shown // len(validation) for body in bodies]
+        for job, network in loop.run(list(plan.cells))
+    }
+    assert done["few", "one"] == done["few", "two"] == [3, 3]
+    assert done["many", "one"] == [12, 3] and done["many", "two"] == [12, 12]
 
 
 def test_class_subset_and_categories(drawn):

@@ -131,7 +131,8 @@ class Loop:
                     key = network, group.view.crop
                     planned[key] = planned.get(key, 0) + len(group.images) * cost
             self.runners = Runners(self.machine, planned)
-        tasks = [self._tasks(group) for group in groups]
+        known = {}  # groups of one image set mostly miss the same images
+        tasks = [self._tasks(group, known) for group in groups]
         total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
         sets = [(group.images, group.view) for group in groups]
         feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.machine)
@@ -153,11 +154,11 @@ class Loop:
         own, others = [c for c in cells if c.mine], [c for c in cells if not c.mine]
         return not self.missing(own) and all(self._stored_by_others(cell) for cell in others)
 
-    def _tasks(self, group):
-        """Return this rank's batches of missing images, as positions."""
+    def _tasks(self, group, known):
+        """Return this rank's batches of missing images, as positions; `known`: {missing images: batches}."""
         missing = np.flatnonzero(np.any([cell.kept.state == UNSEEN for cell in group.cells], axis=0))
-        mine = missing[self.machine.rank :: self.machine.world]
-        return [mine[i : i + self.machine.batch_size] for i in range(0, len(mine), self.machine.batch_size)]
+        mine, size = missing[self.machine.rank :: self.machine.world], self.machine.batch_size
+        return known.setdefault(mine.tobytes(), [mine[i : i + size] for i in range(0, len(mine), size)])
 
     def _pack(self, pair):
         if self.machine.rank:

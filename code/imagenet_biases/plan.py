@@ -1,5 +1,6 @@
 """From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, and their order."""
 
+import collections
 import warnings
 from dataclasses import dataclass, field
 
@@ -109,6 +110,11 @@ class Plan:
     cells: dict  # {(job, network): [Cell]}
 
 
+# forward passes an image up to which networks share its decoding, which takes half a pass at most; with more, each has
+# its turn: its records come as it completes, and memory holds the answers and the attacks of one network
+TOGETHER = 10
+
+
 def view_of(network, images, view):
     """Return the View under which a network gets these images; `view` is 'study' or 'native'."""
     from imagenet_biases.images.pixels import STUDY
@@ -120,8 +126,9 @@ def make_plan(jobs, networks, machine, mine=None):
     """Return the Plan of jobs on networks. `mine(cell)`: whether a cell is this shard's to measure (default: all are).
 
     Equal cells of several benchmarks are one. The plain images of the clean set come first, for all networks, so that a
-    network that is loaded wrongly shows at once; then benchmark by benchmark, the cheap ones first, so that records
-    come as early as they can. Raises UserError for two conditions of one identity that call different functions.
+    network that is loaded wrongly shows at once; then benchmark by benchmark, the cheap ones first, and one that takes
+    many passes an image network by network, so that records come as early as they can. Raises UserError for two
+    conditions of one identity that call different functions.
     """
     cells, asked, known = {}, {}, {}
     for job in jobs:
@@ -145,9 +152,12 @@ def make_plan(jobs, networks, machine, mine=None):
         if cell.condition.kind == "clean" and cell.images.name == study.CLEAN_SET:
             _place(groups, (0,), cell, placed)
     for number, job in enumerate(sorted(jobs, key=lambda job: _cost(job, networks, asked, placed)), 1):
-        for network in networks:
+        for turn, network in enumerate(networks):
+            passes = collections.Counter()
+            for images, condition in {(cell.images.name, cell.condition) for cell in asked[job, network]}:
+                passes[images] += condition.cost
             for cell in asked[job, network]:
-                _place(groups, (number,), cell, placed)
+                _place(groups, (number, turn if passes[cell.images.name] > TOGETHER else None), cell, placed)
     return Plan(jobs, networks, list(groups.values()), asked)
 
 
