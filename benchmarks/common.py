@@ -1,9 +1,11 @@
 """What the measurements share: the package on the path, the machine, the loop without a command line."""
 
+import multiprocessing
 import os
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,8 @@ from imagenet_biases.vocabulary import Benchmark, Settings
 
 
 def on(device, **settings):
-    """Return the Machine of a device; glibc keeps freed memory, as in every run."""
-    return machine(Settings(device=device, **settings), 0)
+    """Return the Machine of a device as for a long run; glibc keeps freed memory, as in every run."""
+    return machine(Settings(device=device, **settings), 10**9)
 
 
 def timed(work, device):
@@ -34,6 +36,11 @@ def timed(work, device):
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def apart():
+    """Return a process of its own for naive loops: there, nobody has told glibc to keep its memory."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def described(device):

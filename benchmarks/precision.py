@@ -29,6 +29,7 @@ from imagenet_biases.images.sets import image_set
 from imagenet_biases.machine import machine
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.runner import Runner, float32_precision
+from imagenet_biases.scores import resamples
 from imagenet_biases.synthetic.image_sets import draw
 from imagenet_biases.vocabulary import Batch, Found, Readout
 
@@ -62,7 +63,8 @@ def watched(benchmark, caught):
         answers = {
             (one.images.name, one.condition.name): one.values.reshape(len(one.values), -1)[:, 0] for one in usual
         }
-        caught.append((answers, margins, estimates))
+        if resamples(1):  # else it is asked about half of the images
+            caught.append((answers, margins, estimates))
         yield from estimates.items()
 
     return replace(benchmark, passes=passes, report=report, details=None, layers=None)
@@ -134,8 +136,10 @@ def main():
     parser.add_argument("--network", help="as for --model")
     parser.add_argument("--attacks", default="pgd,fgsm", help="of imagenet_adv, comma-separated")
     parser.add_argument("--no-drawn", action="store_true", help="leave the drawn images out")
+    parser.add_argument("--precisions", nargs="+", help="default: all that the device has")
     args = parser.parse_args()
-    precisions = ("tf32", "bf16", "fp16") if args.device.startswith("cuda") else ("bf16", "fp16")
+    known = ("tf32", "bf16", "fp16") if args.device.startswith("cuda") else ("bf16", "fp16")
+    precisions = args.precisions or known
     path, figures = Path(__file__).with_name(f"precision-{torch.device(args.device).type}.json"), {}
     with tempfile.TemporaryDirectory() as folder:
         draw(folder)
@@ -165,8 +169,9 @@ def main():
                 figures[title][precision]["gradients"] = found
                 print(f"| {title} | {precision} | gradients | {100 * found['other sign']:.2f} % of signs, cosine "
                       f"{found['cosine']:.5f}, {found['not finite']} not finite | | |", flush=True)  # fmt: skip
-            if path.exists():  # what was measured of other images stays
-                figures = json.loads(path.read_text())["figures"] | figures
+            if path.exists():  # what was measured of other images, or in other precisions, stays
+                kept = json.loads(path.read_text())["figures"]
+                figures = kept | {title: kept.get(title, {}) | rows for title, rows in figures.items()}
             write_json(path, {"machine": described(torch.device(args.device)), "figures": figures})
 
 

@@ -1,8 +1,10 @@
 """Throughput of the harness: images x conditions a second, against the fastest bare loop and against a naive one.
 
 (a) bare: the fastest forward loop found (channels-last, batch norm folded, compiled), on a tensor already in memory;
+    on a CPU, with --compile on, also compiled as for a GPU: one program a graph, the weights handed over;
 (b) harness: the same network through the loop: image files, decoded once, ten conditions, answers stored;
-(c) naive: the data set scanned and decoded again for each condition, contiguous format, transforms on the CPU.
+(c) naive: the data set scanned and decoded again for each condition, contiguous format, transforms on the CPU; in a
+    process of its own, where nobody has told glibc to keep its memory.
 
     python benchmarks/throughput.py [--images 128] [--rounds 5] [--arch resnet50] [--precisions fp32 ...]
 
@@ -15,18 +17,19 @@ import copy
 import json
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 from torchvision import datasets, transforms
 
-from common import described, on, photographs, prepared, show
+from common import apart, described, on, photographs, prepared, show, timed
+from imagenet_biases import fast
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.runner import float32_precision
+from imagenet_biases.runner import Runner, float32_precision
 from imagenet_biases.vocabulary import Condition, Data, Pass
 
 LEVELS = [round(0.1 * level, 1) for level in range(1, 11)]  # ten cheap stimuli: the forward passes are compared
@@ -55,7 +58,7 @@ def harness(images, network, here, ready):
 
 def naive(folder, network, batch_size, workers, device):
     """What a script without a harness does: for each condition, scan, decode, transform, forward, count on the host."""
-    hits = 0
+    network, hits = network.to(device), 0
     for contrast in LEVELS:
         view = transforms.Compose(
             [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), lambda p, c=contrast: p * c]
@@ -75,19 +78,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--arch", default="resnet50")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
     parser.add_argument("--compile", nargs="+", choices=["on", "off"], default=["on"])
     args = parser.parse_args()
+    if args.workers is None:
+        args.workers = on(args.device).workers
     device, figures = torch.device(args.device), []
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), args.images)
         images = image_set("imagenet", Data(imagenet=folder, allow_partial=True))
-        plain = Network(
-            timm.create_model(args.arch), name=args.arch, mean=NORMALIZATIONS["imagenet"][0],
-            std=NORMALIZATIONS["imagenet"][1], facts={},
-        ).to(device)  # fmt: skip
+        mean, std = NORMALIZATIONS["imagenet"]
+        plain = Network(timm.create_model(args.arch), name=args.arch, mean=mean, std=std, facts={})
         for precision in args.precisions:
             for compiled in args.compile:
                 here = on(
@@ -103,22 +106,26 @@ def compare(args, images, folder, plain, here):
     network = copy.deepcopy(plain)
     work = args.images * len(LEVELS)
     pixels = torch.rand(args.images, 3, 224, 224).to(here.device, memory_format=torch.channels_last)
-    with float32_precision(here.precision):
+    with float32_precision(here.precision), apart() as own_process:
         ready = prepared(network, here)
         runner = ready.get(network, 224)
         steps = {
-            "bare": lambda: bare(runner, pixels, args.batch_size, len(LEVELS)),
-            "harness": lambda: harness(images, network, here, ready),
-            "naive": lambda: naive(folder, plain, args.batch_size, args.workers, here.device),
+            "bare": partial(bare, runner, pixels, args.batch_size, len(LEVELS)),
+            "harness": partial(harness, images, network, here, ready),
+            "naive": partial(naive, folder, plain, args.batch_size, args.workers, here.device),
         }
-        for step in steps.values():
-            step()  # warm-up: compiling, caches, worker start
+        if runner.padded and here.device.type == "cpu":
+            handed = Runner(network, 224, here, fast.Programs(shared=True))
+            steps["bare, weights handed over"] = partial(bare, handed, pixels, args.batch_size, len(LEVELS))
         seconds = {name: [] for name in steps}
-        for _ in range(args.rounds):
+        for _ in range(args.rounds + 1):
             for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - started)
+                if name == "naive":
+                    took = own_process.submit(timed, step, here.device).result()
+                else:
+                    took = timed(step, here.device)
+                seconds[name].append(took)
+    seconds = {name: some[1:] for name, some in seconds.items()}  # the first is to warm up: caches, processes
     rate = {name: work / statistics.median(times) for name, times in seconds.items()}
     by_round = list(zip(*seconds.values(), strict=True))
     result = {
@@ -130,8 +137,8 @@ def compare(args, images, folder, plain, here):
         "batch_size": args.batch_size,
         "rounds": args.rounds,
         "images_x_conditions_per_second": {name: round(value, 1) for name, value in rate.items()},
-        "harness_over_bare": round(statistics.median(a / b for a, b, _ in by_round), 3),
-        "harness_over_naive": round(statistics.median(c / b for _, b, c in by_round), 2),
+        "harness_over_bare": round(statistics.median(a / b for a, b, *_ in by_round), 3),
+        "harness_over_naive": round(statistics.median(c / b for _, b, c, *_ in by_round), 2),
     }
     print(json.dumps(result, indent=1), flush=True)
     return result

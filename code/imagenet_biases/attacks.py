@@ -191,7 +191,7 @@ class _TunedPGD:
     """
 
     def __init__(self, network, seed, width, *, eps, steps, stream):
-        self.network, self.seed, self.width = network, seed, width
+        self.network, self.seed, self.width = network, seed, max(1, width)
         self.eps, self.steps, self.stream = eps, steps, stream
         self.sizes = [eps / 8 * (1 + math.cos(math.pi * step / steps)) for step in range(steps + 1)]
         self.moving, self.waiting, self.done = None, [], []  # dicts of tensors with a row an image

@@ -43,8 +43,8 @@ class Programs:
         import torch._inductor.config
 
         program = self._of_graph(network) or torch.compile(network, dynamic=False)
-        # every network may be a program of its own; dynamo's default gives up silently after eight of them
-        torch._dynamo.config.recompile_limit = 1024
+        # every network may be a program of its own; dynamo's defaults give up silently after eight of them, or 256
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 4096
         with torch._inductor.config.patch(freezing=not self.shared), context():
             return program if _agree(_same, program, network, example) else network
 

@@ -72,7 +72,8 @@ def machine(settings, images):
         workers = 0  # starting processes would take longer than decoding
     elif workers is None:
         cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
-        workers = max(1, cores // 4) if device.type == "cpu" else min(16, max(1, cores))
+        # on two cores, a process that decodes beside the network costs more than it gives: benchmarks/README.md
+        workers = cores // 4 if device.type == "cpu" else min(16, max(1, cores))
     return Machine(
         device=device,
         precision=settings.precision,
