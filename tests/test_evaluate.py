@@ -340,6 +340,24 @@ def test_a_stop_in_the_middle_of_an_attack_keeps_what_was_done(validation, fitte
     assert again.shown < 0.7 * whole.shown
 
 
+class Failing(Plain):
+    """Fails under its second attack."""
+
+    def forward(self, pixels):
+        if self.shown > 100:
+            raise RuntimeError("out of order")
+        return super().forward(pixels)
+
+
+def test_a_network_that_fails_under_attack_is_out_and_the_others_go_on(validation, fitted, tmp_path, capsys):
+    benchmark = Benchmark("probe", lambda data: [Pass(validation, (TUNED,))], lambda found: ())
+    networks, settings = {"failing": Failing(), "fitted": fitted()}, Settings(device="cpu", batch_size=7)
+    with pytest.raises(UserError, match="failing: RuntimeError"):
+        evaluate(networks, benchmark, Data(), settings, results=tmp_path)
+    assert capsys.readouterr().err.count("out of order") == 1
+    assert (tmp_path / "fitted" / "probe.json").exists() and not (tmp_path / "failing" / "probe.json").exists()
+
+
 def test_an_unreadable_image_is_left_out_of_an_attack_under_way(drawn, tmp_path):
     shutil.copytree(drawn / "imagenet", tmp_path / "imagenet")
     images = image_set("imagenet", Data(imagenet=tmp_path / "imagenet"))

@@ -230,8 +230,9 @@ class Showing:
                 self._batch(positions)
                 self._now_and_then()
             for condition, network in self.under_way:
-                self._guarded(network, self._attack_on, condition, network, True)
-                self._now_and_then()
+                if network not in self.loop.failed:
+                    self._guarded(network, self._attack_on, condition, network, True)
+                    self._now_and_then()
         except BaseException as error:
             self._save()  # also on Ctrl-C: what was measured is kept
             if not out_of_memory(error):
