@@ -9,14 +9,13 @@ rounds in which they take turns. Target: at least 1.3 times.
 """
 
 import statistics
-import time
 from pathlib import Path
 
 import foolbox
 import timm
 import torch
 
-from common import described, on
+from common import described, on, timed
 from imagenet_biases import fast
 from imagenet_biases.attacks import pgd
 from imagenet_biases.files import write_json
@@ -66,11 +65,7 @@ def main():
         times = {name: [] for name in contestants}
         for _ in range(ROUNDS + 1):
             for name, work in contestants.items():
-                started = time.perf_counter()
-                work()
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[name].append(time.perf_counter() - started)
+                times[name].append(timed(work, device))
     pace = {name: size * STEPS / statistics.median(some[1:]) for name, some in times.items()}
     figures = {
         "machine": described(device) | {"foolbox": foolbox.__version__},

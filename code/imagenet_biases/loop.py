@@ -1,7 +1,7 @@
 """THE forward loop, the only one: groups x conditions x networks -> responses.
 
-An image is decoded once for all conditions and networks that are shown together. A stimulus is made once for all
-networks. Answers stay on the device until a checkpoint; nothing waits for the device within a batch.
+An image is decoded, and a stimulus made, once for all conditions and networks that are shown together: which these are
+says the plan. Answers stay on the device until a checkpoint; nothing waits for the device within a batch.
 """
 
 import sys
