@@ -98,7 +98,7 @@ def _of_jpeg(image, data):
     try:
         kind = _simplejpeg().decode_jpeg_header(data)[2]
         pixels = _simplejpeg().decode_jpeg(data, "RGB", strict=True) if kind in ("YCbCr", "Gray") else None
-    except Exception:  # damaged
+    except (ValueError, OverflowError, MemoryError):  # damaged
         return None
     return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
 
