@@ -42,6 +42,7 @@ MARGINS = (0.0, 0.1, 0.5, 1.0, 2.0, np.inf)  # of logits
 class Margin(Readout):
     """How far the largest logit is above the second, float32 [B]."""
 
+    id: ClassVar[str] = "Margin"
     dtype: ClassVar[str] = "float32"
 
     def __call__(self, shown):

@@ -30,7 +30,7 @@ from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.runner import Runner, float32_precision
-from imagenet_biases.vocabulary import Condition, Data, Pass
+from imagenet_biases.vocabulary import Condition, Data, Pass, identified
 
 LEVELS = [round(0.1 * level, 1) for level in range(1, 11)]  # ten cheap stimuli: the forward passes are compared
 
@@ -45,6 +45,7 @@ def bare(runner, pixels, batch_size, conditions):
     return torch.stack([answer.sum() for answer in answers]).sum().item()
 
 
+@identified("dimmed")
 def dimmed(pixels, batch, *, contrast):
     return pixels * contrast
 

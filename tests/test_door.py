@@ -14,7 +14,7 @@ import timm
 import torch
 
 from common import CODE, measured, run
-from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate
+from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate, identified
 from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.networks.load import load_model
@@ -399,7 +399,7 @@ def test_every_run_gets_its_own_accuracy(drawn, monkeypatch):
         lambda self, group, progress, accuracies: told.append((progress.seen, dict(accuracies))),
     )
     networks = {"texture": load_model("calibration_texture"), "guess": Small(3)}
-    dark = Condition("dark", stimulus=lambda pixels, batch: pixels * 0)
+    dark = Condition("dark", stimulus=identified("dark")(lambda pixels, batch: pixels * 0))
     benchmark = Benchmark(
         "probe",
         lambda data: [Pass(image_set("imagenet", data)), Pass(image_set("imagenet", data), (dark,))],

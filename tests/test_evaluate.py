@@ -29,7 +29,7 @@ from imagenet_biases.networks.load import from_module
 from imagenet_biases.plan import Job, make_plan
 from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.synthetic.drawings import CATEGORIES
-from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses
+from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses, identified
 
 
 class Plain(torch.nn.Module):
@@ -95,6 +95,7 @@ def test_any_batch_size_and_worker_count(validation, batch_size, workers):
 def test_every_image_is_seen_once(validation):
     seen = []
 
+    @identified("spy")
     def spy(pixels, batch):
         seen.extend(batch.keys.tolist())
         return pixels
@@ -104,6 +105,7 @@ def test_every_image_is_seen_once(validation):
     assert sorted(seen) == sorted(validation.keys.tolist())  # once for both networks
 
 
+@identified("dim")
 def dim(pixels, batch, *, factor):
     return pixels * factor
 
@@ -164,6 +166,7 @@ def test_class_subset_and_categories(drawn):
         assert by_category["imagenet-a", "clean", "plain"][row] == np.argmax(means)
 
 
+@identified("noise")
 def noise(pixels, batch):
     return (pixels + batch.seed / 255).clamp(0, 1)
 
@@ -181,7 +184,8 @@ def test_stored_answers_are_found_by_what_determines_them(validation, tmp_path):
     seeded = [Pass(validation, (Condition("noise", stimulus=noise, seeded=True),))]
     assert shown(network, seeded, seed=0) and shown(network, seeded, seed=1)
     assert not shown(network, seeded, seed=0) and not shown(network, seeded, seed=1)
-    newer = [Pass(validation, (Condition("noise", stimulus=noise, seeded=True, version=2),))]
+    newer_noise = identified("noise", version=2)(lambda pixels, batch: noise(pixels, batch))
+    newer = [Pass(validation, (Condition("noise", stimulus=newer_noise, seeded=True),))]
     assert shown(network, newer), "a stimulus whose code changed was answered from old responses"
     assert not shown(Plain(), plain)  # the same network in another object
     assert shown(Plain(1), plain), "another network under the same label was answered from this one's responses"
@@ -194,10 +198,11 @@ def test_stored_answers_are_found_by_what_determines_them(validation, tmp_path):
 
 
 def test_one_name_for_two_functions_is_an_error(validation):
-    passes = [Pass(validation, (Condition("x", stimulus=lambda p, b, f=f: p * f),)) for f in (0.25, 0.5)]
+    stimuli = [identified("x")(lambda p, b, factor=factor: p * factor) for factor in (0.25, 0.5)]
+    passes = [Pass(validation, (Condition("x", stimulus=stimulus),)) for stimulus in stimuli]
     with pytest.raises(UserError, match="call different functions"):
         answers(passes, Plain())
-    same = [Pass(validation, (Condition("x", stimulus=lambda p, b: p * 0.5),)) for _ in range(2)]
+    same = [Pass(validation, (Condition("x", stimulus=identified("x")(lambda p, b: p * 0.5)),)) for _ in range(2)]
     network = Plain()
     answers(same, network)
     assert network.shown <= len(validation) + TRIED
@@ -273,10 +278,11 @@ def test_unreadable_image_stops_or_is_left_out(drawn, tmp_path, capsys):
 
 def test_stimulus_out_of_range_is_a_mistake(validation):
     with pytest.raises(UserError, match=r"bright.*not within \[0, 1\]"):
-        answers([Pass(validation, (Condition("bright", stimulus=lambda p, b: p * 2),))], Plain())
+        answers([Pass(validation, (Condition("bright", stimulus=identified("bright")(lambda p, b: p * 2)),))], Plain())
 
 
 def test_attack_gets_gradients_and_labels(validation):
+    @identified("attack")
     def attack(network, pixels, labels, batch):
         pixels = pixels.clone().requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(network(pixels), labels, reduction="sum")

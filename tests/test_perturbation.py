@@ -28,7 +28,7 @@ from imagenet_biases.perturbations import (
     slope_padded,
     spectrum,
 )
-from imagenet_biases.vocabulary import Batch, Condition, Shown
+from imagenet_biases.vocabulary import Batch, Condition, Shown, identified
 
 BENCHMARK = eval_perturbation.BENCHMARK
 MOBILENET = f"{SHARED / 'nets' / 'mobilenet.py'}:load" if SHARED else ""
@@ -185,7 +185,7 @@ def test_a_change_and_an_attack_go_together_and_others_do_not():
     both = slope_padded("reflect")
     assert both.kind == "change" and both.identity()["function"] == "pad _slope"
     with pytest.raises(ValueError, match="one of them"):
-        Condition("x", stimulus=lambda pixels, batch: pixels, change=pad)
+        Condition("x", stimulus=identified("x")(lambda pixels, batch: pixels), change=pad)
 
 
 # PGD in the l2 ball ---------------------------------------------------------------------------------------------------

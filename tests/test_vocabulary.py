@@ -16,7 +16,17 @@ from imagenet_biases.networks.load import load_model
 from imagenet_biases.perturbations import Radii, Rings
 from imagenet_biases.receptive import GradientMap
 from imagenet_biases.resets import SoftmaxDistances
-from imagenet_biases.vocabulary import Batch, Benchmark, Categories, Condition, Option, Pass, Shown, TopClasses
+from imagenet_biases.vocabulary import (
+    Batch,
+    Benchmark,
+    Categories,
+    Condition,
+    Option,
+    Pass,
+    Shown,
+    TopClasses,
+    identified,
+)
 from throwaway import layer_reset, perturbation_spectrum, weight_statistic, words
 
 SETTINGS = Settings(device="cpu", batch_size=5)
@@ -133,11 +143,13 @@ class Block(torch.nn.Module):
         return x + torch.tanh(self.conv(x))
 
 
+@identified("perturb")
 def perturb(network, layer):
     with torch.no_grad():
         network.get_submodule(layer).weight.mul_(-1)
 
 
+@identified("repad")
 def repad(network, mode):
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -145,15 +157,18 @@ def repad(network, mode):
             module._reversed_padding_repeated_twice = [1, 1, 1, 1] if module.padding[0] else [0, 0, 0, 0]
 
 
+@identified("replace_module")
 def replace_module(network, layer):
     parent, _, name = layer.rpartition(".")
     setattr(network.get_submodule(parent), name, torch.nn.Identity())
 
 
+@identified("hook")
 def hook(network):
     network.body.blocks[1].register_forward_hook(lambda _, __, output: output * 2)
 
 
+@identified("fail")
 def fail(network):
     with torch.no_grad():
         network.body.stem.weight.zero_()
@@ -224,7 +239,7 @@ def test_a_readout_knows_what_it_can_give(readout):
 
 def test_a_condition_is_one_thing():
     with pytest.raises(ValueError, match="stimulus and attack"):
-        Condition("x", stimulus=lambda p, b: p, attack=lambda n, p, y, b: p)
+        Condition("x", stimulus=identified("x")(lambda p, b: p), attack=lambda n, p, y, b: p)
     with pytest.raises(TypeError):
         Condition("x", settings={"what": object()})
 
@@ -251,6 +266,7 @@ def test_options_are_checked(given, message):
 def test_metrics_are_refused_before_the_run(drawn, pairs, message):
     shown = []
 
+    @identified("spy")
     def spy(pixels, batch):
         shown.append(len(pixels))
         return pixels

@@ -19,7 +19,7 @@ def __getattr__(name):
         from imagenet_biases.door import evaluate
 
         return evaluate
-    if name in ("Benchmark", "Condition", "Data", "Option", "Pass", "Readout", "Settings"):
+    if name in ("Benchmark", "Condition", "Data", "Option", "Pass", "Readout", "Settings", "identified"):
         from imagenet_biases import vocabulary
 
         return getattr(vocabulary, name)

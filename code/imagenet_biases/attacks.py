@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from imagenet_biases.errors import UserError
 from imagenet_biases.stimuli import solarize, streams, uniform
-from imagenet_biases.vocabulary import Batch, Condition
+from imagenet_biases.vocabulary import Batch, Condition, identified
 
 summed_cross_entropy = partial(cross_entropy, reduction="sum")
 
@@ -124,11 +124,13 @@ def _random_start(pixels, batch, stream, eps):
     return (pixels + offset.mul_(eps)).clamp_(0, 1)
 
 
+@identified("_fgsm")
 def _fgsm(network, pixels, labels, batch, *, eps):
     slope, _ = gradient(network, pixels, labels, summed_cross_entropy)
     return pixels.add(slope.sign_(), alpha=eps).clamp_(0, 1)
 
 
+@identified("_pgd")
 def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, stream):
     low, high = _ball(pixels, eps)
     images = _random_start(pixels, batch, stream, eps)
@@ -138,6 +140,7 @@ def _pgd(network, pixels, labels, batch, *, eps, steps, step_size, stream):
     return images
 
 
+@identified("_pgd_l2")
 def _pgd_l2(network, pixels, labels, batch, *, eps, steps, step_size):
     images = pixels
     for _ in range(steps):
@@ -153,6 +156,7 @@ def _length(changes):
 
 
 @torch.no_grad()
+@identified("_random_solarization")
 def _random_solarization(network, pixels, labels, batch, *, draws, k):
     solarized = pixels.clone()
     still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
@@ -174,6 +178,7 @@ def _margin(logits, labels):
     return (wrong - right).squeeze(1)
 
 
+@identified("_tuned_pgd")
 def _tuned_pgd(network, pixels, labels, batch, **settings):
     attack = _TunedPGD(network, batch.seed, len(pixels), **settings)
     attack.add(torch.arange(len(pixels), device=pixels.device), pixels, labels, batch.keys)
@@ -265,6 +270,7 @@ def _joined(parts):
     return parts[0] if len(parts) == 1 else {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
 
 
+@identified("_auto_attack")
 def _auto_attack(network, pixels, labels, batch, *, eps):
     from pyautoattack import AutoAttack
 

@@ -13,7 +13,7 @@ import torch
 from imagenet_biases.attacks import gradient, summed_cross_entropy
 from imagenet_biases.errors import UserError
 from imagenet_biases.scores import mean_over_images
-from imagenet_biases.vocabulary import Condition, Readout, between
+from imagenet_biases.vocabulary import Condition, Readout, between, identified
 
 RINGS = 28  # rings of one pixel from the border inwards; what is further inside is the centre
 EDGE = 7  # pixels of the outer strips that are compared, left with right and top with bottom
@@ -45,6 +45,7 @@ def slope_padded(mode):
     return Condition(f"gradient padding {mode}", change=pad, attack=_slope, settings={"mode": mode}, cost=4)
 
 
+@identified("_slope")
 def _slope(network, pixels, labels, batch, *, mask=0):
     shown = masked(pixels, mask) if mask else pixels
     return shown, gradient(network, shown, labels, summed_cross_entropy)[0]
@@ -83,6 +84,7 @@ def unswitched(network):
     return None if switchable else "no convolution pads as Conv2d does: the network's padding cannot be switched"
 
 
+@identified("pad")
 def pad(network, *, mode):
     """Switch the padding of a network's convolutions in place; its widths stay.
 
@@ -117,6 +119,7 @@ class Rings(Readout):
     In units of the image's largest value.
     """
 
+    id: ClassVar[str] = "Rings"
     shape: ClassVar[tuple[int, ...]] = (RINGS + 5,)
 
     def __call__(self, shown):
@@ -137,6 +140,7 @@ class Radii(Readout):
     Power of the three colours together; the distance is Euclidean, in cycles/image, rounded. 0 without a perturbation.
     """
 
+    id: ClassVar[str] = "Radii"
     shape: ClassVar[tuple[int, ...]] = (HIGHEST + 1,)
 
     def __call__(self, shown):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from imagenet_biases.scores import resamples, with_percentiles
-from imagenet_biases.vocabulary import Condition, Readout, between
+from imagenet_biases.vocabulary import Condition, Readout, between, identified
 
 THRESHOLD = 1 - 0.9545
 
@@ -24,6 +24,7 @@ def centre_gradient():
     return Condition("centre of the last features", change=answer_by_centre, attack=_sum_gradient, cost=4)
 
 
+@identified("answer_by_centre")
 def answer_by_centre(network):
     """Have the network answer by its last feature map's centre, with signs, instead of logits: [B, channels]."""
     maps = []
@@ -61,6 +62,7 @@ def centre(features):
     return None
 
 
+@identified("_sum_gradient")
 def _sum_gradient(network, pixels, labels, batch):
     asked = pixels.detach().requires_grad_()
     return pixels, torch.autograd.grad(network(asked).sum(), asked)[0]
@@ -72,6 +74,8 @@ class GradientMap(Readout):
 
     side: of the network's input, in pixels.
     """
+
+    id: ClassVar[str] = "GradientMap"
 
     side: int = 224
 

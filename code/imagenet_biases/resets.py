@@ -24,7 +24,7 @@ from imagenet_biases.errors import UserError
 from imagenet_biases.networks.own_code import build
 from imagenet_biases.scores import correct, resampled_means, with_percentiles
 from imagenet_biases.stimuli import bits, normal
-from imagenet_biases.vocabulary import CLEAN, Condition, Estimate, Readout, TopClasses, between
+from imagenet_biases.vocabulary import CLEAN, Condition, Estimate, Readout, TopClasses, between, identified
 
 WAYS = ("fresh", "pytorch", "permute", "moments", "zero")
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -75,6 +75,7 @@ def reset(label, layers, way, draw, seed, maker=None, recalibration=None):
     if recalibration is None:
         return Condition(f"{way} {label} {draw}", change=apply, settings=settings)
 
+    @identified("reset.<locals>.recalibrated")
     def recalibrated(network, recalibrated, **settings):
         apply(network, **settings)
         recalibration(network, settings)
@@ -100,6 +101,7 @@ def _code(arch):
     return build(arch)[1] if ".py:" in arch else ""
 
 
+@identified("apply")
 def apply(network, *, layers, way, draw, seed, maker):
     """Reset layers of a network in place."""
     state = {name: value for layer in layers for name, value in reset_state(network, layer, way, draw, seed, maker)}
@@ -239,6 +241,7 @@ def estimated_statistics(network, layers, norms, chunks):
 class SoftmaxDistances(Readout):
     """How far the softmax vector is from the intact network's on the same image: 1 - cosine, l1, l2, float32 [B, 3]."""
 
+    id: ClassVar[str] = "SoftmaxDistances"
     shape: ClassVar[tuple[int, ...]] = (3,)
     intact: ClassVar[bool] = True
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from imagenet_biases.vocabulary import Condition
+from imagenet_biases.vocabulary import Condition, identified
 
 # Seeded numbers ------------------------------------------------------------------------------------------------------
 
@@ -79,6 +79,7 @@ def _band_pass(kind, cutoff):
     return Condition(f"{kind} {cutoff}", stimulus=band_pass, settings={"kind": kind, "cutoff": cutoff})
 
 
+@identified("band_pass")
 def band_pass(pixels, batch=None, *, kind, cutoff):
     """Filter each channel by a square in the frequency plane, take the real part and clip it to [0, 1].
 
@@ -121,6 +122,7 @@ def threshold_level(numerator, denominator=1):
     return -(-(LEVELS - 1) * numerator // denominator)
 
 
+@identified("_solarized")
 def _solarized(pixels, batch, *, level):
     return solarize(pixels, level)
 
@@ -156,10 +158,12 @@ def octave_noise(frequency, sd):
     return Condition(f"octave {frequency} noise {sd}", stimulus=masked, settings=settings, seeded=True)
 
 
+@identified("_grey")
 def _grey(pixels, batch):
     return low_contrast(pixels)[:, None].expand_as(pixels)
 
 
+@identified("masked")
 def masked(pixels, batch, *, frequency, sd):
     """Return the grey image of low contrast under octave-band noise, the same in the three channels (a view).
 

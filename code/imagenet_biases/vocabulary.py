@@ -87,6 +87,23 @@ class Option:
     flag: bool = False
 
 
+# What identifies code -------------------------------------------------------------------------------------------------
+
+
+def identified(id, version=1):
+    """Give a stimulus, an attack, a change, a front end or a network class the id that stored responses are found by.
+
+    Renaming or moving what carries an id costs nothing; raise `version` when its result changes, and responses of
+    earlier versions are not used. Readouts declare both as class attributes.
+    """
+
+    def mark(item):
+        item.id, item.version = id, version
+        return item
+
+    return mark
+
+
 # What is presented ----------------------------------------------------------------------------------------------------
 
 
@@ -124,8 +141,7 @@ class Condition:
     With a change and an attack, the attack is made on the changed network, and the settings are the change's.
 
     Pixels are float32 [B, 3, H, W] in [0, 1], labels int64 [B]. `settings` are JSON-able, stated here once and handed
-    to the function. Name, settings, `version` and the function's name are the condition's identity: raise `version`
-    when the function's code changes its result, and stored responses of before are not used.
+    to the function. Name, settings and the function's id and version (`identified`) are the condition's identity.
     """
 
     name: str
@@ -134,7 +150,6 @@ class Condition:
     change: Callable | None = None
     stepwise: Callable | None = None
     settings: Mapping = field(default_factory=dict)
-    version: int = 1
     seeded: bool = False  # whether batch.seed matters
     batched: bool = False  # whether the result depends on what else is in the batch: the batch size is then identity
     cost: int = 1  # forward passes an image, for the estimate of time (a gradient counts as two more)
@@ -143,6 +158,13 @@ class Condition:
         given = [kind for kind in ("stimulus", "attack", "change") if getattr(self, kind) is not None]
         if len(given) > 1 and given != ["attack", "change"]:
             raise ValueError(f"condition '{self.name}' is {' and '.join(given)}: it can be one of them")
+        for function in self.functions:
+            if not isinstance(getattr(function, "id", None), str):
+                name = getattr(function, "__qualname__", type(function).__qualname__)
+                raise ValueError(
+                    f"condition '{self.name}': {name} has no id by which its responses are found again; write "
+                    f"@identified('{name.rpartition('.')[2].strip('<>')}') above its definition"
+                )
         json.dumps(dict(self.settings))  # what cannot be stated cannot be found again
 
     @property
@@ -162,8 +184,12 @@ class Condition:
 
     def identity(self):
         """Return what determines the condition, JSON-able."""
-        names = {"function": " ".join(map(_name, self.functions)), "version": self.version} if self.functions else {}
-        return {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)} | names
+        identity = {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)}
+        if self.functions:
+            versions = [function.version for function in self.functions]
+            identity["function"] = " ".join(function.id for function in self.functions)
+            identity["version"] = versions[0] if len(set(versions)) == 1 else versions
+        return identity
 
     def same_function(self, other):
         """Whether another condition of this identity really calls the same code."""
@@ -172,10 +198,6 @@ class Condition:
 
 
 CLEAN = Condition("clean")
-
-
-def _name(function):
-    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _code(function):
@@ -214,14 +236,19 @@ class Readout:
     """What is kept of an answer: Shown -> one row an image, of any type and shape. Subclasses are frozen dataclasses.
 
     `dtype` (numpy's name) and `shape` say what a row is; `intact` asks for the intact network's logits; `takes` is
-    'logits' or 'words'. Fields and `version` are the readout's identity.
+    'logits' or 'words'. Fields, `id` and `version` are the readout's identity; each subclass declares its own `id`.
     """
 
+    id: ClassVar[str] = ""
     dtype: ClassVar[str] = "float32"
     shape: ClassVar[tuple[int, ...]] = ()
     intact: ClassVar[bool] = False
     takes: ClassVar[str] = "logits"
     version: ClassVar[int] = 1
+
+    def __init_subclass__(cls):
+        if not isinstance(vars(cls).get("id"), str):
+            raise TypeError(f"the readout {cls.__name__} has no id by which its responses are found again; give it one")
 
     def __call__(self, shown):
         """Return [B, *shape], a tensor, or an array where torch has no such dtype."""
@@ -238,12 +265,14 @@ class Readout:
     def identity(self):
         """Return what determines the readout, JSON-able."""
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return json.loads(json.dumps({"readout": type(self).__name__, "version": self.version, **fields}))
+        return json.loads(json.dumps({"readout": self.id, "version": self.version, **fields}))
 
 
 @dataclass(frozen=True)
 class TopClasses(Readout):
     """The first `k` class numbers by logit, among `classes` (None: all), int16 [B, k]."""
+
+    id: ClassVar[str] = "TopClasses"
 
     k: int = 5
     classes: tuple[int, ...] | None = None
@@ -273,6 +302,8 @@ class Categories(Readout):
 
     `groups`: pairs (category name, class numbers).
     """
+
+    id: ClassVar[str] = "Categories"
 
     groups: tuple[tuple[str, tuple[int, ...]], ...]
 

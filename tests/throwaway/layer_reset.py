@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.vocabulary import Benchmark, Condition, Estimate, Pass, Readout
+from imagenet_biases.vocabulary import Benchmark, Condition, Estimate, Pass, Readout, identified
 
 
 @dataclass(frozen=True)
 class Cosine(Readout):
+    id: ClassVar[str] = "Cosine"
     dtype: ClassVar[str] = "float64"
     intact: ClassVar[bool] = True
 
@@ -18,12 +19,11 @@ class Cosine(Readout):
         return torch.cosine_similarity(shown.logits.double().softmax(1), shown.intact.double().softmax(1))
 
 
-def zero(network, layer):
-    torch.nn.init.zeros_(network.get_submodule(layer).weight)
+zero = identified("zero")(lambda network, layer: torch.nn.init.zeros_(network.get_submodule(layer).weight))
 
 
 def resets(network):
-    layers = [n for n, module in network.named_modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    layers = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     return tuple(Condition(f"zero {n}", change=zero, settings={"layer": n}) for n in layers)
 
 

@@ -14,6 +14,7 @@ from imagenet_biases.vocabulary import Benchmark, Pass, Readout
 class Power(Readout):
     """Power of the perturbation by rounded radius in the frequency plane, cycles an image."""
 
+    id: ClassVar[str] = "Power"
     shape: ClassVar[tuple[int, ...]] = (113,)
 
     def __call__(self, shown):

@@ -19,6 +19,7 @@ class Namer(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Words(Readout):
+    id: ClassVar[str] = "words"
     dtype: ClassVar[str] = "U60"
     takes: ClassVar[str] = "words"
 

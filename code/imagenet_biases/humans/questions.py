@@ -98,6 +98,7 @@ class Variant:
 class Words(Readout):
     """The answer itself, its first 512 characters, str [B]."""
 
+    id: ClassVar[str] = "Words"
     dtype: ClassVar[str] = f"U{LONGEST}"
     takes: ClassVar[str] = "words"
 
@@ -109,6 +110,7 @@ class Words(Readout):
 class Letters(Readout):
     """The probabilities of the 16 letters among themselves, float32 [B, 16], in the order of the options."""
 
+    id: ClassVar[str] = "Letters"
     shape: ClassVar[tuple[int, ...]] = (16,)
     takes: ClassVar[str] = "words"
 
@@ -123,6 +125,7 @@ class Letters(Readout):
 class Named(Letters):
     """The probabilities of the 16 categories' names under a zero-shot network, float32 [B, 16]."""
 
+    id: ClassVar[str] = "Named"
     takes: ClassVar[str] = "logits"
 
     def hits(self, rows, labels):

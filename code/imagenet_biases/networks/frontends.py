@@ -18,8 +18,10 @@ import torch
 from imagenet_biases.errors import UserError, nearest
 from imagenet_biases.networks.own_code import blaming, own_function
 from imagenet_biases.stimuli import band_pass, normal, streams, uniform
+from imagenet_biases.vocabulary import identified
 
 
+@identified("grey")
 def grey(pixels, batch):
     """Return the luminance of RGB pixels in all three channels."""
     weights = pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -33,6 +35,7 @@ SCHEDULES = {
 }
 
 
+@identified("diffusion-noise")
 def diffusion_noise(pixels, batch, *, schedule):
     """Return a x + s z: a = sqrt(u) with u uniform in [0, 1) for each image, z standard normal for each value.
 
@@ -98,7 +101,9 @@ class FrontEnd:
 
     def identity(self):
         """Return what determines it, JSON-able."""
-        return {"frontend": self.text.partition("@")[0], "strength": self.strength, "code": self.code} | self.settings
+        identity = {"frontend": self.text.partition("@")[0], "strength": self.strength, "code": self.code}
+        version = getattr(self.function, "version", 1)  # of a user's own function `code` takes the version's place
+        return identity | ({"version": version} if version != 1 else {}) | self.settings
 
 
 def front_end(text):

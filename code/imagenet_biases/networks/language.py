@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from imagenet_biases.errors import UserError
+from imagenet_biases.networks.own_code import class_id
+from imagenet_biases.vocabulary import identified
 
 ASKED = "Describe the image. Keep your response short."  # where a benchmark has no question of its own
 
 
+@identified(class_id("answerer"))
 class Answerer(torch.nn.Module):
     """A transformers model and its processor: pixels [B, 3, H, W] in [0, 1] and a question -> B answers.
 

@@ -46,15 +46,27 @@ def build(arch):
     return timm.create_model(arch), ""
 
 
-def class_sources(body):
-    """Return the source code of the classes of a network's modules, as text, but for those of published packages.
+def class_id(name):
+    """Return the id of a network class of this package: the source text by which edition 2 identified it.
 
-    Of classes whose source is not to be had (typed into a plain interpreter), only the names.
+    Fingerprints of networks, and with them all stored responses, rest on these texts: they are never edited.
+    """
+    return (Path(__file__).parent / "class_ids" / f"{name}.txt").read_text("utf-8")
+
+
+def class_sources(body):
+    """Return what the classes of a network's modules do, as text, except those of published packages.
+
+    A class of this package is known by its id and version; any other by its source code, or, where that cannot be had
+    (typed into a plain interpreter), by its name.
     """
     classes = {kind for module in body.modules() for kind in type(module).__mro__}
     texts = []
     for kind in classes:
-        if kind is not object and kind.__module__.partition(".")[0] not in PUBLISHED:
+        package = kind.__module__.partition(".")[0]
+        if package == HARNESS and "id" in vars(kind):
+            texts.append(kind.id if kind.version == 1 else f"{kind.id}\nversion {kind.version}")
+        elif kind is not object and package not in PUBLISHED:
             try:
                 texts.append(inspect.getsource(kind))
             except (OSError, TypeError):

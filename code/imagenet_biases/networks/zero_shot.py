@@ -23,12 +23,15 @@ from imagenet_biases.images.pixels import View
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.checkpoints import fetch
 from imagenet_biases.networks.filling import fill, find
+from imagenet_biases.networks.own_code import class_id
+from imagenet_biases.vocabulary import identified
 
 PROMPTS = ("80", "7", "photo", "name")
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 TEXTS_AT_ONCE = 400
 
 
+@identified(class_id("zero_shot"))
 class ZeroShot(torch.nn.Module):
     """The image tower and the classes' weights: pixels [B, 3, S, S] in [0, 1] -> logits [B, 1000].
 

@@ -3,10 +3,13 @@
 import torch
 from torch import nn
 
+from imagenet_biases.networks.own_code import class_id
 from imagenet_biases.synthetic.drawings import CATEGORIES
+from imagenet_biases.vocabulary import identified
 
 
-class Network(nn.Module):
+@identified(class_id("calibration"))
+class CalibrationNetwork(nn.Module):
     """A small convolutional network: [N, 3, 224, 224] pixels in [0, 1] -> [N, 1000] logits.
 
     Each picture is first brought to mean 0 and standard deviation 1 (over all its values). Sixteen logits are learned,
@@ -30,6 +33,9 @@ class Network(nn.Module):
         numbers = torch.tensor([category.number for category in CATEGORIES])
         self.register_buffer("numbers", numbers, persistent=False)
 
+    def _get_name(self):
+        return "Network"  # as in the fingerprints of stored responses
+
     def forward(self, pixels):
         variance, mean = torch.var_mean(pixels, (1, 2, 3), keepdim=True)
         scores = self.scores(self.features((pixels - mean) * torch.rsqrt(variance + 1e-5)))
@@ -43,4 +49,4 @@ def _layer(inputs, outputs, kernel, stride):
 
 def build():
     """The architecture of both calibration networks, with random weights (the zoo fills them from safetensors)."""
-    return Network()
+    return CalibrationNetwork()
