@@ -16,12 +16,12 @@ import timm
 import torch
 
 from common import described, on, timed
-from imagenet_biases import fast
-from imagenet_biases.attacks import pgd
-from imagenet_biases.files import write_json
+from imagenet_biases.base.files import write_json
+from imagenet_biases.engine import compilation
+from imagenet_biases.engine.inference import Runner, float32_precision
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.runner import Runner, float32_precision
+from imagenet_biases.stimuli.attacks import pgd
 from imagenet_biases.vocabulary import Batch
 
 ROUNDS, STEPS, EPS, STEP_SIZE = 3, 8, 4 / 255, 2 / 255
@@ -55,7 +55,7 @@ def main():
             network = Runner(normalized(), 224, here, programs).differentiable(batch)
             return lambda: attack.attack(network, channels_last, labels, batch, **attack.settings)
 
-        compiled = ours(fast.Programs(shared=True))
+        compiled = ours(compilation.Programs(shared=True))
         contestants = {
             "ours": compiled if device.type == "cuda" else ours(None),
             **({} if device.type == "cuda" else {"ours, compiled": compiled}),

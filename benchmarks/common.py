@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
-from imagenet_biases.loop import Loop
-from imagenet_biases.machine import device_name, machine, versions
-from imagenet_biases.plan import Job, make_plan
+from imagenet_biases.engine.inference import Runners
+from imagenet_biases.engine.loop import Loop
+from imagenet_biases.engine.plan import Job, make_plan
+from imagenet_biases.engine.runtime import machine
+from imagenet_biases.results.provenance import device_name, versions
 from imagenet_biases.results.responses import ResponseStore
-from imagenet_biases.runner import Runners
 from imagenet_biases.study import wordnet_ids
 from imagenet_biases.vocabulary import Benchmark, Settings
 

@@ -2,9 +2,9 @@
 
 Run:  python benchmarks/criticality.py [--images 8] [--rounds 5]      (writes benchmarks/criticality-DEVICE.json)
 
-Both are imagenet_biases.runner.Runner.changed on the same fresh layers, network and images, over all 53 convolutions
-and the classifier, one draw; pixels that are not those of the intact pass have it run in whole. The intact pass counts
-for the restarted ones. They take turns; the ratio is that of the rounds' medians. Target: at least 1.6 times.
+Both are engine.inference.Runner.changed on the same fresh layers, network and images, over all 53
+convolutions and the classifier, one draw; pixels that are not those of the intact pass have it run in whole. The intact
+pass counts for the restarted ones. They take turns; the ratio is that of the rounds' medians. Target: at least 1.6.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from imagenet_biases import Settings
-from imagenet_biases.files import write_json
-from imagenet_biases.machine import circumstances, machine
+from imagenet_biases.base.files import write_json
+from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.runtime import machine
+from imagenet_biases.measures.layer_criticality import layers_of, reset
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.resets import layers_of, reset
-from imagenet_biases.runner import Runner, float32_precision
+from imagenet_biases.results.provenance import circumstances
 from imagenet_biases.vocabulary import Batch, Shown
 
 

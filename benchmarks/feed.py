@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 from common import described, on, photographs
-from imagenet_biases.images import pixels as decoding
-from imagenet_biases.images.feed import batches
-from imagenet_biases.images.pixels import STUDY, Reader
+from imagenet_biases.images import preprocessing as decoding
+from imagenet_biases.images.loader import batches
+from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.study import wordnet_ids
 from imagenet_biases.vocabulary import Data

@@ -33,15 +33,15 @@ from PIL import Image
 
 from common import described, on, photographs, show, timed
 from imagenet_biases import benchmarks
-from imagenet_biases.attacks import pgd, summed_cross_entropy
-from imagenet_biases.files import write_json
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.base.files import write_json
+from imagenet_biases.engine.inference import Runners, float32_precision
+from imagenet_biases.engine.plan import make_jobs
+from imagenet_biases.engine.sharding import deal
+from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.plan import make_jobs
-from imagenet_biases.runner import Runners, float32_precision
-from imagenet_biases.shards import deal
+from imagenet_biases.stimuli.attacks import pgd, summed_cross_entropy
 from imagenet_biases.study import DECLARATIONS
 from imagenet_biases.vocabulary import CLEAN, Batch, Data, Pass
 

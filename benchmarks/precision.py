@@ -22,14 +22,14 @@ import torch
 
 from common import described
 from imagenet_biases import Data, Settings, benchmarks, evaluate
-from imagenet_biases.attacks import gradient, summed_cross_entropy
-from imagenet_biases.files import write_json
-from imagenet_biases.images.pixels import STUDY, decode
+from imagenet_biases.base.files import write_json
+from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.runtime import machine
+from imagenet_biases.images.preprocessing import STUDY, decode
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.machine import machine
+from imagenet_biases.measures.accuracy import resamples
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.runner import Runner, float32_precision
-from imagenet_biases.scores import resamples
+from imagenet_biases.stimuli.attacks import gradient, summed_cross_entropy
 from imagenet_biases.synthetic.image_sets import draw
 from imagenet_biases.vocabulary import Batch, Found, Readout
 

@@ -32,12 +32,12 @@ import torch
 
 from common import on, photographs
 from imagenet_biases import benchmarks
-from imagenet_biases.images.pixels import STUDY, Reader
+from imagenet_biases.engine.loop import Loop, Showing
+from imagenet_biases.engine.plan import Job, make_plan
+from imagenet_biases.engine.progress import Progress
+from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.loop import Loop, Showing
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.plan import Job, make_plan
-from imagenet_biases.progress import Progress
 from imagenet_biases.results.responses import ANSWERED, ResponseStore
 from imagenet_biases.synthetic.image_sets import draw
 from imagenet_biases.vocabulary import Benchmark, Data, Pass

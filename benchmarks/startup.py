@@ -80,8 +80,8 @@ def make(folder, variants):
 def start(folder, results, networks):
     """List, check and plan what is under a folder for all benchmarks that show images, as a run does."""
     from imagenet_biases.benchmarks import names
-    from imagenet_biases.door import Measurement
-    from imagenet_biases.plan import make_plan
+    from imagenet_biases.engine.evaluate import Measurement
+    from imagenet_biases.engine.plan import make_plan
     from imagenet_biases.vocabulary import Data, Settings
 
     class Stand(torch.nn.Module):  # a network, as far as a plan looks at it

@@ -23,12 +23,13 @@ import torch
 from PIL import Image
 
 from common import apart, described, on, prepared, show, timed
-from imagenet_biases import benchmarks, fast
-from imagenet_biases.files import write_json
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases import benchmarks
+from imagenet_biases.base.files import write_json
+from imagenet_biases.engine import compilation
+from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.runner import Runner, float32_precision
 from imagenet_biases.study import wordnet_ids
 from imagenet_biases.vocabulary import Batch, Data, Pass
 
@@ -65,7 +66,9 @@ def cost_of_stimuli(conditions, settings):
     pixels = rows.permute(0, 3, 1, 2).to(torch.float32).div_(255)
     batch = Batch(torch.arange(size, device=device), 0)
     with float32_precision(settings.precision), torch.no_grad():
-        runner = Runner(from_module(Network(), "resnet50"), 224, settings, fast.Programs(shared=device.type != "cpu"))
+        runner = Runner(
+            from_module(Network(), "resnet50"), 224, settings, compilation.Programs(shared=device.type != "cpu")
+        )
         work = {
             condition.name: partial(condition.stimulus, pixels, batch, **condition.settings) for condition in conditions
         }

@@ -25,11 +25,11 @@ import torch
 from torchvision import datasets, transforms
 
 from common import apart, described, on, photographs, prepared, show, timed
-from imagenet_biases import fast
+from imagenet_biases.engine import compilation
+from imagenet_biases.engine.inference import Runner, float32_precision
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.runner import Runner, float32_precision
 from imagenet_biases.vocabulary import Condition, Data, Pass, identified
 
 LEVELS = [round(0.1 * level, 1) for level in range(1, 11)]  # ten cheap stimuli: the forward passes are compared
@@ -116,7 +116,7 @@ def compare(args, images, folder, plain, here):
             "naive": partial(naive, folder, plain, args.batch_size, args.workers, here.device),
         }
         if runner.padded and here.device.type == "cpu":
-            handed = Runner(network, 224, here, fast.Programs(shared=True))
+            handed = Runner(network, 224, here, compilation.Programs(shared=True))
             steps["bare, weights handed over"] = partial(bare, handed, pixels, args.batch_size, len(LEVELS))
         seconds = {name: [] for name in steps}
         for _ in range(args.rounds + 1):

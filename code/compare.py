@@ -9,7 +9,7 @@ Nothing is measured. standing: value with its 95 % interval, rank and percentile
 first; biases, where neither end is better: largest first), difference to the baseline, and for scores the points above
 what ImageNet accuracy predicts (the line of the 48 on logit axes: effective robustness). nearest: the networks of the
 48 with the most similar biases. differences: between each pair of networks that were both measured, from half-samples
-of the same images (imagenet_biases/halves.py); published rows have no responses and so no interval.
+of the same images (measures/split_half.py); published rows have no responses and so no interval.
 """
 
 import sys
@@ -22,9 +22,9 @@ from scipy.special import expit, logit
 
 from imagenet_biases.analysis.ranking import standing
 from imagenet_biases.analysis.statistics import accuracy_on_the_line
-from imagenet_biases.errors import Parser, UserError, exit_on_user_error, nearest
+from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error, nearest
+from imagenet_biases.results.measurements import samples
 from imagenet_biases.results.merge import local_records, select
-from imagenet_biases.results.samples import samples
 from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
 from imagenet_biases.results.text_tables import FORMATS, interval, number
 from imagenet_biases.study import (

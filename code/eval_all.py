@@ -13,9 +13,10 @@ not measured again. The well-tuned attack is half of a study's work and is made 
 import sys
 from pathlib import Path
 
-from imagenet_biases import benchmarks, submit
+from imagenet_biases import benchmarks
+from imagenet_biases.base.errors import UserError, exit_on_user_error
 from imagenet_biases.cli import finish, make_parser, measurement_of, print_plan
-from imagenet_biases.errors import UserError, exit_on_user_error
+from imagenet_biases.engine import slurm
 
 IMAGES = ("data", "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c",
           "imagenet_cbar", "model_vs_human")  # fmt: skip
@@ -52,7 +53,7 @@ def main(arguments=None):
         metavar="BENCHMARK.NAME=VALUE",
         help="what a benchmark's own script takes as --NAME VALUE; may be given several times",
     )
-    submit.add_flags(parser.add_argument_group("a cluster"))
+    slurm.add_flags(parser.add_argument_group("a cluster"))
     args = parser.parse_args(arguments)
     options = options_of(args.option)
     chosen = args.benchmarks.split(",") if args.benchmarks else usual()
@@ -72,7 +73,7 @@ def main(arguments=None):
     if args.dry_run:
         return 0
     if args.submit:
-        return submit.submit(Path(__file__).resolve(), sys.argv[1:] if arguments is None else arguments, args)
+        return slurm.submit(Path(__file__).resolve(), sys.argv[1:] if arguments is None else arguments, args)
     status = finish(measurement)
     print(DEMO_END if demo else "\nNext: python code/merge_results.py puts the records into the table.")
     return status

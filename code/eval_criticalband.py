@@ -17,15 +17,15 @@ from functools import partial
 
 import numpy as np
 
-from imagenet_biases import channel
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import correct, top
-from imagenet_biases.stimuli import OCTAVES, grey, octave_noise
+from imagenet_biases.measures import spatial_channel
+from imagenet_biases.measures.accuracy import correct, top
+from imagenet_biases.stimuli.octave_noise import OCTAVES, grey, octave_noise
 from imagenet_biases.study import NOISE_SDS
 from imagenet_biases.vocabulary import Benchmark, Pass
 
-CRITERIA = {"": lambda accuracy: 50.0, "_norm": channel.own_criterion}  # suffix: accuracy table -> per cent
+CRITERIA = {"": lambda accuracy: 50.0, "_norm": spatial_channel.own_criterion}  # suffix: accuracy table -> per cent
 FINE = "_fine"  # suffix of what rests on interpolated thresholds
 PLAIN = grey()
 MASKED = {(sd, f): octave_noise(f, sd) for sd in NOISE_SDS for f in range(OCTAVES)}
@@ -37,8 +37,8 @@ def passes(data):
 
 
 def hits(found):
-    """Return what was recognised, bool [5, 7, images]: noise levels channel.SDS x bands; row 0 is the same image."""
-    shown = [[MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)] for sd in channel.SDS]
+    """Return what was recognised, bool [5, 7, images]: noise levels x bands; row 0 is the same image."""
+    shown = [[MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)] for sd in spatial_channel.SDS]
     counted = found["imagenet", PLAIN.name].counts
     return np.array([[correct(found["imagenet", one.name])[counted] for one in row] for row in shown])
 
@@ -48,17 +48,17 @@ def profiles(accuracy):
     return {
         suffix + kind: measure(accuracy, criterion(accuracy))
         for suffix, criterion in CRITERIA.items()
-        for kind, measure in (("", channel.thresholds), (FINE, channel.fine_thresholds))
+        for kind, measure in (("", spatial_channel.thresholds), (FINE, spatial_channel.fine_thresholds))
     }
 
 
 def report(found):
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
     right = hits(found)
-    resampled = [profiles(accuracy) for accuracy in channel.resampled(right)]
+    resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right)]
     for suffix, steps in profiles(100 * right.mean(2)).items():
-        others = [channel.fit(one[suffix]) for one in resampled] if suffix.endswith(FINE) else []
-        for name, estimate in channel.estimates(channel.fit(steps), others).items():
+        others = [spatial_channel.fit(one[suffix]) for one in resampled] if suffix.endswith(FINE) else []
+        for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), others).items():
             yield f"metric/criticalband/{name}{suffix}", estimate
     yield "top1_acc/criticalband/sd0", top(found["imagenet", PLAIN.name])
     for (sd, f), condition in MASKED.items():
@@ -69,7 +69,7 @@ def details(found):
     """Return the thresholds behind each channel, and why one is none."""
     steps_of = profiles(100 * hits(found).mean(2))
     return {
-        f"channel{suffix}": {"thresholds": steps.tolist(), "problem": channel.fit(steps).problem}
+        f"channel{suffix}": {"thresholds": steps.tolist(), "problem": spatial_channel.fit(steps).problem}
         for suffix, steps in steps_of.items()
     }
 

@@ -19,15 +19,15 @@ import sys
 import warnings
 from functools import partial
 
-from imagenet_biases import resets
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
-from imagenet_biases.scores import top
+from imagenet_biases.measures import layer_criticality
+from imagenet_biases.measures.accuracy import top
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
 
 LAYERS = ("conv", "fc")
 OPTIONS = (
-    Option("reset", "fresh", "what becomes of a layer", choices=resets.WAYS),
+    Option("reset", "fresh", "what becomes of a layer", choices=layer_criticality.WAYS),
     Option("draws", 3, "of the reset's random numbers", type=int),
     Option("layers", LAYERS, "conv, fc, bn, spatial, all, or patterns of layers' names", several=True),
     Option("probe", 10_000, "images", type=int),
@@ -40,18 +40,18 @@ OPTIONS = (
 def passes(data, probe, recalibrate, **options):
     """Show a sample of the images to the network as it is and after every draw of every reset."""
     images = sampled(image_set("imagenet", data), probe, data.seed)
-    recalibration = resets.Recalibration(images, recalibrate) if recalibrate else None
+    recalibration = layer_criticality.Recalibration(images, recalibrate) if recalibrate else None
     changed = partial(conditions, seed=data.seed, recalibration=recalibration, **options)
-    return [Pass(images), Pass(images, changed), Pass(images, changed, resets.SoftmaxDistances())]
+    return [Pass(images), Pass(images, changed), Pass(images, changed, layer_criticality.SoftmaxDistances())]
 
 
 def conditions(network, reset, draws, layers, joint, untrained, seed, recalibration):
     """Return the resets that a network meets: layer by layer, or all at once."""
-    way, maker = resets.way_for(network, reset, untrained)
-    names = resets.layers_of(network, layers)
+    way, maker = layer_criticality.way_for(network, reset, untrained)
+    names = layer_criticality.layers_of(network, layers)
     groups = {"joint": names} if joint else {name: [name] for name in names}
     return [
-        resets.reset(label, group, way, draw, seed, maker, recalibration)
+        layer_criticality.reset(label, group, way, draw, seed, maker, recalibration)
         for label, group in groups.items()
         for draw in range(draws)
     ]
@@ -59,7 +59,7 @@ def conditions(network, reset, draws, layers, joint, untrained, seed, recalibrat
 
 def prefix(found):
     """Return how the names begin: the plain name is that of the published setting."""
-    options, way = found.options, resets.settings_of(found)["way"]
+    options, way = found.options, layer_criticality.settings_of(found)["way"]
     words = [way] if way != "fresh" else []
     words += [re.sub(r"\W+", "_", "_".join(options["layers"]))] if tuple(options["layers"]) != LAYERS else []
     return "-".join(["metric/criticality", *words, *(["recalibrated"] if options["recalibrate"] else [])])
@@ -67,33 +67,37 @@ def prefix(found):
 
 def report(found):
     """Yield the means over layers, or what all of them together make."""
-    options, way = found.options, resets.settings_of(found).get("way")
+    options, way = found.options, layer_criticality.settings_of(found).get("way")
     if way is None:
         warnings.warn(f"it has no such layers ({', '.join(options['layers'])}): nothing was measured", stacklevel=2)
         return
     if way != options["reset"]:
         text = f"nothing says how to build it untrained (--untrained file.py:function): the reset is {way}"
         warnings.warn(text, stacklevel=2)
-    for measure, (_, mean) in resets.outcomes(found).items():
+    for measure, (_, mean) in layer_criticality.outcomes(found).items():
         yield f"{prefix(found)}/{'joint' if options['joint'] else 'mean'}{measure}", mean
     if options["joint"] and (way, tuple(options["layers"])) == ("moments", ("spatial",)):
-        for k, accuracy in resets.accuracy(found).items():
+        for k, accuracy in layer_criticality.accuracy(found).items():
             yield f"top{k}_acc/random-spatial{'/bn-recalibrated' if options['recalibrate'] else ''}", accuracy
 
 
 def by_layer(found):
     """Return the measures by layer."""
-    if not resets.settings_of(found):
+    if not layer_criticality.settings_of(found):
         return {}
-    return {f"{prefix(found)}{measure}": layers for measure, (layers, _) in resets.outcomes(found).items()}
+    return {f"{prefix(found)}{measure}": layers for measure, (layers, _) in layer_criticality.outcomes(found).items()}
 
 
 def details(found):
     """Return the reset, what it puts into each layer, and the intact network's accuracy on the images shown."""
-    if not resets.settings_of(found):
+    if not layer_criticality.settings_of(found):
         return {}
     intact = top(found["imagenet", CLEAN.name]).value
-    return {"reset": resets.settings_of(found), "layers": resets.distributions(found), "intact_top1": intact}
+    return {
+        "reset": layer_criticality.settings_of(found),
+        "layers": layer_criticality.distributions(found),
+        "intact_top1": intact,
+    }
 
 
 HEADLINE = ("*mean", "*joint", "*recovered", "*random*")

@@ -17,7 +17,7 @@ from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
-from imagenet_biases.receptive import GradientMap, centre_gradient, field
+from imagenet_biases.measures.receptive_field import GradientMap, centre_gradient, field
 from imagenet_biases.vocabulary import Benchmark, Option, Pass
 
 CENTRE = centre_gradient()

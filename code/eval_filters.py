@@ -18,16 +18,16 @@ import sys
 import warnings
 from functools import cache, partial
 
-from imagenet_biases import filters
+from imagenet_biases.base.errors import some
 from imagenet_biases.cli import run
-from imagenet_biases.errors import some
+from imagenet_biases.measures import filter_quality
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import network_name
 from imagenet_biases.vocabulary import Benchmark, Estimate, Option
 
 OPTIONS = (
     Option("kernel", "3", "all: filters of every size above 1 x 1", choices=("3", "all")),
-    Option("sparsity_threshold", filters.SPARSITY_THRESHOLD, "share of a layer's largest weight", type=float),
+    Option("sparsity_threshold", filter_quality.SPARSITY_THRESHOLD, "share of a layer's largest weight", type=float),
     Option("shift_to", None, "networks to compare the 3 x 3 filters with", several=True),
 )
 AGGREGATES = {
@@ -49,22 +49,22 @@ def passes(data, shift_to, **_):
 
 def prefix(options):
     """Return how the names of the measures begin: only the published settings get the published names."""
-    published = math.isclose(options["sparsity_threshold"], filters.SPARSITY_THRESHOLD)
+    published = math.isclose(options["sparsity_threshold"], filter_quality.SPARSITY_THRESHOLD)
     own = "" if published else f"-threshold-{options['sparsity_threshold']:g}"
     return f"metric/quality{'-all' if options['kernel'] == 'all' else ''}{own}"
 
 
 def layers_of(found):
     """Return {layer: weight} and {layer: measures} of a network."""
-    weights = filters.convolutions(found.network, found.options["kernel"])
+    weights = filter_quality.convolutions(found.network, found.options["kernel"])
     threshold = found.options["sparsity_threshold"]
-    return weights, {name: filters.quality(weight, threshold) for name, weight in weights.items()}
+    return weights, {name: filter_quality.quality(weight, threshold) for name, weight in weights.items()}
 
 
 @cache
 def reference(name):
     """Return the 3 x 3 filters [n, 9] of the network that `--shift-to` names."""
-    return filters.pooled(load_model(name))
+    return filter_quality.pooled(load_model(name))
 
 
 def report(found):
@@ -81,12 +81,15 @@ def report(found):
         warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({some(tiny)})", stacklevel=2)
     for key, kinds in AGGREGATES.items():
         for kind in kinds:
-            yield f"{prefix(found.options)}/{LONG.get(key, key)}_{kind}", filters.over_layers(layers, key, kind)
-    random = filters.random_layers(layers, weights)
+            yield f"{prefix(found.options)}/{LONG.get(key, key)}_{kind}", filter_quality.over_layers(layers, key, kind)
+    random = filter_quality.random_layers(layers, weights)
     yield f"{prefix(found.options)}/random_share", sum(random.values()) / len(random) if random else None
-    yield f"{prefix(found.options)}/gauss-ks", filters.over_layers(layers, "ks", "max")
+    yield f"{prefix(found.options)}/gauss-ks", filter_quality.over_layers(layers, "ks", "max")
     for name in found.options["shift_to"] or ():
-        yield f"metric/filter-shift/{network_name(name)}", filters.shift(filters.pooled(found.network), reference(name))
+        yield (
+            f"metric/filter-shift/{network_name(name)}",
+            filter_quality.shift(filter_quality.pooled(found.network), reference(name)),
+        )
 
 
 def by_layer(found):

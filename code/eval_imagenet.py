@@ -11,7 +11,7 @@ from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import accuracies
+from imagenet_biases.measures.accuracy import accuracies
 from imagenet_biases.vocabulary import Benchmark, Pass
 
 

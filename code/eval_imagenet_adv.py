@@ -18,11 +18,11 @@ import sys
 import warnings
 from functools import partial
 
-from imagenet_biases.attacks import auto_attack, fgsm, length, linf_size, pgd, pgd_l2, tuned_pgd
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
-from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import accuracies, correct, top
+from imagenet_biases.measures.accuracy import accuracies, correct, top
+from imagenet_biases.stimuli.attacks import auto_attack, fgsm, length, linf_size, pgd, pgd_l2, tuned_pgd
 from imagenet_biases.study import LEVELS
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
-from imagenet_biases.scores import accuracies, mean_accuracy, mean_corruption_error
+from imagenet_biases.measures.accuracy import accuracies, mean_accuracy, mean_corruption_error
 from imagenet_biases.study import CORRUPTIONS, SEVERITIES, USUAL_CORRUPTIONS
 from imagenet_biases.vocabulary import Benchmark, Option, Pass
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
-from imagenet_biases.scores import accuracies, mean_accuracy
+from imagenet_biases.measures.accuracy import accuracies, mean_accuracy
 from imagenet_biases.study import CORRUPTIONS_BAR, SEVERITIES
 from imagenet_biases.vocabulary import Benchmark, Option, Pass
 

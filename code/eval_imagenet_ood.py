@@ -13,7 +13,7 @@ from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import given_sets
-from imagenet_biases.scores import accuracies
+from imagenet_biases.measures.accuracy import accuracies
 from imagenet_biases.vocabulary import Benchmark, Pass, TopClasses
 
 SETS = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")

@@ -14,7 +14,7 @@ from functools import partial
 from imagenet_biases.cli import run
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import among
+from imagenet_biases.measures.accuracy import among
 from imagenet_biases.vocabulary import Benchmark, Pass
 
 

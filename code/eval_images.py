@@ -12,9 +12,9 @@ import sys
 from functools import partial
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.own import PREFIX, accepted, own_set
+from imagenet_biases.images.custom import PREFIX, accepted, own_set
 from imagenet_biases.images.sets import NotGiven
-from imagenet_biases.scores import among
+from imagenet_biases.measures.accuracy import among
 from imagenet_biases.vocabulary import Benchmark, Option, Pass, TopClasses
 
 OPTIONS = (

@@ -17,8 +17,8 @@ Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); 
 import sys
 from functools import partial
 
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
-from imagenet_biases.errors import UserError
 from imagenet_biases.humans import people
 from imagenet_biases.humans.stimulus_sets import image_sets
 from imagenet_biases.vocabulary import Benchmark, Pass

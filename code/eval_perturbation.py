@@ -18,21 +18,21 @@ import sys
 import warnings
 from functools import partial
 
-from imagenet_biases import perturbations
-from imagenet_biases.attacks import length, linf_size, pgd, pgd_l2
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
-from imagenet_biases.perturbations import Radii, Rings
-from imagenet_biases.scores import accuracies, correct
+from imagenet_biases.measures import perturbation_maps
+from imagenet_biases.measures.accuracy import accuracies, correct
+from imagenet_biases.measures.perturbation_maps import Radii, Rings
+from imagenet_biases.stimuli.attacks import length, linf_size, pgd, pgd_l2
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass, TopClasses
 
-STEPS, EPS, EPS_L2, MODES = 40, 4 / 255, 0.5, perturbations.MODES
+STEPS, EPS, EPS_L2, MODES = 40, 4 / 255, 0.5, perturbation_maps.MODES
 OPTIONS = (
     Option("source", ("gradient",), "of perturbations", choices=("gradient", "pgd-linf", "pgd-l2"), several=True),
     Option("eps", EPS, "of pgd-linf", type=linf_size),
     Option("eps_l2", EPS_L2, "of pgd-l2: the norm of the change of an image", type=length),
     Option("padding", MODES, "of the convolutions at test time", choices=MODES, several=True),
-    Option("mask", (8,), "widths of the border to cover, in pixels", type=perturbations.width, several=True),
+    Option("mask", (8,), "widths of the border to cover, in pixels", type=perturbation_maps.width, several=True),
     Option("probe", 1000, "images", type=int),
 )
 PLACES = (*(f"ring-{number}" for number in range(8)), "anomaly", "asymmetry-x", "asymmetry-y")
@@ -44,17 +44,17 @@ def shown(source, eps, eps_l2, mask, **_):
     linf = "pgd-linf" if math.isclose(eps, EPS) else f"pgd-linf-eps-{255 * eps:g}"
     l2 = "pgd-l2" if math.isclose(eps_l2, EPS_L2) else f"pgd-l2-eps-{eps_l2:g}"
     made = {
-        "gradient": ("gradient", perturbations.slope()),
+        "gradient": ("gradient", perturbation_maps.slope()),
         "pgd-linf": (linf, pgd(linf, eps, STEPS, 2.5 * eps / STEPS)),
         "pgd-l2": (l2, pgd_l2(l2, eps_l2, STEPS)),
     }
-    return dict(made[one] for one in source) | {f"gradient-masked-{one}": perturbations.slope(one) for one in mask}
+    return dict(made[one] for one in source) | {f"gradient-masked-{one}": perturbation_maps.slope(one) for one in mask}
 
 
 def padded(network, padding, **_):
     """Return {name in the metrics: condition} of a network's padding; none where it pads by other means."""
-    can = perturbations.padding_convolutions(network)[0]
-    return {f"gradient-padding-{mode}": perturbations.slope_padded(mode) for mode in padding if can}
+    can = perturbation_maps.padding_convolutions(network)[0]
+    return {f"gradient-padding-{mode}": perturbation_maps.slope_padded(mode) for mode in padding if can}
 
 
 def passes(data, probe, **options):
@@ -74,7 +74,7 @@ def profiles(found):
     result = {}
     for name, condition in (shown(**found.options) | padded(found.network, **found.options)).items():
         rings, radii = (found["imagenet", condition.name, one].values[right] for one in (Rings, Radii))
-        result[name] = perturbations.border(rings) | perturbations.spectrum(radii)
+        result[name] = perturbation_maps.border(rings) | perturbation_maps.spectrum(radii)
     return result
 
 
@@ -87,7 +87,7 @@ def report(found):
         yield from accuracies(found["imagenet", f"gradient masked {width}", TopClasses], f"border-masked/{width}")
     for name, condition in padded(found.network, **found.options).items():
         yield from accuracies(found["imagenet", condition.name, TopClasses], f"padding/{name.rpartition('-')[2]}")
-    if said := perturbations.unswitched(found.network):
+    if said := perturbation_maps.unswitched(found.network):
         warnings.warn(said, stacklevel=2)
 
 
@@ -95,7 +95,7 @@ def details(found):
     """Return how many convolutions were switched, on how many images the profiles rest, and the whole profiles."""
     clean = found["imagenet", CLEAN.name]
     return {
-        "switched_convolutions": len(perturbations.padding_convolutions(found.network)[0]),
+        "switched_convolutions": len(perturbation_maps.padding_convolutions(found.network)[0]),
         "images": {"shown": int(clean.counts.sum()), "right": int(correct(clean).sum())},
         "profiles": {n: {key: one.value for key, one in parts.items()} for n, parts in profiles(found).items()},
     }

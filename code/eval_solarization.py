@@ -18,12 +18,12 @@ from functools import partial
 
 import numpy as np
 
-from imagenet_biases.attacks import random_solarization
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
-from imagenet_biases.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
-from imagenet_biases.scores import accuracies, correct, mean_accuracy, mean_over_images, proportion, top
-from imagenet_biases.stimuli import LEVELS, solarized, threshold_level
+from imagenet_biases.measures.accuracy import accuracies, correct, mean_accuracy, mean_over_images, proportion, top
+from imagenet_biases.stimuli.attacks import random_solarization
+from imagenet_biases.stimuli.solarization import LEVELS, solarized, threshold_level
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
 
 GRID = 101  # points of the published grid

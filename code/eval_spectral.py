@@ -16,8 +16,8 @@ import numpy as np
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.scores import accuracies, correct, ratio
-from imagenet_biases.stimuli import high_pass, low_pass
+from imagenet_biases.measures.accuracy import accuracies, correct, ratio
+from imagenet_biases.stimuli.bandpass import high_pass, low_pass
 from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, mean
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Pass
 

@@ -16,7 +16,7 @@ published rows, never changes.
 
 from pathlib import Path
 
-from imagenet_biases.errors import Parser, UserError, exit_on_user_error
+from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.results.merge import (
     compare,
     local_records,

@@ -40,8 +40,8 @@ from imagenet_biases.analysis.plotting_people import people_figures
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, WITHIN, shared, statistics, write
-from imagenet_biases.errors import Parser, UserError, exit_on_user_error
-from imagenet_biases.files import atomic
+from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
+from imagenet_biases.base.files import atomic
 from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.merge import local_records
 from imagenet_biases.results.table import read_beside, read_table, study, tables, write_frame

@@ -27,9 +27,8 @@ from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES
 from imagenet_biases.analysis.plotting_people import looks, published_likeness
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
-from imagenet_biases.channel import FREQUENCIES, FWHM, Channel
-from imagenet_biases.errors import Parser, UserError, exit_on_user_error
-from imagenet_biases.files import atomic
+from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
+from imagenet_biases.base.files import atomic
 from imagenet_biases.humans.agreement import (
     PEOPLE,
     TRIALS_HELP,
@@ -42,8 +41,9 @@ from imagenet_biases.humans.agreement import (
     pairs,
     read_observers,
 )
-from imagenet_biases.machine import commit
+from imagenet_biases.measures.spatial_channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.results.merge import local_records, select
+from imagenet_biases.results.provenance import commit
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived, read_beside, read_table, study, tables
 from imagenet_biases.study import (
     BIASES,

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from imagenet_biases.errors import Parser, exit_on_user_error
-from imagenet_biases.files import atomic
-from imagenet_biases.home import HOME
+from imagenet_biases.base.errors import Parser, exit_on_user_error
+from imagenet_biases.base.files import atomic
+from imagenet_biases.base.paths import HOME
 from imagenet_biases.synthetic.drawings import CATEGORIES, LUMA, VIEW, picture
 from imagenet_biases.synthetic.networks import build
 

@@ -38,14 +38,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from imagenet_biases.base.errors import Parser, Terminated, UserError, exit_on_user_error
+from imagenet_biases.base.files import atomic, safe_name
 from imagenet_biases.cli import whole
-from imagenet_biases.errors import Parser, Terminated, UserError, exit_on_user_error
-from imagenet_biases.files import atomic, safe_name
-from imagenet_biases.images.own import own_set
-from imagenet_biases.images.pixels import Reader, Unreadable
+from imagenet_biases.images.custom import own_set
+from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.networks.frontends import SCHEDULES, diffusion_noise
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.stimuli import band_pass, streams, uniform
+from imagenet_biases.stimuli.bandpass import band_pass
+from imagenet_biases.stimuli.seeded import streams, uniform
 from imagenet_biases.study import VIEW_CROP
 from imagenet_biases.vocabulary import Batch, Data
 

@@ -14,8 +14,8 @@ import sys
 
 import requests
 
-from imagenet_biases.errors import Parser, UserError, clean, exit_on_user_error
-from imagenet_biases.networks.checkpoints import reason, web_address
+from imagenet_biases.base.download import reason, web_address
+from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import registry, resolve
 

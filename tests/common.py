@@ -31,7 +31,7 @@ def script(name, *arguments, check=True, cwd=None, **environment):
 def measured(benchmark, network, data, results=None, options=None, **settings):
     """Run a benchmark on a network (a module or a name) through the Python door; return what its report found."""
     from imagenet_biases import Settings, evaluate
-    from imagenet_biases.scores import resamples
+    from imagenet_biases.measures.accuracy import resamples
 
     caught = []
 

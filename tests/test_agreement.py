@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from common import SHARED, needs_shared
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import agreement
 from imagenet_biases.humans.agreement import PARAMETRIC, PEOPLE
 from imagenet_biases.humans.people import MEASURES, compare, write_trials

@@ -18,9 +18,9 @@ from scipy.io import savemat
 from common import run
 from hostile import cases, damaged, limited
 from imagenet_biases import Data, Settings, evaluate
-from imagenet_biases.errors import UserError, clean
+from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.images import archives
-from imagenet_biases.images.pixels import STUDY, Reader, Unreadable
+from imagenet_biases.images.preprocessing import STUDY, Reader, Unreadable
 from imagenet_biases.images.sets import image_set, image_sets
 from imagenet_biases.study import wordnet_ids
 

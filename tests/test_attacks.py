@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import eval_imagenet_adv
-from imagenet_biases import attacks
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import add_options
-from imagenet_biases.errors import UserError
-from imagenet_biases.stimuli import streams, uniform
+from imagenet_biases.stimuli import attacks
+from imagenet_biases.stimuli.seeded import streams, uniform
 from imagenet_biases.vocabulary import Batch
 
 EPS = 4 / 255

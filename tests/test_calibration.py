@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from common import CODE, ROOT
-from imagenet_biases.errors import UserError
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.study import class_numbers, wordnet_ids
 from imagenet_biases.synthetic import drawings, image_sets, manipulations
 from imagenet_biases.synthetic.drawings import CATEGORIES, TEXTURE_OCTAVE, VIEW

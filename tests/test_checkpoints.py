@@ -25,10 +25,12 @@ from safetensors.torch import save_file
 import zoo_hostile
 import zoo_layouts
 import zoo_server
-from imagenet_biases.errors import UserError, clean
-from imagenet_biases.networks import checkpoints, filling
+from imagenet_biases.base import download
+from imagenet_biases.base.errors import UserError, clean
+from imagenet_biases.base.safe_pickle import read
+from imagenet_biases.networks import state_dict
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.networks.reading import read
+from imagenet_biases.networks.pins import Pins
 from imagenet_biases.networks.registry import Layout
 
 GOOD = zoo_hostile.GOOD
@@ -52,7 +54,7 @@ sys.addaudithook(_watch)  # Python has no way to take one off
 def filled(path):
     """The state dict of the Linear(4, 3) that a file has filled."""
     network = torch.nn.Linear(4, 3)
-    filling.fill(network, filling.find(read(path), network, path), path)
+    state_dict.fill(network, state_dict.find(read(path), network, path), path)
     return network.state_dict()
 
 
@@ -278,13 +280,13 @@ def test_a_strangers_copy_beside_a_checkpoint_is_not_read(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"2.weight": torch.ones(1000, 3), "2.bias": torch.zeros(1000)}, path)
     status = path.stat()
-    facts = {"sha256": checkpoints.file_hash(path), "size": status.st_size, "time": status.st_mtime_ns}
+    facts = {"sha256": download.file_hash(path), "size": status.st_size, "time": status.st_mtime_ns}
     facts["places"] = {name: [[name]] for name in ("2.weight", "2.bias")}
     wrong = {"2.weight": -torch.ones(1000, 3), "2.bias": torch.zeros(1000)}
     save_file(wrong, tmp_path / "x.pth.safetensors", {"original": json.dumps(facts)})
     network = load_model(str(path), arch=f"{tmp_path}/net.py:build", normalization="none")
     assert network(torch.ones(1, 3, 8, 8)).min() == 3
-    assert network.identity["checkpoint_sha256"] == checkpoints.file_hash(path)
+    assert network.identity["checkpoint_sha256"] == download.file_hash(path)
 
 
 def test_a_file_by_python_2(tmp_path):
@@ -316,11 +318,11 @@ def test_only_the_counters_of_batch_norm_may_be_missing():
     network = torch.nn.BatchNorm2d(3)
     state = {name: value + 2 for name, value in network.state_dict().items()}
     del state["num_batches_tracked"]
-    filling.fill(network, state, "x")
+    state_dict.fill(network, state, "x")
     assert network.running_var.tolist() == [3, 3, 3] and network.num_batches_tracked == 0
     del state["running_var"]
     with pytest.raises(UserError, match=r"x does not fit the network \(5 tensors\); 1 missing: running_var"):
-        filling.fill(network, state, "x")
+        state_dict.fill(network, state, "x")
 
 
 def test_layout_rules():
@@ -343,7 +345,7 @@ DATA = bytes(range(251)) * 4000
 def server(monkeypatch):
     server = zoo_server.Server()
     server.reach(monkeypatch)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     yield server
     server.close()
 
@@ -355,7 +357,7 @@ def asked(server):
 def test_a_broken_connection_is_taken_up_again(server, tmp_path):
     tag = {"ETag": '"one"'}
     server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000, 200_000], busy=1, headers=tag)
-    assert checkpoints.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
+    assert download.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
     starts = [int(text[6:-1]) for text in asked(server)[2:]]
     assert asked(server)[:2] == [None, None] and 0 < starts[0] < starts[1] <= 800_000
     assert not list(tmp_path.glob("*.part*"))
@@ -366,29 +368,29 @@ def test_a_broken_connection_is_taken_up_again(server, tmp_path):
 )
 def test_without_a_way_to_go_on_a_download_begins_anew(reply, server, tmp_path):
     server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000], **reply)
-    assert checkpoints.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
+    assert download.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
 
 
 def test_halves_of_two_versions_are_not_joined(server, tmp_path):
     address = "https://a.org/x.pth"
     server.replies[address] = zoo_server.Reply(DATA, cut=[150_000] * 9, headers={"ETag": '"one"'})
     with pytest.raises(UserError, match=r"cannot fetch https://a\.org/x\.pth: .*\(5 attempts\)"):
-        checkpoints.fetch(address, tmp_path)
-    assert list(tmp_path.glob("*.part")) and not checkpoints.local_path(address, tmp_path).exists()
+        download.fetch(address, tmp_path)
+    assert list(tmp_path.glob("*.part")) and not download.local_path(address, tmp_path).exists()
     other = DATA[::-1]
     server.replies[address] = zoo_server.Reply(other, headers={"ETag": '"two"'})
-    assert checkpoints.fetch(address, tmp_path).read_bytes() == other
+    assert download.fetch(address, tmp_path).read_bytes() == other
 
 
 def test_google_drive_asks_first_and_is_taken_up_again(server, tmp_path):
     server.replies["gdrive://abc"] = zoo_server.Reply(DATA, big=True, cut=[600_000])
-    path = checkpoints.fetch("gdrive://abc", tmp_path, name="net.pth")
+    path = download.fetch("gdrive://abc", tmp_path, name="net.pth")
     assert path.read_bytes() == DATA and path.name.endswith("-net.pth")
 
 
 def test_the_hub_and_its_mirror(server, tmp_path):
     server.replies["hf://owner/repository/folder/x.ckpt"] = zoo_server.Reply(DATA)
-    path = checkpoints.fetch("hf://owner/repository/folder/x.ckpt", tmp_path)
+    path = download.fetch("hf://owner/repository/folder/x.ckpt", tmp_path)
     assert path.read_bytes() == DATA and path.name.endswith("-x.ckpt")
     assert sorted(other.name for other in tmp_path.iterdir() if not other.name.startswith(".")) == [path.name]
 
@@ -423,30 +425,30 @@ def test_the_hub_and_its_mirror(server, tmp_path):
 def test_what_cannot_be_had_is_explained(address, reply, reason, by_hand, server, tmp_path):
     if reply:
         server.replies[address] = reply
-    path = checkpoints.local_path(address, tmp_path)
+    path = download.local_path(address, tmp_path)
     with pytest.raises(UserError, match=rf"cannot fetch .*{reason}") as caught:
-        checkpoints.fetch(address, tmp_path)
+        download.fetch(address, tmp_path)
     assert f"open {by_hand}" in re.sub(r"open http://127\.0\.0\.1:\d+", "open ", str(caught.value))
     assert f"save the file as {path}" in str(caught.value)
     assert [other.name for other in tmp_path.iterdir() if not other.name.startswith(".")] == []
     del server.log[:]
     path.write_bytes(DATA)  # put there by hand
-    assert checkpoints.fetch(address, tmp_path) == path and not server.log
+    assert download.fetch(address, tmp_path) == path and not server.log
     path.write_bytes(zoo_server.QUOTA)
     with pytest.raises(UserError, match=r"is a web page \(Google Drive - Quota exceeded\).*delete it; open http"):
-        checkpoints.fetch(address, tmp_path)
+        download.fetch(address, tmp_path)
 
 
 def test_no_connection_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     with pytest.raises(UserError, match=r"cannot fetch http://127\.0\.0\.1:9/x\.pth: no connection to 127\.0\.0\.1"):
-        checkpoints.fetch("http://127.0.0.1:9/x.pth", tmp_path)
+        download.fetch("http://127.0.0.1:9/x.pth", tmp_path)
 
 
 def test_two_sources_never_share_a_file(server, tmp_path):
     for host, data in (("a.org", b"one"), ("b.org", b"two")):
         server.replies[f"https://{host}/model.pth"] = zoo_server.Reply(data)
-    paths = [checkpoints.fetch(f"https://{host}/model.pth", tmp_path) for host in ("a.org", "b.org")]
+    paths = [download.fetch(f"https://{host}/model.pth", tmp_path) for host in ("a.org", "b.org")]
     assert [path.read_bytes() for path in paths] == [b"one", b"two"]
 
 
@@ -454,13 +456,13 @@ def test_an_expected_hash(server, tmp_path):
     digest = hashlib.sha256(DATA).hexdigest()
     for folder, sha256 in (("whole", digest), ("beginning", digest[:8])):
         server.replies["https://a.org/x.tar.gz?download=1"] = zoo_server.Reply(DATA)
-        path = checkpoints.fetch("https://a.org/x.tar.gz?download=1", tmp_path / folder, sha256=sha256)
+        path = download.fetch("https://a.org/x.tar.gz?download=1", tmp_path / folder, sha256=sha256)
         assert path.name.endswith("-x.tar.gz")
     with pytest.raises(UserError, match=f"its sha256 begins with {digest}, {'0' * 64} was expected"):
-        checkpoints.fetch("https://a.org/x.tar.gz?download=1", tmp_path / "other", sha256="0" * 64)
-    assert checkpoints.hash_in_name("https://a.org/resnet50-0676ba61.pth") == "0676ba61"
-    assert checkpoints.hash_in_name("https://a.org/b/resnet50_train_60_epochs-c8e5653e.pth.tar?raw=1") == "c8e5653e"
-    assert checkpoints.hash_in_name("https://a.org/r-50-100ep/linear-100ep.pth.tar") is None
+        download.fetch("https://a.org/x.tar.gz?download=1", tmp_path / "other", sha256="0" * 64)
+    assert download.hash_in_name("https://a.org/resnet50-0676ba61.pth") == "0676ba61"
+    assert download.hash_in_name("https://a.org/b/resnet50_train_60_epochs-c8e5653e.pth.tar?raw=1") == "c8e5653e"
+    assert download.hash_in_name("https://a.org/r-50-100ep/linear-100ep.pth.tar") is None
 
 
 def test_two_processes_fetch_a_file_once(tmp_path):
@@ -480,7 +482,7 @@ def test_two_processes_fetch_a_file_once(tmp_path):
 
 
 def test_pins(tmp_path):
-    pins = checkpoints.Pins(tmp_path / "lock.json")
+    pins = Pins(tmp_path / "lock.json")
     pins.check("https://a.org/x", "1" * 64, "x.pth")
     pins.add("https://a.org/x", "1" * 64)
     pins.add("hf://a/b/c", "2" * 64)

@@ -10,7 +10,7 @@ import scipy.stats
 from scipy.special import expit, logit
 
 from common import run
-from imagenet_biases.halves import T95, from_text, standard_error
+from imagenet_biases.measures.split_half import T95, from_text, standard_error
 from imagenet_biases.results.table import PUBLISHED, read_table, study
 
 

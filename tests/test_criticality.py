@@ -14,8 +14,15 @@ import eval_criticality
 from common import ROOT, SHARED, measured, needs_shared, run
 from imagenet_biases import Data
 from imagenet_biases.images.sets import image_set
+from imagenet_biases.measures.layer_criticality import (
+    Recalibration,
+    SoftmaxDistances,
+    layers_of,
+    outcomes,
+    reset,
+    reset_state,
+)
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.resets import Recalibration, SoftmaxDistances, layers_of, outcomes, reset, reset_state
 from imagenet_biases.vocabulary import Batch, Shown
 
 BENCHMARK = eval_criticality.BENCHMARK
@@ -55,7 +62,7 @@ class Normed(nn.Module):
 
 def softmax(network, images):
     """The network's softmax vectors of the images as the loop shows them, float64."""
-    from imagenet_biases.images.pixels import STUDY, Reader
+    from imagenet_biases.images.preprocessing import STUDY, Reader
 
     reader = Reader(images, images.view(STUDY))
     pixels = torch.stack([torch.from_numpy(reader.read(int(one)).copy()) for one in images.chosen])
@@ -227,7 +234,7 @@ def test_weights_are_bit_identical_afterwards(fault, drawn, monkeypatch):
 
 @needs_shared
 def test_batches_the_block_cache_and_the_order_of_layers_change_nothing(monkeypatch):
-    from imagenet_biases.changes import Changed
+    from imagenet_biases.engine.activation_cache import Changed
 
     network, data = MOBILENET, Data(imagenet=SHARED / "imagenet_samples", limit=9)
     options = {"draws": 2, "layers": "layers.0,layers.22,layers.63", "reset": "permute"}

@@ -15,7 +15,7 @@ import torch
 
 from common import CODE, measured, run
 from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate, identified
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import read_record, variant, write_record
@@ -222,11 +222,11 @@ def test_measurements_say_when_and_by_what_they_were_made(drawn, tmp_path, monke
     assert source["images_per_second"] > 0 and source["measured"][0]["time"] == source["time"]
     path = tmp_path / "net" / "probe.json"
     before = path.read_bytes()
-    monkeypatch.setattr("imagenet_biases.door.commit", lambda: "f" * 40)  # other code, same values
+    monkeypatch.setattr("imagenet_biases.engine.evaluate.commit", lambda: "f" * 40)  # other code, same values
     evaluate(network, benchmark, data, SETTINGS, results=tmp_path)
     assert path.read_bytes() == before
     other = Benchmark("probe", benchmark.passes, lambda found: [("top1_acc/imagenet", 2.0)])
-    monkeypatch.setattr("imagenet_biases.door.commit", lambda: "e" * 40)
+    monkeypatch.setattr("imagenet_biases.engine.evaluate.commit", lambda: "e" * 40)
     (again,) = evaluate(network, other, data, SETTINGS, results=tmp_path)
     assert again.metrics["top1_acc/imagenet"].value == 2
     (line,) = again["scored"]
@@ -324,12 +324,12 @@ def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypa
     """Clean accuracy of all networks first, and the gate; then benchmark by benchmark, the cheap ones first."""
     events = []
     monkeypatch.setattr(
-        "imagenet_biases.door.write_record",
+        "imagenet_biases.engine.evaluate.write_record",
         lambda results, record: (events.append((record["benchmark"], record["model"])), (record, tmp_path, True))[1],
     )
     gates = []
     monkeypatch.setattr(
-        "imagenet_biases.door.Measurement._doubt",
+        "imagenet_biases.engine.evaluate.Measurement._doubt",
         staticmethod(lambda network, accuracy, images: gates.append((network.name, len(events)))),
     )
     names = ["spectral", "criticalband", "imagenet_real", "imagenet", "imagenet_ood"]
@@ -393,7 +393,7 @@ def test_the_tuned_attack_is_made_only_where_it_is_asked_for(drawn, tmp_path):
 def test_every_run_gets_its_own_accuracy(drawn, monkeypatch):
     """Each network's and condition's accuracy on the images so far, as such."""
     told = []
-    monkeypatch.setattr("imagenet_biases.loop.time.monotonic", iter(range(0, 10**6, 2)).__next__)
+    monkeypatch.setattr("imagenet_biases.engine.loop.time.monotonic", iter(range(0, 10**6, 2)).__next__)
     monkeypatch.setattr(
         "imagenet_biases.results.wandb_log.WandbLogger.watch",
         lambda self, group, progress, accuracies: told.append((progress.seen, dict(accuracies))),
@@ -426,8 +426,8 @@ def test_live_accuracies_reach_the_wandb_run_of_their_network():
 
 def test_a_log_file_gets_lines(drawn, tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(CODE)!r})\nimport imagenet_biases.progress as p; p.PAUSE = 0\n"
-        f"import imagenet_biases.loop as l; import itertools, types\n"
+        f"import sys; sys.path.insert(0, {str(CODE)!r})\nimport imagenet_biases.engine.progress as p; p.PAUSE = 0\n"
+        f"import imagenet_biases.engine.loop as l; import itertools, types\n"
         f"l.time = types.SimpleNamespace(monotonic=iter(range(0, 10**6, 2)).__next__)\n"
         f"import eval_imagenet; eval_imagenet.main()"
     )
@@ -448,7 +448,7 @@ def test_native_view_is_not_the_study_s(drawn, tmp_path):
             seen.setdefault(tuple(pixels.shape[2:]), []).append(float(pixels.double().sum()))
             return super().forward(pixels)
 
-    from imagenet_biases.images.pixels import View
+    from imagenet_biases.images.preprocessing import View
     from imagenet_biases.networks.load import from_module
 
     records = []

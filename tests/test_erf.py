@@ -11,7 +11,7 @@ from torch import nn
 import eval_erf
 from common import SHARED, measured, needs_shared, run
 from imagenet_biases import Data
-from imagenet_biases.receptive import centre, field
+from imagenet_biases.measures.receptive_field import centre, field
 
 BENCHMARK = eval_erf.BENCHMARK
 

@@ -19,15 +19,15 @@ from torchvision import transforms
 
 from common import CODE, SHARED, needs_shared, responses, script
 from imagenet_biases import Data, Settings, evaluate
-from imagenet_biases.attacks import tuned_pgd
-from imagenet_biases.errors import UserError
-from imagenet_biases.images.pixels import STUDY, Reader
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.engine.loop import Loop
+from imagenet_biases.engine.plan import Job, make_plan
+from imagenet_biases.engine.runtime import machine
+from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.loop import Loop
-from imagenet_biases.machine import machine
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.plan import Job, make_plan
 from imagenet_biases.results.responses import ResponseStore
+from imagenet_biases.stimuli.attacks import tuned_pgd
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Benchmark, Categories, Condition, Pass, TopClasses, identified
 

@@ -11,15 +11,17 @@ import torch
 from torch._dynamo.utils import counters
 
 from common import responses
-from imagenet_biases import Benchmark, Data, Pass, Settings, attacks, fast
+from imagenet_biases import Benchmark, Data, Pass, Settings
+from imagenet_biases.engine import compilation
+from imagenet_biases.engine.inference import Runners
+from imagenet_biases.engine.loop import Loop
+from imagenet_biases.engine.plan import Job, make_plan
+from imagenet_biases.engine.runtime import machine
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.loop import Loop
-from imagenet_biases.machine import machine
+from imagenet_biases.measures.accuracy import proportion
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.plan import Job, make_plan
 from imagenet_biases.results.responses import ResponseStore
-from imagenet_biases.runner import Runners
-from imagenet_biases.scores import proportion
+from imagenet_biases.stimuli import attacks
 from imagenet_biases.vocabulary import CLEAN
 
 
@@ -39,7 +41,7 @@ def network():
 
 def test_folding_removes_batch_norms_and_keeps_the_answers(network):
     pixels = torch.rand(2, 3, 224, 224)
-    faster = fast.folded(network, pixels)
+    faster = compilation.folded(network, pixels)
     assert faster is not network
     assert not [m for m in faster.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # the original is left alone
@@ -48,7 +50,7 @@ def test_folding_removes_batch_norms_and_keeps_the_answers(network):
 
 def test_the_calibration_networks_fold():
     network = load_model("calibration_texture")
-    assert fast.folded(network, torch.rand(2, 3, 224, 224)) is not network
+    assert compilation.folded(network, torch.rand(2, 3, 224, 224)) is not network
 
 
 class Branching(torch.nn.Module):
@@ -68,7 +70,7 @@ class Choosy(torch.nn.Module):
 @pytest.mark.parametrize("module", [Branching(), Choosy()])
 def test_what_cannot_be_folded_faithfully_is_left_alone(module):
     example = torch.rand(2, 3, 8, 8)
-    assert fast.folded(module, example) is module
+    assert compilation.folded(module, example) is module
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -80,7 +82,7 @@ def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch, shared)
         config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
         pytest.warns(UserWarning, match="not compiled"),
     ):
-        programs = fast.Programs(shared)
+        programs = compilation.Programs(shared)
         program = programs.compiled(copy.deepcopy(network), torch.rand(2, 3, 64, 64), contextlib.nullcontext)
     assert program(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
 
@@ -97,13 +99,13 @@ def near(got, expected):
 
 def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradients(network):
     """Weights are handed over: nothing is compiled for the second network, and no weight is copied."""
-    pixels, programs, compiled = torch.rand(4, 3, 64, 64), fast.Programs(shared=True), []
+    pixels, programs, compiled = torch.rand(4, 3, 64, 64), compilation.Programs(shared=True), []
     for seed in (0, 1):
         one = copy.deepcopy(network)
         torch.manual_seed(seed)
         for parameter in one.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1 * parameter.std().nan_to_num().item())
-        one = fast.folded(one, pixels)
+        one = compilation.folded(one, pixels)
         assert isinstance(one, torch.fx.GraphModule)
         program = programs.compiled(one, pixels, contextlib.nullcontext)
         assert program is not one
@@ -135,7 +137,7 @@ class Head(torch.nn.Module):
 
 
 def test_networks_that_differ_in_more_than_weights_have_their_own_programs():
-    pixels, programs = torch.rand(2, 3, 8, 8), fast.Programs(shared=True)
+    pixels, programs = torch.rand(2, 3, 8, 8), compilation.Programs(shared=True)
     bodies = [
         Head(2),
         Head(3),
@@ -147,7 +149,7 @@ def test_networks_that_differ_in_more_than_weights_have_their_own_programs():
         ),
     ]
     for body in bodies:
-        one = fast.folded(body.eval().requires_grad_(False), pixels)
+        one = compilation.folded(body.eval().requires_grad_(False), pixels)
         program = programs.compiled(one, pixels, contextlib.nullcontext)
         assert near(program(pixels), one(pixels))
     assert len(programs.graphs) == len(bodies)
@@ -160,7 +162,7 @@ def test_a_program_with_other_gradients_is_not_used_for_attacks():
         return network(pixels.detach()) + 1e-3 * (pixels - pixels.detach()).sum()
 
     with pytest.warns(UserWarning, match="attacks are not compiled"):
-        used = fast.Programs(shared=True).differentiable(elsewhere, network, pixels, contextlib.nullcontext)
+        used = compilation.Programs(shared=True).differentiable(elsewhere, network, pixels, contextlib.nullcontext)
     assert used is network
 
 
@@ -174,7 +176,7 @@ def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
         here = machine(Settings(device="cpu", batch_size=40, precision=precision, compile="on"), 0)
         network = load_model("calibration_texture")
         runners = Runners(replace(here, compile="on" if compiled else "off"), {})
-        runners.programs = fast.Programs(shared=True)
+        runners.programs = compilation.Programs(shared=True)
         job = Job(Benchmark("probe", None, None), [Pass(images, conditions)], {})
         plan = make_plan([job], [network], here)
         loop = Loop(plan, ResponseStore(None), here, runners=runners)

@@ -11,7 +11,7 @@ import torch
 
 from common import SHARED, needs_shared, run
 from imagenet_biases import Data, Settings, evaluate
-from imagenet_biases.filters import (
+from imagenet_biases.measures.filter_quality import (
     divergence,
     orthogonality,
     quality,

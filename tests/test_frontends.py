@@ -8,11 +8,11 @@ import torch
 
 from common import run
 from imagenet_biases import Data, Settings, evaluate
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.frontends import diffusion_noise, front_end
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.merge import source_name
-from imagenet_biases.stimuli import streams, uniform
+from imagenet_biases.stimuli.seeded import streams, uniform
 from imagenet_biases.vocabulary import Batch
 
 SETTINGS = Settings(device="cpu", batch_size=16, compile="off")

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from common import run
-from imagenet_biases.halves import FEWEST, SPLITS, as_text, difference, from_text, halves, in_first, standard_error
-from imagenet_biases.scores import mean_over_images
+from imagenet_biases.measures.accuracy import mean_over_images
+from imagenet_biases.measures.split_half import (
+    FEWEST,
+    SPLITS,
+    as_text,
+    difference,
+    from_text,
+    halves,
+    in_first,
+    standard_error,
+)
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Found, Responses
 
 STUDIES = 80

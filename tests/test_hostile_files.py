@@ -19,22 +19,15 @@ import hostile
 from common import ROOT, run
 from hostile import cases, damaged, limited, odd_json, odd_text, write_odd_json
 from imagenet_biases import Data, Settings
-from imagenet_biases.errors import UserError, clean
+from imagenet_biases.base.errors import UserError, clean
+from imagenet_biases.engine.runtime import available_cores, machine
 from imagenet_biases.humans import people
 from imagenet_biases.images.labels import flat_labels, real_labels
-from imagenet_biases.images.listing import (
-    Listing,
-    Names,
-    _keep_listing,
-    _kept_names,
-    _read_listing,
-    list_classes,
-)
-from imagenet_biases.images.pixels import AS_IS, STUDY, Reader, Unreadable, decode
+from imagenet_biases.images.listing import Listing, Names, _keep_listing, _kept_names, _read_listing, list_classes
+from imagenet_biases.images.preprocessing import AS_IS, STUDY, Reader, Unreadable, decode
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.machine import available_cores, machine
 from imagenet_biases.networks import registry
-from imagenet_biases.networks.checkpoints import Pins
+from imagenet_biases.networks.pins import Pins
 from imagenet_biases.results import responses as stored
 from imagenet_biases.results.merge import compare, local_records, merge, select, update
 from imagenet_biases.results.records import read_record, write_record

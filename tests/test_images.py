@@ -19,11 +19,11 @@ from torchvision import transforms
 from common import SHARED, needs_shared
 from hostile import cases, damaged
 from imagenet_biases import Data
-from imagenet_biases.errors import UserError
-from imagenet_biases.images import pixels
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.images import preprocessing
 from imagenet_biases.images import sets as images
 from imagenet_biases.images.labels import real_labels
-from imagenet_biases.images.pixels import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
+from imagenet_biases.images.preprocessing import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
 from imagenet_biases.images.sets import image_set, image_sets
 from imagenet_biases.study import class_numbers, wordnet_ids
 
@@ -401,7 +401,7 @@ def test_real_photographs():
 def test_simplejpeg_and_pillow_give_the_same_pixels_and_faults(drawn, monkeypatch):
     """Of ready-made JPEGs in all colour modes and subsamplings, of the photographs at hand, whole and damaged."""
     pytest.importorskip("simplejpeg")
-    assert pixels._simplejpeg()
+    assert preprocessing._simplejpeg()
     squares = [path.read_bytes() for path in sorted((drawn / "imagenet-c").glob("*/3/*/*"))[::20]]
     photos = sorted(SHARED.glob("imagenet_samples/*/*")) if SHARED else []
     for number, path in enumerate(photos):
@@ -418,7 +418,7 @@ def test_simplejpeg_and_pillow_give_the_same_pixels_and_faults(drawn, monkeypatc
 
     fast = [decoded(data) for data in squares]
     used = []
-    module = pixels._simplejpeg()
+    module = preprocessing._simplejpeg()
     monkeypatch.setattr(module, "decode_jpeg", lambda *words, **more: used.append(words) or int("damaged"))
     slow = [decoded(data) for data in squares]
     assert len(used) > len(photos)  # what fails there is Pillow's to decode

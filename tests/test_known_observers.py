@@ -19,7 +19,7 @@ import eval_imagenet_adv
 import eval_spectral
 from common import SHARED, measured, needs_shared
 from imagenet_biases import Data
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.study import wordnet_ids

@@ -16,11 +16,13 @@ from torchvision import models
 import zoo_layouts
 import zoo_server
 from common import CODE
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name
-from imagenet_biases.images.pixels import View
-from imagenet_biases.networks import checkpoints, registry
+from imagenet_biases.base import download
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import safe_name
+from imagenet_biases.images.preprocessing import View
+from imagenet_biases.networks import registry
 from imagenet_biases.networks.load import borrowed, from_module, load_model
+from imagenet_biases.networks.pins import Pins
 
 HEAD = "import torch\nfrom torch import nn\nimport torch.nn.functional as F\n"
 NET = """
@@ -61,7 +63,7 @@ def own(monkeypatch, tmp_path):
 def server(monkeypatch):
     server = zoo_server.Server()
     server.reach(monkeypatch)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     yield server
     server.close()
 
@@ -377,13 +379,13 @@ def test_own_entries_and_pins_lie_in_files_of_the_user(own, server, tmp_path):
 def test_a_damaged_lock_file_is_named(content, tmp_path):
     (tmp_path / "lock.json").write_text(content)
     with pytest.raises(UserError, match=r"lock\.json is n"):
-        checkpoints.Pins(tmp_path / "lock.json").check("https://a.org/x", "1" * 64, "x.pth")
+        Pins(tmp_path / "lock.json").check("https://a.org/x", "1" * 64, "x.pth")
     assert (tmp_path / "lock.json").read_text() == content
 
 
 def test_a_shipped_pin_holds_and_is_not_written(tmp_path):
     (tmp_path / "shipped.json").write_text(json.dumps({"https://a.org/x": "1" * 64}))
-    pins = checkpoints.Pins(tmp_path / "own" / "lock.json", shipped=tmp_path / "shipped.json")
+    pins = Pins(tmp_path / "own" / "lock.json", shipped=tmp_path / "shipped.json")
     with pytest.raises(UserError, match=r"remove its line from .*shipped\.json"):
         pins.check("https://a.org/x", "2" * 64, "x.pth")
     pins.add("https://a.org/x", "1" * 64)
@@ -545,7 +547,7 @@ def test_torchvision_as_a_source(own, server, tmp_path, monkeypatch):
     server.replies[address] = zoo_server.Reply(tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"its sha256 begins with [0-9a-f]{8}, f37072fd was expected"):
         load_model("mine")
-    monkeypatch.setattr(checkpoints, "hash_in_name", lambda _: None)  # these are not the published weights
+    monkeypatch.setattr(download, "hash_in_name", lambda _: None)  # these are not the published weights
     monkeypatch.setattr("imagenet_biases.networks.load.hash_in_name", lambda _: None)
     network = load_model("mine")
     pixels = torch.rand(2, 3, 64, 64)
@@ -571,7 +573,7 @@ def test_googlenet_gets_the_input_that_torchvision_gives_it(own, server, tmp_pat
     text = '[[network]]\nname = "mine"\nsource = "torchvision"\nlocation = "googlenet:IMAGENET1K_V1"\n'
     (own / "zoo.user.toml").write_text(f'{text}normalization = "none"\n')
     server.replies[models.GoogLeNet_Weights.IMAGENET1K_V1.url] = zoo_server.Reply(tmp_path / "weights.pth")
-    monkeypatch.setattr(checkpoints, "hash_in_name", lambda _: None)  # these are not the published weights
+    monkeypatch.setattr(download, "hash_in_name", lambda _: None)  # these are not the published weights
     monkeypatch.setattr("imagenet_biases.networks.load.hash_in_name", lambda _: None)
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 
 import merge_results
 from common import ROOT, script
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.merge import online_records
 from imagenet_biases.results.table import PUBLISHED, read_table
 

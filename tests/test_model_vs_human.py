@@ -16,10 +16,10 @@ from PIL import Image
 
 from common import SHARED, needs_shared, run, script
 from imagenet_biases import Data
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import COLUMNS, READOUT, from_files, read_trials
 from imagenet_biases.humans.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
-from imagenet_biases.images.pixels import Reader, Unreadable
+from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.vocabulary import Shown
 
 pytestmark = pytest.mark.filterwarnings("ignore:no people's trials", "ignore:.*stimulus sets are not under")

@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from common import run
-from imagenet_biases.errors import UserError
-from imagenet_biases.images.own import accepted, own_set
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.custom import accepted, own_set
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Data
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from common import SHARED, needs_shared
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import people
 from imagenet_biases.humans.people import (
     COLUMNS,

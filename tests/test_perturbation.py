@@ -11,10 +11,8 @@ import eval_imagenet_adv
 import eval_perturbation
 from common import SHARED, measured, needs_shared, run
 from imagenet_biases import Data
-from imagenet_biases.attacks import pgd_l2
-from imagenet_biases.errors import UserError
-from imagenet_biases.networks.load import from_module
-from imagenet_biases.perturbations import (
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.measures.perturbation_maps import (
     HIGHEST,
     RINGS,
     Radii,
@@ -28,6 +26,8 @@ from imagenet_biases.perturbations import (
     slope_padded,
     spectrum,
 )
+from imagenet_biases.networks.load import from_module
+from imagenet_biases.stimuli.attacks import pgd_l2
 from imagenet_biases.vocabulary import Batch, Condition, Shown, identified
 
 BENCHMARK = eval_perturbation.BENCHMARK

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba
 from common import CODE, ROOT, script
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.table import LAYERS, LINEAGES, PUBLISHED, derived, read_table, study, write_table
 from imagenet_biases.study import BIASES, CUTOFFS, FURTHER_BIASES, SCORES
 

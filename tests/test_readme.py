@@ -12,8 +12,8 @@ import torch
 
 from common import CODE, ROOT, run, script
 from imagenet_biases import benchmarks, evaluate
-from imagenet_biases.door import Measurement
-from imagenet_biases.errors import Parser, UserError
+from imagenet_biases.base.errors import Parser, UserError
+from imagenet_biases.engine.evaluate import Measurement
 from imagenet_biases.images.sets import DECLARATIONS
 from imagenet_biases.networks.registry import SOURCES, groups, registry
 from imagenet_biases.vocabulary import Data, Settings

@@ -7,9 +7,9 @@ import pytest
 from common import script
 from imagenet_biases.analysis import interventions
 from imagenet_biases.analysis.reliability import CORRECTED, RAW, SEEDS, SPLIT_HALF, VIEWS, reliability
-from imagenet_biases.errors import UserError
-from imagenet_biases.halves import SPLITS, as_text
-from imagenet_biases.results.samples import samples
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.measures.split_half import SPLITS, as_text
+from imagenet_biases.results.measurements import samples
 
 LPP, ACCURACY = "metric/bandpass/LFC/{}", "top1_acc/imagenet"
 NETWORKS = 400  # more than there are, so that the estimates are near the truth

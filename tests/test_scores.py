@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binomtest
 from timm.data import RealLabelsImagenet
 
-from imagenet_biases import scores
 from imagenet_biases.images.listing import Listing, Names
 from imagenet_biases.images.sets import ImageSet
+from imagenet_biases.measures import accuracy
 from imagenet_biases.vocabulary import CLEAN, Responses
 
 
@@ -25,19 +25,19 @@ def responses(answers, labels, name="imagenet", files=None):
 @pytest.mark.parametrize("hits, images", [(0, 10), (3, 10), (10, 10), (38_065, 50_000), (1, 1)])
 def test_wilson_interval_is_scipys(hits, images):
     expected = binomtest(hits, images).proportion_ci(method="wilson")
-    got = scores.proportion(hits, images)
+    got = accuracy.proportion(hits, images)
     assert got.value == 100 * hits / images
     assert (got.low, got.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
 
 
 def test_no_images_no_accuracy():
-    assert scores.proportion(0, 0).value is None
+    assert accuracy.proportion(0, 0).value is None
 
 
 def test_images_left_out_do_not_count():
     one = responses([[1, 2], [-1, -1], [5, 4], [3, 9]], [1, 1, 4, 7])
-    assert scores.top(one, 1).value == pytest.approx(100 / 3)
-    assert scores.top(one, 2).value == pytest.approx(200 / 3)
+    assert accuracy.top(one, 1).value == pytest.approx(100 / 3)
+    assert accuracy.top(one, 2).value == pytest.approx(200 / 3)
 
 
 def test_real_is_timms(tmp_path):
@@ -59,7 +59,7 @@ def test_real_is_timms(tmp_path):
     oracle.add_result(logits)
     one = responses(answers, np.zeros(200), files=files)
     label_sets = [set(sets[int(file[-13:-5]) - 1]) for file in files]
-    got = scores.among(one, label_sets)
+    got = accuracy.among(one, label_sets)
     assert got.value == oracle.get_accuracy(k=1)
     assert 20 < got.value < 80  # a test that could fail
 
@@ -67,11 +67,11 @@ def test_real_is_timms(tmp_path):
 def test_mean_corruption_error_closed_form():
     rng = np.random.default_rng(1)
     severities, expected = {}, []
-    for corruption, alexnet in scores.ALEXNET_ERROR.items():
+    for corruption, alexnet in accuracy.ALEXNET_ERROR.items():
         hits = rng.random((5, 40)) < rng.random((5, 1))
         severities[corruption] = [responses(np.where(row, 3, 4), np.full(40, 3)) for row in hits]
         expected.append(100 * (1 - hits.mean()) / alexnet)
-    assert scores.mean_corruption_error(severities).value == pytest.approx(np.mean(expected), abs=1e-9)
+    assert accuracy.mean_corruption_error(severities).value == pytest.approx(np.mean(expected), abs=1e-9)
 
 
 def test_interval_of_a_mean_covers_at_the_rate_it_says():
@@ -81,14 +81,14 @@ def test_interval_of_a_mean_covers_at_the_rate_it_says():
     for _ in range(runs):
         skill = rng.random(150)  # an image's own chance to be recognised, the same under all conditions
         parts = [responses((rng.random(150) < skill).astype(int), np.ones(150)) for _ in range(6)]
-        mean = scores.mean_accuracy(parts)
+        mean = accuracy.mean_accuracy(parts)
         covered += mean.low <= 50 <= mean.high
     assert 0.92 <= covered / runs <= 0.98
 
 
 def test_per_class():
     one = responses([[1], [1], [2], [-1]], [1, 2, 2, 2])
-    assert scores.per_class(one) == {1: (1, 1), 2: (1, 2)}
+    assert accuracy.per_class(one) == {1: (1, 1), 2: (1, 2)}
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_intervals_of_ratios_cover_and_stay_in_their_range(clean, low, high, ima
 
         lows, highs = under(low), under(high)
         found = {
-            "LPP": scores.ratio(lows, right),
-            "HPP": scores.ratio(highs, right),
-            "spectral bias": scores.ratio(highs, lows + highs, highest=1.0),
+            "LPP": accuracy.ratio(lows, right),
+            "HPP": accuracy.ratio(highs, right),
+            "spectral bias": accuracy.ratio(highs, lows + highs, highest=1.0),
         }
         for name, one in found.items():
             if one.value is not None:
@@ -127,8 +127,8 @@ def test_intervals_of_ratios_cover_and_stay_in_their_range(clean, low, high, ima
 
 
 def test_a_ratio_of_nothing_has_no_interval_without_width():
-    none = scores.ratio(np.zeros(100), np.ones(100))
+    none = accuracy.ratio(np.zeros(100), np.ones(100))
     assert none.value == none.low == 0 and 0.01 < none.high < 0.1
-    every = scores.ratio(np.ones(100), np.ones(100), highest=1.0)
+    every = accuracy.ratio(np.ones(100), np.ones(100), highest=1.0)
     assert every.value == every.high == 1 and 0.9 < every.low < 0.99
-    assert scores.ratio(np.zeros(3), np.zeros(3)).value is None
+    assert accuracy.ratio(np.zeros(3), np.zeros(3)).value is None

@@ -12,7 +12,7 @@ import eval_solarization
 from common import SHARED, measured, needs_shared, run
 from imagenet_biases import Data
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.stimuli import solarize, threshold_level
+from imagenet_biases.stimuli.solarization import solarize, threshold_level
 from imagenet_biases.study import wordnet_ids
 
 BENCHMARK = eval_solarization.BENCHMARK

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from imagenet_biases import stimuli
+from imagenet_biases.stimuli import bandpass, octave_noise, seeded
 from imagenet_biases.vocabulary import Batch
 
 CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -59,7 +59,7 @@ def defined_band_pass(picture, radius, keep):
 
 @pytest.mark.parametrize("number", range(11))
 def test_band_pass_is_the_definition(photographs, number):
-    for make, radii, keep in ((stimuli.low_pass, LOW_RADII, True), (stimuli.high_pass, HIGH_RADII, False)):
+    for make, radii, keep in ((bandpass.low_pass, LOW_RADII, True), (bandpass.high_pass, HIGH_RADII, False)):
         shown = presented(make(CUTOFFS[number]), pixels_of(photographs), None)
         for picture, one in zip(photographs, shown, strict=True):
             expected = defined_band_pass(picture, radii[number], keep)
@@ -67,7 +67,7 @@ def test_band_pass_is_the_definition(photographs, number):
 
 
 def test_band_pass_keeps_pixels_in_range(photographs):
-    for condition in (stimuli.low_pass(0.3), stimuli.high_pass(0.9)):
+    for condition in (bandpass.low_pass(0.3), bandpass.high_pass(0.9)):
         shown = presented(condition, pixels_of(photographs), None)
         assert shown.shape == (4, 3, 224, 224)
         assert shown.dtype == torch.float32
@@ -88,7 +88,7 @@ def splitmix64(state):
 
 def test_bits_are_splitmix64():
     states = [1234567, 0, -1, 2**62 + 11, -(2**63)]
-    drawn = stimuli.bits(torch.tensor(states), 50)
+    drawn = seeded.bits(torch.tensor(states), 50)
     assert drawn[0, 0].item() == 6457827717110365317  # the published test vector of seed 1234567
     for state, row in zip(states, drawn.tolist(), strict=True):
         generator = splitmix64(state % 2**64)
@@ -96,7 +96,7 @@ def test_bits_are_splitmix64():
 
 
 def test_normal_numbers_are_normal():
-    drawn = stimuli.normal(stimuli.streams(batch(*range(40)), "a"), (224, 224)).double().flatten().numpy()
+    drawn = seeded.normal(seeded.streams(batch(*range(40)), "a"), (224, 224)).double().flatten().numpy()
     count = len(drawn)  # two million
     assert abs(drawn.mean()) < 4 / np.sqrt(count)
     assert abs(drawn.std() - 1) < 4 / np.sqrt(2 * count)
@@ -110,7 +110,7 @@ def test_normal_numbers_are_normal():
 
 
 def test_uniform_numbers_are_uniform():
-    drawn = stimuli.uniform(stimuli.streams(batch(*range(10)), "a"), (3, 101, 101)).flatten().numpy()
+    drawn = seeded.uniform(seeded.streams(batch(*range(10)), "a"), (3, 101, 101)).flatten().numpy()
     assert drawn.dtype == np.float32
     assert 0 <= drawn.min() < 1e-4 < 0.9999 < drawn.max() < 1
     assert scipy.stats.kstest(drawn, "uniform").pvalue > 0.001
@@ -120,9 +120,9 @@ def test_numbers_of_images_conditions_and_seeds_are_unrelated():
     """Neighbouring keys, conditions, seeds, rows and the two halves of a Box-Muller pair have no correlation."""
     size = (224, 224)
     fields = [
-        stimuli.normal(stimuli.streams(batch(5, 6, 2**62), "a"), size),
-        stimuli.normal(stimuli.streams(batch(5), "b"), size),
-        stimuli.normal(stimuli.streams(batch(5, seed=1), "a"), size),
+        seeded.normal(seeded.streams(batch(5, 6, 2**62), "a"), size),
+        seeded.normal(seeded.streams(batch(5), "b"), size),
+        seeded.normal(seeded.streams(batch(5, seed=1), "a"), size),
     ]
     rows = torch.cat(fields).flatten(1)
     halves = rows[0].view(2, -1)
@@ -135,9 +135,9 @@ def test_numbers_of_images_conditions_and_seeds_are_unrelated():
 
 def test_numbers_do_not_depend_on_the_batch():
     keys = (3, 1 << 60, 17, 9)
-    together = stimuli.normal(stimuli.streams(batch(*keys, seed=4), "a"), (31, 7))
+    together = seeded.normal(seeded.streams(batch(*keys, seed=4), "a"), (31, 7))
     for row, key in enumerate(keys):
-        alone = stimuli.normal(stimuli.streams(batch(key, seed=4), "a"), (31, 7))
+        alone = seeded.normal(seeded.streams(batch(key, seed=4), "a"), (31, 7))
         assert torch.allclose(alone[0], together[row], rtol=0, atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_octaves_are_those_of_pyrtools():
 
 
 def octaves_of(white):
-    return [stimuli.octave(torch.from_numpy(white).float(), frequency) for frequency in range(7)]
+    return [octave_noise.octave(torch.from_numpy(white).float(), frequency) for frequency in range(7)]
 
 
 def test_octaves_add_up_and_lie_at_their_frequencies():
@@ -171,18 +171,18 @@ def test_grey_is_pillows():
     colours = np.random.default_rng(5).integers(0, 256, (1, 224, 224, 3), np.uint8)
     grey = np.asarray(Image.fromarray(colours[0]).convert("L")) / 255
     expected = (grey - grey.mean()) * 0.2 + 0.449
-    assert np.abs(stimuli.low_contrast(pixels_of(colours))[0].numpy() - expected).max() < 1e-6
+    assert np.abs(octave_noise.low_contrast(pixels_of(colours))[0].numpy() - expected).max() < 1e-6
     # every grey level, and the rounding of all reds, greens and blues
     ramps = np.zeros((1, 224, 224, 3), np.uint8)
     for channel in range(3):
         ramps[0, :, channel * 64 : channel * 64 + 64, channel] = np.arange(224)[:, None] + np.arange(64) % 32
     grey = np.asarray(Image.fromarray(ramps[0]).convert("L"), float)
-    shown = stimuli.low_contrast(pixels_of(ramps))[0].double().numpy()
+    shown = octave_noise.low_contrast(pixels_of(ramps))[0].double().numpy()
     assert np.array_equal(np.round((shown - 0.449) * 255 / 0.2 + grey.mean()), grey)
 
 
 def test_without_noise_the_image_is_grey_and_of_low_contrast(photographs):
-    shown = presented(stimuli.grey(), pixels_of(photographs), None)
+    shown = presented(octave_noise.grey(), pixels_of(photographs), None)
     assert shown.shape == (4, 3, 224, 224)
     assert torch.equal(shown[:, 0], shown[:, 2])
     assert shown[:, 0].mean((1, 2)).numpy() == pytest.approx(np.full(4, 0.449), abs=1e-6)
@@ -193,9 +193,9 @@ def test_masked_images_are_the_definition(photographs, frequency):
     """Against pyrtools and Pillow, one picture at a time, with the same white noise."""
     sd = 0.08
     keys = batch(11, 12, 13, 14, seed=3)
-    condition = stimuli.octave_noise(frequency, sd)
+    condition = octave_noise.octave_noise(frequency, sd)
     shown = presented(condition, pixels_of(photographs), keys)
-    white = stimuli.normal(stimuli.streams(keys, condition.name), (224, 224))
+    white = seeded.normal(seeded.streams(keys, condition.name), (224, 224))
     for picture, noise, one in zip(photographs, white.double().numpy() * sd, shown.numpy(), strict=True):
         grey = np.asarray(Image.fromarray(picture).convert("L")) / 255
         image = (grey - grey.mean()) * 0.2 + 0.449
@@ -208,9 +208,9 @@ def test_masked_images_are_the_definition(photographs, frequency):
 
 def test_masks_have_the_same_strength_in_all_bands(photographs):
     pixels = pixels_of(photographs)
-    plain = presented(stimuli.grey(), pixels, None)
+    plain = presented(octave_noise.grey(), pixels, None)
     strength = [
-        (presented(stimuli.octave_noise(f, 0.04), pixels, batch(1, 2, 3, 4)) - plain).square().mean().sqrt().item()
+        (presented(octave_noise.octave_noise(f, 0.04), pixels, batch(1, 2, 3, 4)) - plain).square().mean().sqrt().item()
         for f in range(7)
     ]
     assert max(strength) / min(strength) < 1.03
@@ -219,15 +219,15 @@ def test_masks_have_the_same_strength_in_all_bands(photographs):
 
 def test_masked_images_depend_on_seed_image_and_condition_only(photographs):
     pixels, keys = pixels_of(photographs), batch(7, 8, 9, 10)
-    shown = presented(stimuli.octave_noise(2, 0.16), pixels, keys)
-    reversed_ = presented(stimuli.octave_noise(2, 0.16), pixels.flip(0), Batch(keys.keys.flip(0), 0)).flip(0)
+    shown = presented(octave_noise.octave_noise(2, 0.16), pixels, keys)
+    reversed_ = presented(octave_noise.octave_noise(2, 0.16), pixels.flip(0), Batch(keys.keys.flip(0), 0)).flip(0)
     assert torch.allclose(shown, reversed_, rtol=0, atol=1e-6)
-    alone = presented(stimuli.octave_noise(2, 0.16), pixels[2:3], batch(9))
+    alone = presented(octave_noise.octave_noise(2, 0.16), pixels[2:3], batch(9))
     assert torch.allclose(shown[2:3], alone, rtol=0, atol=1e-6)
     for other in (
-        presented(stimuli.octave_noise(2, 0.16), pixels, batch(7, 8, 9, 10, seed=1)),
-        presented(stimuli.octave_noise(2, 0.16), pixels, batch(17, 18, 19, 20)),
-        presented(stimuli.octave_noise(2, 0.08), pixels, keys),
+        presented(octave_noise.octave_noise(2, 0.16), pixels, batch(7, 8, 9, 10, seed=1)),
+        presented(octave_noise.octave_noise(2, 0.16), pixels, batch(17, 18, 19, 20)),
+        presented(octave_noise.octave_noise(2, 0.08), pixels, keys),
     ):
         assert (shown - other).abs().mean() > 0.05
 
@@ -253,8 +253,8 @@ def test_pixels_out_of_range_follow_the_rule():
     random = np.random.default_rng(6)
     image = random.uniform(0.25, 0.65, (50, 40, 40))
     noise = random.normal(0, 0.5, image.shape)
-    states = stimuli.streams(batch(*range(50)), "redrawn")
-    shown = stimuli.add_noise(*(torch.from_numpy(a).float() for a in (image, noise)), 0.5, states).double().numpy()
+    states = seeded.streams(batch(*range(50)), "redrawn")
+    shown = octave_noise.add_noise(*(torch.from_numpy(a).float() for a in (image, noise)), 0.5, states).double().numpy()
     expected = refilled(image, noise, 0.5, random)
     redrawn = (image + noise < 0) & (noise < -0.9) | (image + noise > 1) & (noise > 0.9)
     assert 0.03 < redrawn.mean() < 0.1
@@ -262,5 +262,5 @@ def test_pixels_out_of_range_follow_the_rule():
     assert 0 <= shown.min() <= shown.max() <= 1
     # what is drawn anew cannot be the same numbers, but must have the same distribution
     assert scipy.stats.ks_2samp(shown[redrawn], expected[redrawn]).pvalue > 0.001
-    again = stimuli.add_noise(*(torch.from_numpy(a[7:8]).float() for a in (image, noise)), 0.5, states[7:8])
+    again = octave_noise.add_noise(*(torch.from_numpy(a[7:8]).float() for a in (image, noise)), 0.5, states[7:8])
     assert np.abs(again.numpy()[0] - shown[7]).max() < 1e-6

@@ -10,7 +10,7 @@ import pytest
 
 from common import CODE
 from imagenet_biases import study
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import MEASURES
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
 

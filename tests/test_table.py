@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from common import ROOT, SHARED, needs_shared
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.table import (
     KEYS,
     LAYERS,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import train_resnet
 from common import CODE, run
-from imagenet_biases.stimuli import band_pass
+from imagenet_biases.stimuli.bandpass import band_pass
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Batch
 

@@ -11,7 +11,7 @@ import torch
 import eval_vlm
 import tiny_language
 from common import SHARED, needs_shared, run
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import questions
 from imagenet_biases.humans.answers import NAMES
 from imagenet_biases.vocabulary import Data

@@ -9,13 +9,13 @@ from PIL import Image
 
 from common import ROOT, responses
 from imagenet_biases import Data, Settings, evaluate
-from imagenet_biases.errors import UserError
-from imagenet_biases.images.pixels import STUDY
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set
+from imagenet_biases.measures.layer_criticality import SoftmaxDistances
+from imagenet_biases.measures.perturbation_maps import Radii, Rings
+from imagenet_biases.measures.receptive_field import GradientMap
 from imagenet_biases.networks.load import load_model
-from imagenet_biases.perturbations import Radii, Rings
-from imagenet_biases.receptive import GradientMap
-from imagenet_biases.resets import SoftmaxDistances
 from imagenet_biases.vocabulary import (
     Batch,
     Benchmark,

@@ -8,7 +8,7 @@ import torch
 
 import tiny_language
 from common import run
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import network_name
 

@@ -15,9 +15,10 @@ import zoo
 import zoo_layouts
 import zoo_server
 from common import CODE, SHARED, needs_shared, script
-from imagenet_biases.errors import UserError
-from imagenet_biases.images.pixels import STUDY, View
-from imagenet_biases.networks import checkpoints, load, packages
+from imagenet_biases.base import download
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.preprocessing import STUDY, View
+from imagenet_biases.networks import load, packages
 from imagenet_biases.networks import registry as model_zoo
 from imagenet_biases.networks.load import load_model
 
@@ -45,7 +46,7 @@ def narrow_state():
 def server(monkeypatch):
     server = zoo_server.Server()
     server.reach(monkeypatch)
-    monkeypatch.setattr(checkpoints.time, "sleep", lambda _: None)
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     yield server
     server.close()
 
@@ -84,8 +85,8 @@ def serve(server, name, paths, use_zoo, text):
     """Serve the files of an entry at its addresses; hashes in file names are made those of these files."""
     use_zoo(text)
     for file, path in zip(model_zoo.registry()[name].files, paths, strict=True):
-        if found := checkpoints.hash_in_name(file.address):
-            text = text.replace(found, checkpoints.file_hash(path)[: len(found)])
+        if found := download.hash_in_name(file.address):
+            text = text.replace(found, download.file_hash(path)[: len(found)])
     use_zoo(text)
     for file, path in zip(model_zoo.registry()[name].files, paths, strict=True):
         server.replies[file.address] = zoo_server.Reply(path, big=file.source == "gdrive")
@@ -163,7 +164,7 @@ def test_only_files_that_fit_are_pinned_and_a_change_is_an_error(narrow_state, s
     hashes = []
     for state in (narrow_state, {key: value + 1 for key, value in narrow_state.items()}):
         zoo_layouts.write(name, state, tmp_path)
-        hashes.append(checkpoints.file_hash(tmp_path / f"{name}.pth"))
+        hashes.append(download.file_hash(tmp_path / f"{name}.pth"))
     zoo_layouts.write(name, narrow_state, tmp_path)
     load_model(name, checkpoints=tmp_path / "first")
     assert list(pins().values()) == hashes[:1]

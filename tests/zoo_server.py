@@ -138,6 +138,6 @@ class Server:
 
 def fetch_in_a_process(address, folder, results):
     """What a process of a test does: fetch, and put the bytes into the queue `results`."""
-    from imagenet_biases.networks import checkpoints
+    from imagenet_biases.base import download
 
-    results.put(checkpoints.fetch(address, folder).read_bytes())
+    results.put(download.fetch(address, folder).read_bytes())

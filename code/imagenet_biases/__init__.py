@@ -16,7 +16,7 @@ except FileNotFoundError:  # nothing that comes after would say so: the librarie
 def __getattr__(name):
     """Import the door only when it is used: a command line has to answer --help before torch is there."""
     if name == "evaluate":
-        from imagenet_biases.door import evaluate
+        from imagenet_biases.engine.evaluate import evaluate
 
         return evaluate
     if name in ("Benchmark", "Condition", "Data", "Option", "Pass", "Readout", "Settings", "identified"):

@@ -3,8 +3,8 @@
 import runpy
 import sys
 
-from imagenet_biases.errors import UserError, exit_on_user_error, nearest
-from imagenet_biases.home import SCRIPTS
+from imagenet_biases.base.errors import UserError, exit_on_user_error, nearest
+from imagenet_biases.base.paths import SCRIPTS
 
 
 @exit_on_user_error

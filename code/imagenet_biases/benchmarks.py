@@ -5,8 +5,8 @@ import importlib.util
 import sys
 from functools import cache
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.home import SCRIPTS
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.paths import SCRIPTS
 
 
 @cache

@@ -5,7 +5,7 @@ import fnmatch
 import sys
 from dataclasses import fields
 
-from imagenet_biases.errors import Parser, UserError, clean, exit_on_user_error
+from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
 from imagenet_biases.study import DECLARATIONS
 from imagenet_biases.vocabulary import Data, Settings
 
@@ -163,7 +163,7 @@ def settings_of(args):
 
 def measurement_of(args, benchmarks, options, networks=None, **how):
     """Return the Measurement that a command line asks for."""
-    from imagenet_biases.door import Measurement
+    from imagenet_biases.engine.evaluate import Measurement
 
     return Measurement(
         networks or args.model,
@@ -224,7 +224,7 @@ def finish(measurement):
 
 def report_without_network(benchmark, given, args):
     """Score answers that come from files (people, other toolboxes' networks); whether there were any."""
-    from imagenet_biases.door import score_files
+    from imagenet_biases.engine.evaluate import score_files
 
     try:
         options = benchmark.chosen(given)
@@ -250,8 +250,8 @@ def print_plan(measurement):
     """
     if not measurement.machine.lead:
         return
-    from imagenet_biases.forecast import forecast
-    from imagenet_biases.progress import duration
+    from imagenet_biases.engine.cost import forecast
+    from imagenet_biases.engine.progress import duration
 
     device, precision = measurement.machine.device, measurement.machine.precision
     number, count = measurement.machine.shard

@@ -13,9 +13,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
-from imagenet_biases.errors import UserError
-
-# Classes -------------------------------------------------------------------------------------------------------------
+from imagenet_biases.base.errors import UserError
 
 
 @cache

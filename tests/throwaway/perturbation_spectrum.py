@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from imagenet_biases.attacks import fgsm
 from imagenet_biases.images.sets import image_set
+from imagenet_biases.stimuli.attacks import fgsm
 from imagenet_biases.vocabulary import Benchmark, Pass, Readout
 
 

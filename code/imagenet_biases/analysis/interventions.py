@@ -1,7 +1,7 @@
 """Does a score move when a bias is moved? The same network with and without a front end, or trainings of two kinds.
 
 A correlation over networks that others trained cannot tell what a change of one bias would do; this can, for the change
-that was made. Differences of one network with itself are paired over the images (imagenet_biases/halves.py). Between
+that was made. Differences of one network with itself are paired over the images (measures/split_half.py). Between
 trained networks the trainings are the sample, not the images: one of each kind says nothing about the kind.
 """
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from imagenet_biases.errors import UserError, some
-from imagenet_biases.results.samples import samples
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.results.measurements import samples
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
 COLUMNS = ("intervention", "model", "measure", "before", "after", "difference", "low", "high", "n")

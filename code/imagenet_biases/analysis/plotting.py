@@ -29,9 +29,9 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     effective_robustness,
 )
-from imagenet_biases.errors import UserError, nearest
-from imagenet_biases.files import atomic
-from imagenet_biases.home import HOME
+from imagenet_biases.base.errors import UserError, nearest
+from imagenet_biases.base.files import atomic
+from imagenet_biases.base.paths import HOME
 from imagenet_biases.networks.registry import registry
 from imagenet_biases.results.table import KEYS, RAW_DATA, derived
 from imagenet_biases.study import (

@@ -8,14 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from imagenet_biases.analysis.plotting import (
-    BAND,
-    HIGHLIGHT_COLOURS,
-    HIGHLIGHT_MARKERS,
-    columns_of,
-    laid_out,
-    printed,
-)
+from imagenet_biases.analysis.plotting import BAND, HIGHLIGHT_COLOURS, HIGHLIGHT_MARKERS, columns_of, laid_out, printed
 from imagenet_biases.humans.agreement import (
     PARAMETRIC,
     PEOPLE,

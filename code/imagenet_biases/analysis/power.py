@@ -33,7 +33,7 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     statistics,
 )
-from imagenet_biases.files import atomic
+from imagenet_biases.base.files import atomic
 from imagenet_biases.study import BIASES, CONTROL, SCORES, STUDY_CATEGORIES, unflagged
 
 CAUSE = "shape-bias"

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from imagenet_biases.analysis.statistics import FEWEST, rank_correlations
-from imagenet_biases.errors import UserError
-from imagenet_biases.halves import SPLITS
-from imagenet_biases.results.samples import samples
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.measures.split_half import SPLITS
+from imagenet_biases.results.measurements import samples
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
 COLUMNS = ("measure", "score", "method", "estimate", "low", "high", "networks")

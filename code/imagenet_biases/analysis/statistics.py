@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from imagenet_biases.files import atomic
+from imagenet_biases.base.files import atomic
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, unflagged
 
 COLUMNS = ("bias", "score", "method", "excluded", "estimate", "low", "high", "p", "p_holm", "networks")

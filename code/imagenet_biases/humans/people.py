@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic, read_bytes, safe_name
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import atomic, read_bytes, safe_name
 from imagenet_biases.humans.stimulus_sets import (
     CATEGORIES,
     CUE_CONFLICT,
@@ -37,7 +37,7 @@ from imagenet_biases.humans.stimulus_sets import (
 )
 from imagenet_biases.images.listing import Listing, Names
 from imagenet_biases.images.sets import ImageSet
-from imagenet_biases.scores import Z95, proportion
+from imagenet_biases.measures.accuracy import Z95, proportion
 from imagenet_biases.vocabulary import CLEAN, Categories, Estimate, Found, Option, Responses
 
 COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename"]

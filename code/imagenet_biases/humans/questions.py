@@ -19,8 +19,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic, read_bytes, safe_name
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import atomic, read_bytes, safe_name
 from imagenet_biases.humans.answers import (
     DECISIONS,
     GENERIC,
@@ -34,7 +34,7 @@ from imagenet_biases.humans.answers import (
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, PREFIX, STIMULUS_SETS, image_sets, texture_category
 from imagenet_biases.images.listing import Listing, Names
 from imagenet_biases.images.sets import ImageSet
-from imagenet_biases.scores import proportion
+from imagenet_biases.measures.accuracy import proportion
 from imagenet_biases.vocabulary import Condition, Estimate, Found, Pass, Readout, Responses, between
 
 TASKS = ("vqa", "caption", "clip16")
@@ -197,7 +197,7 @@ _nearest = {}  # a report is computed many times of the same captions: {(sentenc
 
 def nearest_names(captions, embedding):
     """Return the category whose name is nearest to each caption in the embedding of a sentence model, int64 [N]."""
-    from imagenet_biases.networks.language import sentence_embeddings
+    from imagenet_biases.networks.vlm import sentence_embeddings
 
     new = [text for text in dict.fromkeys(captions) if (embedding, text) not in _nearest]
     if new:

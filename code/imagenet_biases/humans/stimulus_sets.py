@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from imagenet_biases.errors import UserError, some
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.schema import count
 from imagenet_biases.images.listing import Listing, Names, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
-from imagenet_biases.schema import count
 
 CATEGORIES = {
     name: tuple(numbers)
@@ -247,7 +247,8 @@ def _unpack(root, url, name, rename):
     `rename` gives a member's path in the archive the path it is to have, or None to leave it out. The first download
     pins the archive's sha256 in root/release-lock.json; a later change is an error.
     """
-    from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash
+    from imagenet_biases.base.download import fetch, file_hash
+    from imagenet_biases.networks.pins import Pins
 
     folder = root / ".release"
     folder.mkdir(exist_ok=True)

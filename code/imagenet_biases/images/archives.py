@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenet_biases.arrays import open_arrays
-from imagenet_biases.errors import UserError, some
-from imagenet_biases.files import atomic, open_file
+from imagenet_biases.base.arrays import open_arrays
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.files import atomic, open_file
+from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.labels import EXTENSIONS
-from imagenet_biases.schema import Malformed
 from imagenet_biases.study import wordnet_ids
 
 READ = (".tar", ".parquet")

@@ -14,9 +14,9 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from imagenet_biases.errors import UserError, some
-from imagenet_biases.files import read_bytes
-from imagenet_biases.schema import Malformed, read_json
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.files import read_bytes
+from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.study import wordnet_ids
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -71,7 +71,7 @@ def _of_numbers(names, wnids, path):
 
 def _meta(path):
     """Return the second part of torchvision's meta.bin: the WordNet ids in the order of the file numbers."""
-    from imagenet_biases.networks.reading import plain
+    from imagenet_biases.base.safe_pickle import plain
 
     content = plain(path)
     if not isinstance(content, tuple | list) or len(content) != 2 or not isinstance(content[1], list):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenet_biases.arrays import open_arrays
-from imagenet_biases.errors import UserError, some
-from imagenet_biases.files import atomic
+from imagenet_biases.base.arrays import open_arrays
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.files import atomic
+from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.archives import LABEL_IN_ARCHIVE, Inside, Members, shard_labels
 from imagenet_biases.images.labels import EXTENSIONS, flat_labels, wordnet_index
-from imagenet_biases.schema import Malformed
 
 THREADS = 16
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imagenet_biases.errors import UserError, some
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.schema import Fields, Malformed, count, read_json
 from imagenet_biases.images.archives import READ, Inside, archives, archives_in, unpacking
 from imagenet_biases.images.listing import Listing, NoImages, class_of, list_classes, subfolders
-from imagenet_biases.images.pixels import AS_IS
-from imagenet_biases.schema import Fields, Malformed, count, read_json
+from imagenet_biases.images.preprocessing import AS_IS
 from imagenet_biases.study import DECLARATIONS, class_numbers, wordnet_ids
 
 

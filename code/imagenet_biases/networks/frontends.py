@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from imagenet_biases.errors import UserError, nearest
-from imagenet_biases.networks.own_code import blaming, own_function
-from imagenet_biases.stimuli import band_pass, normal, streams, uniform
+from imagenet_biases.base.errors import UserError, nearest
+from imagenet_biases.networks.user_code import blaming, own_function
+from imagenet_biases.stimuli.bandpass import band_pass
+from imagenet_biases.stimuli.seeded import normal, streams, uniform
 from imagenet_biases.vocabulary import identified
 
 

@@ -15,16 +15,17 @@ from types import SimpleNamespace
 
 import torch
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import demand_file, safe_name
-from imagenet_biases.images.pixels import STUDY, View
+from imagenet_biases.base.download import fetch, file_hash, hash_in_name
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import demand_file, safe_name
+from imagenet_biases.base.safe_pickle import read
+from imagenet_biases.images.preprocessing import STUDY, View
 from imagenet_biases.networks import packages, registry
-from imagenet_biases.networks.checkpoints import Pins, fetch, file_hash, hash_in_name
-from imagenet_biases.networks.filling import fill, find
-from imagenet_biases.networks.own_code import blaming, build, class_sources
 from imagenet_biases.networks.packages import CLASSES
-from imagenet_biases.networks.reading import read
+from imagenet_biases.networks.pins import Pins
 from imagenet_biases.networks.registry import NORMALIZATIONS
+from imagenet_biases.networks.state_dict import fill, find
+from imagenet_biases.networks.user_code import blaming, build, class_sources
 
 FULL = 50_000  # ImageNet validation images
 SAME = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
@@ -397,7 +398,7 @@ def _from_open_clip(name, checkpoints):
 
 
 def _from_hub(name, trust_remote_code):
-    from imagenet_biases.networks.language import vision_language_model
+    from imagenet_biases.networks.vlm import vision_language_model
 
     body, facts = vision_language_model(name, trust_remote_code)
     digest = hashlib.sha256(facts.pop("chat_template").encode())

@@ -5,7 +5,7 @@ A package is imported only when one of its networks is asked for.
 
 import math
 
-from imagenet_biases.errors import UserError, nearest
+from imagenet_biases.base.errors import UserError, nearest
 
 CLASSES = 1000
 
@@ -50,7 +50,7 @@ def timm_config(name):
 
 def timm_view(config):
     """The View of a timm configuration, or, where a View cannot say it, a description."""
-    from imagenet_biases.images.pixels import View
+    from imagenet_biases.images.preprocessing import View
 
     _, height, width = config["input_size"]
     if config["crop_mode"] != "center" or height != width:
@@ -73,7 +73,7 @@ def torchvision_weights(location):
 
 def torchvision_view(location):
     """The View that torchvision evaluates weights with."""
-    from imagenet_biases.images.pixels import View
+    from imagenet_biases.images.preprocessing import View
 
     preset = torchvision_weights(location).transforms()
     return View(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)

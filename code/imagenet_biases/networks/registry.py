@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from imagenet_biases.errors import UserError, nearest, some
-from imagenet_biases.files import demand_file, safe_name
-from imagenet_biases.home import HOME, SHIPPED
-from imagenet_biases.networks import checkpoints as files
+from imagenet_biases.base import download as files
+from imagenet_biases.base.errors import UserError, nearest, some
+from imagenet_biases.base.files import demand_file, safe_name
+from imagenet_biases.base.paths import HOME, SHIPPED
+from imagenet_biases.base.schema import Fields, Row, check
 from imagenet_biases.networks import packages
-from imagenet_biases.schema import Fields, Row, check
 from imagenet_biases.study import DRAWN_CATEGORIES
 
 ZOO = SHIPPED / "models" / "zoo.toml"

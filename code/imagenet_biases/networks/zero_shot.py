@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imagenet_biases.errors import UserError, nearest, some
-from imagenet_biases.files import atomic, demand_file
+from imagenet_biases.base.download import fetch
+from imagenet_biases.base.errors import UserError, nearest, some
+from imagenet_biases.base.files import atomic, demand_file
 from imagenet_biases.humans.stimulus_sets import CATEGORIES
-from imagenet_biases.images.pixels import View
+from imagenet_biases.images.preprocessing import View
 from imagenet_biases.networks import registry
-from imagenet_biases.networks.checkpoints import fetch
-from imagenet_biases.networks.filling import fill, find
-from imagenet_biases.networks.own_code import class_id
+from imagenet_biases.networks.state_dict import fill, find
+from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.vocabulary import identified
 
 PROMPTS = ("80", "7", "photo", "name")

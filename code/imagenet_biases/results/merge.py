@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from imagenet_biases.errors import UserError, some
-from imagenet_biases.results.format import FORMAT, RECORD
+from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.schema import Malformed, check, read_json
+from imagenet_biases.measures.accuracy import proportion
+from imagenet_biases.results.record_schema import FORMAT, RECORD
 from imagenet_biases.results.table import KEYS, LAYERS, UNCERTAINTY, beside, read_beside, write_beside, write_table
 from imagenet_biases.results.table import read_table as read
-from imagenet_biases.schema import Malformed, check, read_json
-from imagenet_biases.scores import proportion
 from imagenet_biases.study import DRAWN_CATEGORIES, place
 from imagenet_biases.study import metric as definition
 

@@ -14,12 +14,12 @@ import numpy as np
 from filelock import FileLock
 
 from imagenet_biases import study
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import safe_name, sweep, write_json
-from imagenet_biases.halves import as_text, halves
-from imagenet_biases.machine import circumstances, commit
-from imagenet_biases.results.format import FORMAT, RECORD
-from imagenet_biases.schema import Malformed, check, read_json
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import safe_name, sweep, write_json
+from imagenet_biases.base.schema import Malformed, check, read_json
+from imagenet_biases.measures.split_half import as_text, halves
+from imagenet_biases.results.provenance import circumstances, commit
+from imagenet_biases.results.record_schema import FORMAT, RECORD
 from imagenet_biases.vocabulary import Estimate
 
 

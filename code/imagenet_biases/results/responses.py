@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from imagenet_biases.arrays import open_arrays
-from imagenet_biases.files import atomic, safe_name
-from imagenet_biases.schema import Fields, Malformed, check, count, parsed
+from imagenet_biases.base.arrays import open_arrays
+from imagenet_biases.base.files import atomic, safe_name
+from imagenet_biases.base.schema import Fields, Malformed, check, count, parsed
 
 UNSEEN, ANSWERED, LEFT_OUT = 0, 1, 2
 

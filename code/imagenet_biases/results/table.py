@@ -11,17 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import atomic, read_bytes
-from imagenet_biases.home import HOME, SHIPPED
-from imagenet_biases.study import (
-    CORRECTED,
-    DEFINITIONS,
-    DERIVED,
-    STUDY_CATEGORIES,
-    derive,
-    place,
-)
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import atomic, read_bytes
+from imagenet_biases.base.paths import HOME, SHIPPED
+from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGORIES, derive, place
 
 RAW_DATA = SHIPPED / "raw-data"
 PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", HOME / "raw-data" / "measured.csv"

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imagenet_biases.errors import UserError
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.measures.accuracy import per_class
 from imagenet_biases.results.records import variant
-from imagenet_biases.scores import per_class
 from imagenet_biases.study import wordnet_ids
 from imagenet_biases.vocabulary import TopClasses
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagenet_biases.errors import UserError
-from imagenet_biases.files import write_json
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import write_json
+from imagenet_biases.base.schema import Malformed, check, count, read_json
 from imagenet_biases.images.labels import REAL
 from imagenet_biases.images.sets import manifest_of
-from imagenet_biases.schema import Malformed, check, count, read_json
 from imagenet_biases.synthetic.drawings import (
     CATEGORIES,
     DRAWING,

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from imagenet_biases.networks.own_code import class_id
+from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import identified
 

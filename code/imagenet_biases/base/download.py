@@ -1,0 +1,208 @@
+"""Downloads: fetch a file from wherever it is published and verify its hash."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+import urllib.parse
+from pathlib import Path
+
+from imagenet_biases.base.errors import UserError
+
+CHUNK = 1 << 17
+ATTEMPTS = 5
+TIMEOUT = 60  # seconds without a byte
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch.hub: NAME-HASHPREFIX.pth
+WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
+
+
+# --- fetching --------------------------------------------------------------------------------------------------------
+
+
+def fetch(address, folder, *, sha256=None, name=None):
+    """Return the path of the file at `address`, fetched into `folder` unless it lies there.
+
+    address: https://…, hf://owner/repository/file (Hugging Face hub) or gdrive://id (Google Drive).
+    sha256: the expected hash or its first digits; without it, digits in the file name as torch.hub puts them.
+    name: readable part of the local name (default: the address' own). The local name begins with a key made of the
+    address, so two sources never share a file; a file put there by hand is taken as it is.
+
+    Goes on where an interrupted download stopped; several processes may fetch the same file. Raises UserError, with the
+    address to open by hand and the place to put the file, when it cannot be had, is a web page or has another hash.
+    """
+    path = local_path(address, folder, name)
+    if path.exists():
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path} is not a file: delete it; {by_hand(address, path)}")
+        if page := _web_page(path):
+            raise UserError(f"{path} is a web page ({page}), not a checkpoint: delete it; {by_hand(address, path)}")
+        return path
+    from filelock import FileLock
+
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if path.exists():  # another process was faster
+                return path
+            _download(address, part)
+            if page := _web_page(part):
+                part.unlink()
+                raise _Failed(f"a web page came instead of the file ({page})")
+            expected = sha256 or hash_in_name(address)
+            if expected and not (found := file_hash(part)).startswith(expected):
+                part.unlink()
+                raise _Failed(f"its sha256 begins with {found[: len(expected)]}, {expected} was expected")
+            os.replace(part, path)
+    except (_Failed, OSError) as error:  # those of requests and huggingface_hub are OSErrors
+        raise UserError(f"cannot fetch {address}: {reason(error)}; {by_hand(address, path)}") from error
+    return path
+
+
+def local_path(address, folder, name=None):
+    """Where `fetch` keeps the file of `address`."""
+    own = Path(urllib.parse.urlsplit(address).path).name or urllib.parse.urlsplit(address).netloc
+    return Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{(name or own)[-150:]}"
+
+
+def web_address(address):
+    """The address of a file for a browser."""
+    scheme, _, rest = address.partition("://")
+    if scheme == "gdrive":
+        return f"https://drive.google.com/file/d/{rest}/view"
+    if scheme == "hf":
+        owner, repository, file = rest.split("/", 2)
+        return f"{_hub()}/{owner}/{repository}/resolve/main/{file}"
+    return address
+
+
+def by_hand(address, path):
+    return f"open {web_address(address)} in a browser and save the file as {path}"
+
+
+def reason(error):
+    """Why a request failed, in one line."""
+    import requests
+
+    if isinstance(error, requests.ConnectionError) and error.request is not None:
+        return f"no connection to {urllib.parse.urlsplit(error.request.url).hostname}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def hash_in_name(address):
+    """The first digits of the sha256 that a file name gives (NAME-0676ba61.pth), or None."""
+    found = HASH_IN_NAME.search(Path(urllib.parse.urlsplit(address).path).name)
+    return found and found[1]
+
+
+def file_hash(path):
+    """sha256 of a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Failed(Exception):
+    """A download that trying again does not help."""
+
+
+class _Interrupted(Exception):
+    """A download that trying again may help: the connection ended, the server is busy."""
+
+
+def _download(address, part):
+    """Bring the file at `address` to `part`, going on from there after an interruption."""
+    import requests
+
+    interruptions = (
+        _Interrupted,
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+    )
+    source = {"hf": _from_hub, "gdrive": _from_drive}.get(address.partition("://")[0], _from_web)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
+        try:
+            return source(address, part)
+        except interruptions as error:
+            last = error
+    raise _Failed(f"{reason(last)} ({ATTEMPTS} attempts)")
+
+
+def _from_web(address, part):
+    """http(s), from where `part` ends if the server still has the same file (its tag is kept beside `part`)."""
+    import requests
+    from tqdm import tqdm
+
+    tag = part.with_name(f"{part.name}.tag")
+    headers = {"Accept-Encoding": "identity"}
+    if part.exists() and tag.exists():
+        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag.read_text()}
+    with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        answer = f"the server answers {response.status_code} {response.reason}"
+        if response.status_code == 416:  # nothing lies beyond `part`: begin anew
+            part.unlink()
+            raise _Interrupted(answer)
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _Interrupted(answer)
+        if not response.ok:
+            raise _Failed(answer)
+        done = part.stat().st_size if response.status_code == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = done + int(length) if length else None
+        if done == 0:
+            part.unlink(missing_ok=True)
+            tag.unlink(missing_ok=True)
+            if (name := response.headers.get("ETag", "")).startswith('"'):  # a weak tag (W/"…") allows other bytes
+                tag.write_text(name)
+        progress = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=part.stem[:40], leave=False)
+        with progress, part.open("ab") as file:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                progress.update(len(chunk))
+    if total not in (None, part.stat().st_size):
+        raise _Interrupted(f"the connection ended after {part.stat().st_size} of {total} bytes")
+    tag.unlink(missing_ok=True)
+
+
+def _hub():
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _from_hub(address, part):
+    """Hugging Face hub; its client resumes, with a progress bar, within the folder it works in."""
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, file = address.removeprefix("hf://").split("/", 2)
+    folder = part.with_name(f"{part.name}.hub")
+    try:
+        fetched = hf_hub_download(f"{owner}/{repository}", file, local_dir=folder, endpoint=_hub())
+        os.replace(fetched, part)
+    finally:
+        if not any(half.stat().st_size for half in folder.rglob("*.incomplete")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _from_drive(address, part):
+    """Google Drive, through the page that asks for confirmation of large files; gdown resumes, with a progress bar."""
+    import gdown
+
+    try:
+        gdown.download(id=address.removeprefix("gdrive://"), output=str(part), resume=True, use_cookies=False)
+    except gdown.exceptions.FileURLRetrievalError as error:
+        text = " ".join(str(error).split())
+        raise _Failed("Google Drive's quota for it is used up today" if "Too many users" in text else text) from error
+    except gdown.exceptions.DownloadError as error:
+        raise _Interrupted(error) from error
+
+
+def _web_page(path):
+    """The title of the web page that lies at `path`, or None for any other file."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head.lstrip().lower().startswith(WEB_PAGE):
+        return None
+    title = re.search(rb"<title[^>]*>(.*?)</title>", head, re.IGNORECASE | re.DOTALL)
+    return " ".join(title[1].decode("utf-8", "replace").split()) if title else "no title"

@@ -1,0 +1,200 @@
+"""Processes that split the images of every group between them (torchrun with --split images).
+
+They wait for one another at meetings: by looking, every now and then, whether all have come. So a slow one may take
+hours, signals end the wait, it can be said who is missing, and the collective that follows takes seconds.
+"""
+
+import contextlib
+import datetime
+import itertools
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import torch
+
+from imagenet_biases.base.errors import UserError
+
+MEETING = datetime.timedelta(minutes=5)  # how long ranks wait for each other at the start
+COLLECTIVE = datetime.timedelta(minutes=30)  # of tensors, once all have come
+TELL = 30.0  # seconds after which it is said who is waited for
+BEAT, SILENCE = 10.0, 600.0  # seconds between signs of life, and without any until a rank is taken for dead
+KEPT = "what was measured is kept: repeat the command"
+
+
+class _Company:
+    """The store through which the ranks of this process's group see each other."""
+
+    def __init__(self, store, machine):
+        self.store, self.rank, self.world = store, machine.rank, machine.world
+        self.turns, self.heard, self.left = itertools.count(), {}, threading.Event()
+        store.set(f"host/{self.rank}", socket.gethostname())
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self):
+        for number in itertools.count():
+            with contextlib.suppress(RuntimeError, OSError):
+                self.store.set(f"beat/{self.rank}", str(number))
+            if self.left.wait(BEAT):
+                return
+
+    def meet(self):
+        """Wait until every rank has come to this meeting."""
+        turn = next(self.turns)
+        try:
+            self.store.set(f"met/{turn}/{self.rank}", "")
+            started = told = time.monotonic()
+            while missing := [rank for rank in range(self.world) if not self.store.check([f"met/{turn}/{rank}"])]:
+                time.sleep(0.05 if time.monotonic() - started < 5 else 1.0)
+                self._listen(missing)
+                if time.monotonic() - told > TELL:
+                    told = time.monotonic()
+                    if self.rank == min(set(range(self.world)) - set(missing)):
+                        print(f"waiting for {self._names(missing)}", file=sys.stderr, flush=True)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"rank 0, which the others talk through, has ended ({reason}); {KEPT}") from None
+
+    def _listen(self, missing):
+        """Raise UserError where a missing rank shows no sign of life any more."""
+        for rank in missing:
+            beat = self.store.get(f"beat/{rank}") if self.store.check([f"beat/{rank}"]) else b""
+            if self.heard.get(rank, (None,))[0] != beat:
+                self.heard[rank] = beat, time.monotonic()
+            elif time.monotonic() - self.heard[rank][1] > SILENCE:
+                raise UserError(f"{self._names([rank])} has not been heard of for {SILENCE / 60:.0f} minutes; {KEPT}")
+
+    def _names(self, some):
+        hosts = {r: self.store.get(f"host/{r}").decode() if self.store.check([f"host/{r}"]) else "?" for r in some}
+        return ", ".join(f"rank {rank} ({host})" for rank, host in hosts.items())
+
+
+_company = None
+
+
+@contextlib.contextmanager
+def ranks(machine):
+    """Join the other ranks that torchrun started, if any, and part from them at the end."""
+    global _company
+    if machine.world == 1:
+        yield
+        return
+    if machine.device.type == "cuda":
+        torch.cuda.set_device(machine.device)
+    _company = _Company(_join(machine), machine)
+    try:
+        yield
+        meet()
+        collected(
+            torch.distributed.barrier
+        )  # rank 0 keeps the store: it leaves when the others have seen all have come
+    finally:
+        _company.left.set()
+        _company = None
+        torch.distributed.destroy_process_group()
+
+
+def meet():
+    """Wait for all ranks, hours if need be. Raises UserError for a rank that is gone."""
+    if _company is not None:
+        _company.meet()
+
+
+def summed(tensor):
+    """Return the sum of a tensor over all ranks."""
+    meet()
+    collected(torch.distributed.all_reduce, tensor)
+    return tensor
+
+
+def collected(collective, *arguments):
+    """Call one of torch's collectives, for which all ranks have to be there. Raises UserError where one is gone."""
+    try:
+        return collective(*arguments)
+    except RuntimeError as error:
+        raise UserError(f"another rank has ended ({str(error).splitlines()[0][:150]}); {KEPT}") from None
+
+
+def check_shared(machine, folder):
+    """See that every rank sees the results folder of rank 0. Raises UserError, on all ranks, where one does not."""
+    if machine.world == 1 or folder is None:
+        return
+    store, folder = _company.store, Path(folder)
+    if machine.rank == 0:
+        name = f".ranks-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+        store.set("file", name)
+    meet()
+    file = folder / store.get("file").decode()
+    until = time.monotonic() + 10  # other hosts' views of a folder may lag behind
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    store.set(f"sees/{machine.rank}", str(int(file.exists())))
+    meet()
+    blind = [rank for rank in range(machine.world) if store.get(f"sees/{rank}") == b"0"]
+    names = _company._names(blind)
+    collected(torch.distributed.barrier)  # all have looked
+    if machine.rank == 0:
+        file.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"--split images needs one results folder for all ranks, and {names} does not see that of rank 0, "
+            f"{folder.absolute()}: give one on a shared file system with --results, or run each host by itself "
+            f"with --shard i/n"
+        )
+
+
+def _join(machine):
+    """Meet the other ranks for the first time; return the store that all of them see."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    told = f"rank {machine.rank} waits at {where} for all {machine.world} ranks that WORLD_SIZE promises"
+    try:
+        store = _waited_for(
+            lambda: next(torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING))[0], told
+        )
+        torch.distributed.init_process_group(
+            "nccl" if machine.device.type == "cuda" else "gloo",
+            store=torch.distributed.PrefixStore("collectives", store),
+            rank=machine.rank,
+            world_size=machine.world,
+            timeout=COLLECTIVE,
+        )
+    except (RuntimeError, ValueError, OverflowError, OSError) as error:
+        raise UserError(
+            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, "
+            f"MASTER_PORT) within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let "
+            f"torchrun start them, or unset WORLD_SIZE"
+        ) from None
+    return torch.distributed.PrefixStore("company", store)
+
+
+def _waited_for(action, told):
+    """Return what an action gives that blocks without a look at signals: in a thread, so that Ctrl-C ends the wait.
+
+    `told` is said where it takes long, and again every now and then.
+    """
+    outcome = []
+
+    def act():
+        try:
+            outcome.append((action(), None))
+        except Exception as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    said = time.monotonic()
+    while thread.is_alive():
+        thread.join(0.2)
+        if time.monotonic() - said > TELL:
+            said = time.monotonic()
+            print(f"{told}, {MEETING.total_seconds() / 60:.0f} minutes at most", file=sys.stderr, flush=True)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result

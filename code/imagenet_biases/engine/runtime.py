@@ -1,0 +1,165 @@
+"""What a run runs on: the device, the ranks, the processes that decode; and its description."""
+
+import contextlib
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imagenet_biases.base.errors import UserError
+
+# is an estimate (2,000-5,000 images a second, a third saved): benchmarks/gpu.py says what it is on a GPU at hand
+COMPILE_FROM, COMPILE_TOGETHER_FROM = 20_000, 500_000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Settings (vocabulary.Settings) as they hold on this machine. Nothing but precision, view and seed changes an
+    answer."""
+
+    device: torch.device
+    precision: str
+    view: str
+    seed: int
+    batch_size: int
+    workers: int
+    cache: str | None
+    compile: str
+    checkpoint_seconds: float
+    rank: int = 0  # of processes that split the images of each group between them
+    world: int = 1
+    shard: tuple[int, int] = (1, 1)  # which share of the units is measured here: number from 1, and of how many
+    lead: bool = True  # whether this process shows progress: one of those that torchrun started
+
+    def autocast(self):
+        """Return a context in which networks run in the chosen precision."""
+        if self.precision in ("bf16", "fp16"):
+            return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        return contextlib.nullcontext()
+
+    def compiles(self, images):
+        """Whether what is to see so many images is compiled: a network on a CPU, networks of one graph elsewhere."""
+        least = COMPILE_FROM if self.device.type == "cpu" else COMPILE_TOGETHER_FROM
+        return self.compile == "on" or (self.compile == "auto" and images >= least)
+
+
+def machine(settings, images):
+    """Return the Machine for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
+    if settings.workers is not None and not 0 <= settings.workers <= 1000:
+        raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) to 1000")
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise UserError(f"--batch-size {settings.batch_size}: give 1 or more")
+    rank, world, shard = _place(settings)
+    device = _device(settings.device)
+    if settings.precision not in ("fp32", "tf32", "bf16", "fp16"):
+        raise UserError(f"precision '{settings.precision}' is unknown: it is fp32, tf32, bf16 or fp16")
+    if settings.view not in ("study", "native"):
+        raise UserError(f"view '{settings.view}' is unknown: it is study or native")
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
+    if device.type == "cpu":
+        keep_memory()
+    workers = settings.workers
+    if workers is None and images < 512:
+        workers = 0  # starting processes would take longer than decoding
+    elif workers is None:
+        cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
+        # on two cores, a process that decodes beside the network costs more than it gives: benchmarks/README.md
+        workers = cores // 4 if device.type == "cpu" else min(16, max(1, cores))
+    return Machine(
+        device=device,
+        precision=settings.precision,
+        view=settings.view,
+        seed=settings.seed,
+        batch_size=settings.batch_size or (256 if device.type == "cuda" else 32),
+        workers=workers,
+        cache=settings.cache and str(settings.cache),
+        compile=settings.compile,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        rank=rank,
+        world=world,
+        shard=shard,
+        lead=_number("RANK", 0) == 0,
+    )
+
+
+def _place(settings):
+    """Return (rank, world, shard): the processes that torchrun started are shards, unless they split the images."""
+    if settings.split == "nothing":
+        return 0, 1, settings.shard or (1, 1)
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if not 0 <= rank < world:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
+    number, count = settings.shard or (1, 1)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard {number}/{count}: give i/n with i from 1 to n")
+    if settings.split not in ("networks", "images"):
+        raise UserError(f"--split {settings.split}: it is networks or images")
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if settings.split == "images" else ("RANK",)
+    missing = [name for name in needed if name not in os.environ]
+    if world > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set; let torchrun set them, or unset all"
+        )
+    if settings.split == "images":
+        return rank, world, (number, count)
+    return 0, 1, ((number - 1) * world + rank + 1, count * world)
+
+
+def available_cores():
+    """Return how many cores this process may use: those of its affinity, as far as its control group lets it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # microseconds, or 'max': no limit
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def _number(variable, default):
+    text = os.environ.get(variable, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"the environment variable {variable} is '{str(text)[:60]}', not a number; unset it") from None
+
+
+def _device(name):
+    if isinstance(name, torch.device):
+        return name
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    kind = str(name).partition(":")[0]
+    if kind not in available:
+        raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
+    if not available[kind]:
+        raise UserError(f"--device {name}: this machine has none that torch can use; leave --device out")
+    try:
+        device = torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
+    except (RuntimeError, ValueError, OverflowError):
+        raise UserError(
+            f"there is no device '{name}': it is auto, {', '.join(available)}, or cuda:0, cuda:1, ..."
+        ) from None
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not 0 <= (device.index or 0) < count:
+        raise UserError(f"there is no device {device}: this machine has {count} of that kind (LOCAL_RANK, --device)")
+    return device
+
+
+@functools.cache
+def keep_memory():
+    """Let the C library keep what is freed instead of giving it back to the system after every layer.
+
+    glibc returns every large block at once and fetches it again, page by page, for the next layer: on a CPU that is up
+    to half of the time. With M_MMAP_MAX = 0 and no trimming the pages stay. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, -1)  # as a size_t: more than there is

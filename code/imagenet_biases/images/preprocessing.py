@@ -1,0 +1,252 @@
+"""From image files to pixels: the view, decoding, the cache of decoded images."""
+
+import errno
+import functools
+import hashlib
+import io
+import os
+import shutil
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.files import read_bytes, write_json
+from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.images.archives import Opened
+from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what image sets hold: no other decoder of Pillow's is tried
+LONGEST = 100  # sides: a strip of 65,000 x 1 would become one of 16 million x 256 before it is cropped
+LOCKED = 60  # seconds that the making of a cache is waited for: it takes a moment
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a decoded photograph becomes a square of pixels: short side to `resize`, then the central `crop` square.
+
+    `resize` None: the files already have the size `crop` x `crop`; another size is an error.
+    """
+
+    resize: int | None
+    crop: int
+    interpolation: str = "bilinear"
+
+    def __call__(self, image):
+        """Turn a Pillow image into uint8 pixels [crop, crop, 3], RGB."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as transforms
+
+        if self.resize is None:
+            if image.size != (self.crop, self.crop):
+                raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
+            image = image.convert("RGB")
+        else:
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError(f"is {image.width} x {image.height}, a strip, not a picture")
+            image = image.convert("RGB")
+            image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
+            image = transforms.center_crop(image, self.crop)
+        return np.array(image)
+
+    def __str__(self):
+        return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
+
+
+STUDY = View(VIEW_RESIZE, VIEW_CROP)
+AS_IS = View(None, VIEW_CROP)
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded: its path and why."""
+
+
+def decode(path, view, data=None):
+    """Decode an image file to uint8 pixels [crop, crop, 3] under a view (or to what any function of an image gives).
+
+    `data`: a function that gives the file's bytes where they do not lie at `path`. Raises Unreadable for whatever a
+    decoder raises: on damaged files that may be anything.
+    """
+    try:
+        data = data() if data else read_bytes(path)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if view == AS_IS and image.size == (view.crop, view.crop):
+                pixels = _of_jpeg(image, data)
+                return view(image) if pixels is None else pixels
+            return view(image)
+    except OSError as error:  # Pillow's own carry no number
+        raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
+    except Exception as error:
+        raise Unreadable(f"{path}: {str(error) or type(error).__name__}") from None
+
+
+def _of_jpeg(image, data):
+    """Return the pixels of a JPEG as simplejpeg decodes it where that is sure to be what Pillow gives, else None.
+
+    It decodes at once into an array, 1.5 times as fast as Pillow; what is to be resized has to become Pillow's image
+    again, which takes what was won. Only YCbCr and grey JPEGs without a fault: what is to be said of a fault, Pillow
+    says.
+    """
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _simplejpeg():
+        return None
+    try:
+        kind = _simplejpeg().decode_jpeg_header(data)[2]
+        pixels = _simplejpeg().decode_jpeg(data, "RGB", strict=True) if kind in ("YCbCr", "Gray") else None
+    except (ValueError, OverflowError, MemoryError):  # damaged
+        return None
+    return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
+
+
+@functools.cache
+def _simplejpeg():
+    """Return the module simplejpeg if it is there and agrees with Pillow here, else None.
+
+    Both bring a libjpeg-turbo of their own; other versions or builds of it may round in another way.
+    """
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    y, x = np.mgrid[:93, :117]
+    waves = np.stack([127.5 + 120 * np.sin((1 + c) * (x * x + y * y) / 900 + c) for c in range(3)], -1)
+    for mode, subsampling in (("RGB", "4:2:0"), ("RGB", "4:2:2"), ("RGB", "4:4:4"), ("L", "4:4:4")):
+        file = io.BytesIO()
+        Image.fromarray(waves.astype(np.uint8)).convert(mode).save(file, "JPEG", quality=80, subsampling=subsampling)
+        with Image.open(file) as image:
+            if not np.array_equal(simplejpeg.decode_jpeg(file.getvalue(), "RGB"), np.asarray(image.convert("RGB"))):
+                return None
+    return simplejpeg
+
+
+def _without_address(error):
+    """Pillow's 'cannot identify image file <_io.BufferedReader name=...>', without the reader."""
+    return str(error).partition(" <_io.")[0]
+
+
+class Reader:
+    """Reads images of one set under one view, through the decoded cache where a folder for it is given.
+
+    The cache is one file of pixels for the whole listing (uint8 [N, crop, crop, 3], memory-mapped) and one of stamps:
+    for each image the checksum of its pixels and the size and time of the file they came from; no stamp, no pixels.
+    Pixels are written before their stamp, so any number of processes may fill it at once and be killed at any moment:
+    pixels that do not fit their stamp are decoded again.
+    """
+
+    STAMP = np.dtype([("crc", "<u4"), ("size", "<i8"), ("time", "<i8")])
+
+    def __init__(self, images, view, folder=None):
+        self.images, self.view, self.pixels = images, images.view(view), None
+        members = images.listing.members
+        self.opened = Opened(members) if members else None
+        if folder is not None and not images.as_is:  # ready-made images are small, and there are 7 million of them
+            self._open(Path(folder))
+
+    def _open(self, folder):
+        listing, crop = self.images.listing, self.view.crop
+        root = os.fsencode(listing.root.resolve())
+        description = {"set": self.images.name, "view": str(self.view), "root": os.fsdecode(root)}
+        stem = f"{self.images.name.replace('/', '-')}-{self.view}-{hashlib.sha256(root).hexdigest()[:8]}"
+        names = hashlib.sha256("\n".join(listing.files).encode()).hexdigest()
+        description |= {"images": len(listing.files), "names": names}
+        paths = {kind: folder / f"{stem}.{kind}" for kind in ("json", "u8", "stamps")}
+        sizes = {"u8": len(listing.files) * crop * crop * 3, "stamps": len(listing.files) * self.STAMP.itemsize}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f"{stem}.lock", timeout=LOCKED):  # several processes begin at once
+                if not self._sound(paths, sizes, description):
+                    for path in paths.values():
+                        path.unlink(missing_ok=True)
+                    for kind, size in sizes.items():
+                        with open(paths[kind], "ab") as file:
+                            file.truncate(size)  # sparse: nothing is stored until it is written
+                    write_json(paths["json"], description)
+                self.files = {kind: open(paths[kind], "r+b", buffering=0) for kind in sizes}  # noqa: SIM115
+            self.pixels = np.memmap(paths["u8"], np.uint8, "r", shape=(len(listing.files), crop, crop, 3))
+            self.stamps = np.memmap(paths["stamps"], self.STAMP, "r")
+            missing = np.count_nonzero(self.stamps["crc"][self.images.chosen] == 0) * crop * crop * 3
+            free = shutil.disk_usage(folder).free
+        except Timeout:
+            return self._do_without(f"{folder / stem}.lock has been held for {LOCKED} s; remove it if nothing runs")
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                return self._do_without(error.strerror)
+            raise UserError(
+                f"--cache {folder}: {error}; give a folder that can be written, or leave --cache out"
+            ) from None
+        if missing > free:
+            self._do_without(f"{folder} has {free / 1e9:,.1f} GB free, they would take {missing / 1e9:,.1f}")
+
+    @staticmethod
+    def _sound(paths, sizes, description):
+        try:
+            return read_json(paths["json"], dict) == description and all(
+                paths[kind].stat().st_size == size for kind, size in sizes.items()
+            )
+        except (OSError, Malformed):
+            return False
+
+    def _do_without(self, reason):
+        """A full disk ends the caching, not the run."""
+        self.pixels = None
+        warnings.warn(f"decoded images are no longer kept: {reason}", stacklevel=3)
+
+    def read(self, position, out=None):
+        """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3], or write them to `out`.
+
+        Raises Unreadable.
+        """
+        if out is None:
+            out = np.empty((self.view.crop, self.view.crop, 3), np.uint8)
+        if self.pixels is None:
+            out[...] = self.decoded(position)
+            return out
+        size, time = self._status(position)
+        stamp = self.stamps[position]
+        if stamp["crc"] and (stamp["size"], stamp["time"]) == (size, time):
+            out[...] = self.pixels[position]
+            if _checksum(out) == stamp["crc"]:
+                return out
+        out[...] = self.decoded(position)
+        stamp = np.array((_checksum(out), size, time), self.STAMP)
+        try:
+            # pwrite reports a full disk as an error; writing through the memory map would kill the process
+            _write_at(self.files["u8"], out.tobytes(), position * out.nbytes)
+            _write_at(self.files["stamps"], stamp.tobytes(), position * self.STAMP.itemsize)
+        except OSError as error:
+            self._do_without(error.strerror)
+        return out
+
+    def decoded(self, position):
+        """Return what the view makes of the image at a position of the listing, decoded anew. Raises Unreadable."""
+        data = None
+        if self.opened:
+            size = int(self.images.listing.sizes[position])
+            data = functools.partial(self.opened.read, position, size)
+        return decode(self.images.path(position), self.view, data)
+
+    def _status(self, position):
+        """Return size and time of the file (of the archive's, for an image in one)."""
+        try:
+            if self.opened:
+                return int(self.images.listing.sizes[position]), self.opened.time(position)
+            status = self.images.path(position).stat()
+        except OSError as error:
+            raise Unreadable(f"{self.images.path(position)}: {error}") from None
+        return status.st_size, status.st_mtime_ns
+
+
+def _checksum(pixels):
+    return zlib.crc32(pixels) or 1  # 0 means: not there yet
+
+
+def _write_at(file, data, offset):
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,178 @@
+"""Architectures, and a user's own code: `module:function` and `file.py:function`."""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+from imagenet_biases.base.errors import UserError, nearest
+from imagenet_biases.base.files import demand_file
+from imagenet_biases.networks import packages
+from imagenet_biases.networks.registry import split_function, which_function
+
+PUBLISHED = ("torch", "timm", "torchvision")  # packages whose code is known by the architecture's text
+HARNESS = __name__.partition(".")[0]
+# what lies on the way to a user's mistake, or below it
+BESIDE = (*PUBLISHED, HARNESS, "contextlib", "importlib", "_frozen_importlib", "_frozen_importlib_external")
+
+
+def build(arch):
+    """Return (module, hash of the user's source or '') of a timm name, `module:function` or `file.py:function`.
+
+    Raises UserError for anything else, and for whatever goes wrong in that code.
+    """
+    if ".py:" in arch:
+        return _call_own(*split_function(arch))
+    if arch.endswith(".py"):
+        raise UserError(f"the architecture {arch} is a file of Python code: {which_function(arch)}")
+    if ":" in arch:
+        return _call(_imported(arch), arch), ""
+    # a tag says which weights; timm calls any tag of a known architecture known
+    if not (packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))):
+        hint = nearest(arch, packages.timm_names(pretrained="." in arch))
+        raise UserError(
+            f"there is no architecture {arch!r} in timm: {hint or 'or give module:function or file.py:function'}"
+        )
+    import timm
+
+    return timm.create_model(arch), ""
+
+
+def class_id(name):
+    """Return the id of a network class of this package: the source text by which edition 2 identified it.
+
+    Fingerprints of networks, and with them all stored responses, rest on these texts: they are never edited.
+    """
+    return (Path(__file__).parent / "class_ids" / f"{name}.txt").read_text("utf-8")
+
+
+def class_sources(body):
+    """Return what the classes of a network's modules do, as text, except those of published packages.
+
+    A class of this package is known by its id and version; any other by its source code, or, where that cannot be had
+    (typed into a plain interpreter), by its name.
+    """
+    classes = {kind for module in body.modules() for kind in type(module).__mro__}
+    texts = []
+    for kind in classes:
+        package = kind.__module__.partition(".")[0]
+        if package == HARNESS and "id" in vars(kind):
+            texts.append(kind.id if kind.version == 1 else f"{kind.id}\nversion {kind.version}")
+        elif kind is not object and package not in PUBLISHED:
+            try:
+                texts.append(inspect.getsource(kind))
+            except (OSError, TypeError):
+                texts.append(kind.__qualname__)
+    return "\n".join(sorted(texts))
+
+
+@contextlib.contextmanager
+def blaming(what):
+    """Turn whatever goes wrong in a user's own code into one line (UserError) that names `what`, the file and line.
+
+    torch's defaults (number type, gradients) that the code changes are set back, with a warning.
+    """
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = [
+            (Path(frame.f_code.co_filename).name, line)
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if (frame.f_globals.get("__name__") or "").partition(".")[0] not in BESIDE
+        ]
+        place = " ({}, line {})".format(*frames[-1]) if frames else ""
+        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}{place}") from error
+    finally:
+        if torch.get_default_dtype() != dtype:
+            warnings.warn(f"{what} sets torch's default type to {torch.get_default_dtype()}: set back", stacklevel=3)
+            torch.set_default_dtype(dtype)
+        if torch.is_grad_enabled() != gradients:
+            warnings.warn(f"{what} switches gradients {'off' if gradients else 'on'} for all: set back", stacklevel=3)
+            torch.set_grad_enabled(gradients)
+
+
+def _imported(arch):
+    """The module of `module:function`."""
+    name, _, function = arch.rpartition(":")
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or not function.isidentifier():
+        raise UserError(f"the architecture {arch!r} is not module:function with a module's full name (package.module)")
+    with blaming(f"the architecture {arch}"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"the architecture {arch} needs the package {error.name!r}: install it first") from error
+
+
+def _function(module, name):
+    """Return the function of `module` that the last part of `name` says."""
+    function = name.rpartition(":")[2]
+    file = getattr(module, "__file__", None) or module.__name__
+    if not callable(getattr(module, function, None)):
+        hint = f": {which_function(file)}" if ".py:" in name else ""
+        raise UserError(f"{file} has no function {function!r}{hint}")
+    return getattr(module, function)
+
+
+def _call(module, name):
+    """Return the torch module that the function of `module`, the last part of `name`, gives."""
+    function = _function(module, name)
+    with blaming(name):
+        body = function()
+    if not isinstance(body, torch.nn.Module):
+        raise UserError(f"{name} returns {type(body).__name__}, not a torch.nn.Module")
+    return body
+
+
+_neighbours = set()  # names of modules that came from the folders of users' files
+
+
+def own_function(path, name):
+    """Return the function `name` of a user's file, and a hash of that file and the neighbours it imported."""
+    return _call_own(path, name, _function)
+
+
+def _call_own(path, function, use=None):
+    """Call `function` of the user's file (or let `use` do otherwise with the module and the name).
+
+    Returns what that gives, and a hash of the file and the neighbours it imported.
+    """
+    demand_file(path, "a file of Python code")
+    folder, what = path.resolve().parent, f"{path}:{function}"
+    while _neighbours:  # the `utils` of another folder must not answer for this one's
+        sys.modules.pop(_neighbours.pop(), None)
+    before = set(sys.modules)
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
+    try:
+        with blaming(what):
+            name = f"{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
+            spec = importlib.util.spec_from_file_location(name, path)
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        body = (use or _call)(module, what)
+    finally:
+        sys.path.remove(str(folder))
+        sys.path.append(str(folder))  # for what the module imports only when it is called
+    sources = {path.resolve()}
+    for name in set(sys.modules) - before:
+        source = Path(getattr(sys.modules[name], "__file__", None) or "/")
+        package = name.partition(".")[0]
+        if (
+            source.is_relative_to(folder)
+            and source.relative_to(folder).parts[0].partition(".")[0] == package != HARNESS
+        ):
+            _neighbours.add(name)
+            sources.add(source)
+    return body, hashlib.sha256(b"\n".join(source.read_bytes() for source in sorted(sources))).hexdigest()
