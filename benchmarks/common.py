@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from imagenet_biases.engine.inference import Runners
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.results.provenance import device_name, versions
 from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.study import wordnet_ids
@@ -24,8 +24,8 @@ from imagenet_biases.vocabulary import Benchmark, Settings
 
 
 def on(device, **settings):
-    """Return the Machine of a device as for a long run; glibc keeps freed memory, as in every run."""
-    return machine(Settings(device=device, **settings), 10**9)
+    """Return the Runtime of a device as for a long run; glibc keeps freed memory, as in every run."""
+    return make_runtime(Settings(device=device, **settings), 10**9)
 
 
 def timed(work, device):

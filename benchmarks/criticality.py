@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from imagenet_biases import Settings
 from imagenet_biases.base.files import write_json
 from imagenet_biases.engine.inference import Runner, float32_precision
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.measures.layer_criticality import layers_of, reset
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.results.provenance import circumstances
-from imagenet_biases.vocabulary import Batch, Shown
+from imagenet_biases.vocabulary import Batch, Presentation
 
 
 def main():
@@ -32,14 +32,14 @@ def main():
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    here = machine(Settings(batch_size=args.images, compile="off"), args.images)
+    here = make_runtime(Settings(batch_size=args.images, compile="off"), args.images)
     network = from_module(timm.create_model("resnet50").eval(), "resnet50").eval().requires_grad_(False)
     maker = {"build": "resnet50", "code": ""}
     conditions = [reset(name, [name], "fresh", 0, 0, maker) for name in layers_of(network, ["conv", "fc"])]
     pixels = torch.rand(args.images, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(here.device)
     keys = torch.arange(args.images, device=here.device)
     batch = Batch(keys, 0)
-    shown, elsewhere = (Shown(None, one, one, keys, batch) for one in (pixels, pixels.clone()))
+    shown, elsewhere = (Presentation(None, one, one, keys, batch) for one in (pixels, pixels.clone()))
     with float32_precision(here.precision):
         runner = Runner(network, 224, here)
 

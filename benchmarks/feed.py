@@ -114,7 +114,7 @@ def main():
         ready_made(folder, Path(temporary, "c"))
 
         def given(path, name="imagenet"):
-            return image_set(name, Data(**{name.partition("/")[0].replace("-", "_"): path}, allow_partial=True))
+            return image_set(name, Data(folders={name.partition("/")[0]: path}, allow_partial=True))
 
         files, tar, parquet = (given(Path(temporary, name)) for name in ("files", "images.tar", "images.parquet"))
         corrupted = given(Path(temporary, "c"), "imagenet-c/fog/1")

@@ -98,7 +98,7 @@ class Bench:
 
     def images(self, count, place="photographs"):
         limit = min(count, self.args.images)
-        return image_set("imagenet", Data(imagenet=self.folder / place, allow_partial=True, limit=limit))
+        return image_set("imagenet", Data(folders={"imagenet": self.folder / place}, allow_partial=True, limit=limit))
 
     def here(self, **settings):
         cache = settings.pop("cache", self.folder / "cache")
@@ -168,7 +168,7 @@ class Bench:
     def criticality(self, here, runners):
         """Return images x resets a second, of every third layer, after a run that sees where each reset acts."""
         benchmark = benchmarks.find("criticality")
-        (_, one, *_) = benchmark.passes(self.data, **benchmark.chosen({"reset": "permute"}))
+        (_, one, *_) = benchmark.passes(self.data, **benchmark.options_from({"reset": "permute"}))
         resets = one.conditions_for(self.network)[::9]
         self.through(resets, self.size, here, self.network, runners)
         count, seconds = self.through(resets, self.size, here, self.network, runners)
@@ -188,7 +188,7 @@ class Bench:
 
     def prepare(self):
         """Fill the cache, and have a CPU answer in fp32 what the device will be compared with."""
-        self.data = Data(imagenet=self.folder / "photographs", allow_partial=True, limit=8)
+        self.data = Data(folders={"imagenet": self.folder / "photographs"}, allow_partial=True, limit=8)
         self.shown = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             self.expected = self.network(self.shown)
@@ -238,7 +238,7 @@ class Bench:
 def conditions_of(benchmark, data, **options):
     """Return the conditions of a benchmark's first pass."""
     found = benchmarks.find(benchmark)
-    return found.passes(data, **found.chosen(options))[0].conditions
+    return found.passes(data, **found.options_from(options))[0].conditions
 
 
 def study_units(paces, feed, network, data):

@@ -24,14 +24,14 @@ from common import described
 from imagenet_biases import Data, Settings, benchmarks, evaluate
 from imagenet_biases.base.files import write_json
 from imagenet_biases.engine.inference import Runner, float32_precision
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.preprocessing import STUDY, decode
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import resamples
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.stimuli.attacks import gradient, summed_cross_entropy
 from imagenet_biases.synthetic.image_sets import draw
-from imagenet_biases.vocabulary import Batch, Found, Readout
+from imagenet_biases.vocabulary import Batch, Readout, Results
 
 NAMES = ("imagenet", "spectral", "criticalband", "imagenet_adv")
 STEPS = 10  # of PGD
@@ -59,7 +59,7 @@ def watched(benchmark, caught):
 
     def report(found):
         usual = [one for one in found.all() if not isinstance(one.readout, Margin)]
-        estimates = dict(benchmark.report(Found(usual, found.network, found.options)))
+        estimates = dict(benchmark.report(Results(usual, found.network, found.options)))
         margins = {key: found[(*key, Margin)].values for key in found}
         answers = {
             (one.images.name, one.condition.name): one.values.reshape(len(one.values), -1)[:, 0] for one in usual
@@ -115,7 +115,7 @@ def gradients(name, data, device, precisions):
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div(255).to(device)
     labels, keys = (torch.from_numpy(one[list(some)]).to(device) for one in (images.labels, images.keys))
     for precision in ("fp32", *precisions):
-        here = machine(Settings(device=device, precision=precision, batch_size=20), 0)
+        here = make_runtime(Settings(device=device, precision=precision, batch_size=20), 0)
         with float32_precision(precision):
             network = Runner(load_model(name), 224, here).differentiable(Batch(keys, 0))
             found[precision] = gradient(network, pixels, labels, summed_cross_entropy)[0].flatten(1).float()
@@ -147,7 +147,9 @@ def main():
         names = () if args.no_drawn else ("calibration_silhouette", "calibration_texture")
         subjects = [(f"{name}, drawn", name, Data(folder)) for name in names]
         if args.photographs and args.network:
-            subjects.append(("photographs", args.network, Data(imagenet=args.photographs, allow_partial=True)))
+            subjects.append(
+                ("photographs", args.network, Data(folders={"imagenet": args.photographs}, allow_partial=True))
+            )
         print("| images | precision | benchmark | answers changed | margin of the surest that changed, at most | "
               "largest effect on a metric, of half its interval |\n| --- | --- | --- | --- | --- | --- |")  # fmt: skip
         for title, name, data in subjects:

@@ -68,8 +68,8 @@ class FullSize:
     def __len__(self):
         return len(self.labels)
 
-    def view(self, view):
-        return view
+    def preprocessing(self, preprocessing):
+        return preprocessing
 
 
 def said(name, target, figure, held):

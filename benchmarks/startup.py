@@ -93,7 +93,7 @@ def start(folder, results, networks):
 
     shown = [one for one in names() if one not in ("criticality", "filters", "model_vs_human")]
     measurement = Measurement([], shown, Data(folder), Settings(device="cpu"), results=results, skip_missing=True)
-    plan = make_plan(measurement.jobs, [Stand(f"network-{n}") for n in range(networks)], measurement.machine)
+    plan = make_plan(measurement.jobs, [Stand(f"network-{n}") for n in range(networks)], measurement.runtime)
     sets = {images.name: images for job in measurement.jobs for images in job.image_sets}
     keys = sum(len(images.keys) for images in sets.values())
     used = resource.getrusage(resource.RUSAGE_SELF)

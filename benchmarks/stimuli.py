@@ -158,7 +158,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         photographs(root / "photographs")
-        data = Data(imagenet=root / "photographs", allow_partial=True)
+        data = Data(folders={"imagenet": root / "photographs"}, allow_partial=True)
         images, stimuli, compared = image_set("imagenet", data), [], {}
         for name, transform in (("spectral", naive_filter), ("criticalband", naive_noise)):
             benchmark = benchmarks.find(name)

@@ -89,7 +89,7 @@ def main():
     device, figures = torch.device(args.device), []
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), args.images)
-        images = image_set("imagenet", Data(imagenet=folder, allow_partial=True))
+        images = image_set("imagenet", Data(folders={"imagenet": folder}, allow_partial=True))
         mean, std = NORMALIZATIONS["imagenet"]
         plain = Network(timm.create_model(args.arch), name=args.arch, mean=mean, std=std, facts={})
         for precision in args.precisions:

@@ -55,7 +55,7 @@ def profiles(accuracy):
 def report(found):
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
     right = hits(found)
-    resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right)]
+    resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right, found.resamples(200))]
     for suffix, steps in profiles(100 * right.mean(2)).items():
         others = [spatial_channel.fit(one[suffix]) for one in resampled] if suffix.endswith(FINE) else []
         for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), others).items():

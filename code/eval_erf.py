@@ -32,7 +32,7 @@ def passes(data, probe):
 def report(found):
     """Yield the field's area, size and standard deviation."""
     shown = found["imagenet", CENTRE.name]
-    values = field(shown.values[shown.counts])
+    values = field(shown.values[shown.counts], found.resamples(200))
     if not values:
         warnings.warn(
             "it has no feature map, or its centre does not depend on the pixels: nothing measured", stacklevel=2

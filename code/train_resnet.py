@@ -290,7 +290,9 @@ def accuracy(training, folder):
     network = training.average.module if training.average else training.network
     plain = nn.Sequential(Normalize(mean, std), network)
     settings = Settings(device=str(training.device), workers=training.args.num_workers, split="nothing")
-    (record,) = evaluate({"network": plain}, "imagenet", Data(imagenet=folder, allow_partial=True), settings)
+    (record,) = evaluate(
+        {"network": plain}, "imagenet", Data(folders={"imagenet": folder}, allow_partial=True), settings
+    )
     return record.metrics["top1_acc/imagenet"].value
 
 

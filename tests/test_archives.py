@@ -136,7 +136,7 @@ def same(one, two):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_imagenet_as_downloaded_is_the_unpacked_set(drawn, tmp_path, layout):
     given = imagenet_as(layout, drawn, tmp_path / "given")
-    data = Data(imagenet=given, listings=tmp_path / "listings")
+    data = Data(folders={"imagenet": given}, listings=tmp_path / "listings")
     same(image_set("imagenet", Data(drawn)), image_set("imagenet", data))
     kept = sorted((tmp_path / "listings").iterdir())
     assert kept
@@ -150,7 +150,7 @@ def test_imagenet_as_downloaded_is_the_unpacked_set(drawn, tmp_path, layout):
 def test_other_sets_as_downloaded(drawn, tmp_path, name):
     folder = beside(drawn, name, tmp_path / name)
     packed(folder / f"{name}.tar", tree(drawn / name, f"{name}/") | {f"{name}/README.txt": b"Cite us."})
-    for data in (Data(tmp_path), Data(**{name.replace("-", "_"): folder / f"{name}.tar"})):
+    for data in (Data(tmp_path), Data(folders={name: folder / f"{name}.tar"})):
         same(image_set(name, Data(drawn)), image_set(name, data))
 
 
@@ -179,7 +179,7 @@ def corrupted(drawn, tmp_path_factory):
 def test_corrupted_sets_in_their_archives(drawn, corrupted, tmp_path, listed):
     variants = [f"{name}/{severity}" for names in GROUPS.values() for name in names for severity in (1, 5)]
     given = ",".join(str(corrupted / f"{group}.tar") for group in GROUPS) if listed else corrupted
-    data = Data(imagenet_c=given, listings=tmp_path)
+    data = Data(folders={"imagenet-c": given}, listings=tmp_path)
     for one, two in zip(
         image_sets("imagenet-c", variants, Data(drawn)), image_sets("imagenet-c", variants, data), strict=True
     ):
@@ -191,14 +191,14 @@ def test_corrupted_sets_in_their_archives(drawn, corrupted, tmp_path, listed):
 @pytest.mark.parametrize("given", ["{0}/noise.tar,{0}/nowhere.tar", "{0}/noise.tar,{0}", ",", "{0}/noise.tar,,"])
 def test_a_list_holds_archives_only(corrupted, given):
     with pytest.raises(UserError, match="there is no folder or archive"):
-        image_set("imagenet-c/fog/1", Data(imagenet_c=given.format(corrupted)))
+        image_set("imagenet-c/fog/1", Data(folders={"imagenet-c": given.format(corrupted)}))
 
 
 def test_what_is_unpacked_comes_before_the_archives(drawn, corrupted, tmp_path):
     folder = tmp_path / "imagenet-c"
     shutil.copytree(corrupted, folder)
     shutil.copytree(drawn / "imagenet-c" / "snow", folder / "weather" / "snow")
-    snow, fog = (image_set(f"imagenet-c/{name}/1", Data(imagenet_c=folder)) for name in ("snow", "fog"))
+    snow, fog = (image_set(f"imagenet-c/{name}/1", Data(folders={"imagenet-c": folder})) for name in ("snow", "fog"))
     assert snow.listing.members is None and fog.listing.members is not None
 
 
@@ -226,7 +226,7 @@ def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path, layout):
 
 def test_cache_of_archives(drawn, tmp_path):
     given = imagenet_as("labels", drawn, tmp_path / "given")
-    one = image_set("imagenet", Data(imagenet=given))
+    one = image_set("imagenet", Data(folders={"imagenet": given}))
     first = [Reader(one, STUDY, tmp_path / "cache").read(position) for position in one.chosen]
     again = Reader(one, STUDY, tmp_path / "cache")
     assert all(again.stamps["crc"]) and all(np.array_equal(again.read(p), first[p]) for p in one.chosen)
@@ -242,13 +242,16 @@ def test_compressed_archives_come_with_the_line_that_unpacks_them(drawn, tmp_pat
         packed(path, tree(drawn / "imagenet" / "val"), mode="w:gz")
     for given in (path, tmp_path / "given"):
         with pytest.raises(UserError, match="unpack") as caught:
-            image_set("imagenet", Data(imagenet=given, allow_partial=True))
+            image_set("imagenet", Data(folders={"imagenet": given}, allow_partial=True))
         line = str(caught.value).partition(":  ")[2]
         assert "mkdir -p" in line
     if shutil.which(line.split("&& ")[1].split()[0]):
         assert os.system(line) == 0
         unpacked = Path(str(path).removesuffix(".zip").removesuffix(".tar.gz").removesuffix(".tgz"))
-        same(image_set("imagenet", Data(drawn)), image_set("imagenet", Data(imagenet=unpacked, allow_partial=True)))
+        same(
+            image_set("imagenet", Data(drawn)),
+            image_set("imagenet", Data(folders={"imagenet": unpacked}, allow_partial=True)),
+        )
 
 
 def test_without_pyarrow_parquet_files_are_said_to_need_it(tmp_path, monkeypatch):
@@ -256,7 +259,7 @@ def test_without_pyarrow_parquet_files_are_said_to_need_it(tmp_path, monkeypatch
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)  # as Python has it where a package cannot be imported
     with pytest.raises(UserError, match="pip install pyarrow"):
-        image_set("imagenet", Data(imagenet=tmp_path))
+        image_set("imagenet", Data(folders={"imagenet": tmp_path}))
 
 
 # Bad archives ---------------------------------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_without_pyarrow_parquet_files_are_said_to_need_it(tmp_path, monkeypatch
 
 def listed(path):
     archives._archives.cache_clear()
-    return image_set("imagenet", Data(imagenet=path, allow_partial=True))
+    return image_set("imagenet", Data(folders={"imagenet": path}, allow_partial=True))
 
 
 def test_truncated_archives_are_named(drawn, tmp_path):
@@ -364,7 +367,7 @@ def test_damaged_archives_are_refused_or_give_images_of_their_own(drawn, tmp_pat
 
 def test_damaged_indexes_are_made_anew(drawn, tmp_path):
     given = imagenet_as("gnu", drawn, tmp_path / "given")
-    data, right = Data(imagenet=given, listings=tmp_path / "kept"), image_set("imagenet", Data(drawn))
+    data, right = Data(folders={"imagenet": given}, listings=tmp_path / "kept"), image_set("imagenet", Data(drawn))
     image_set("imagenet", data)
     (kept,) = (tmp_path / "kept").iterdir()
     whole = kept.read_bytes()
@@ -379,7 +382,7 @@ def test_damaged_indexes_are_made_anew(drawn, tmp_path):
 def test_a_changed_archive_is_indexed_again(drawn, tmp_path):
     folder = tmp_path / "given"
     files = tree(drawn / "imagenet" / "val")
-    data = Data(imagenet=packed(folder / "val.tar", files), listings=tmp_path / "kept", allow_partial=True)
+    data = Data(folders={"imagenet": packed(folder / "val.tar", files)}, listings=tmp_path / "kept", allow_partial=True)
     assert len(image_set("imagenet", data)) == 96
     packed(folder / "val.tar", dict(list(files.items())[:90]))
     os.utime(folder / "val.tar", ns=(time.time_ns(), time.time_ns() + 1))

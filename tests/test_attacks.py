@@ -279,7 +279,9 @@ def test_missing_auto_attack_names_the_remedy(monkeypatch):
 def conditions(*words):
     parser = argparse.ArgumentParser()
     add_options(parser, eval_imagenet_adv.OPTIONS)
-    return list(eval_imagenet_adv.conditions(**eval_imagenet_adv.BENCHMARK.chosen(vars(parser.parse_args(words)))))
+    return list(
+        eval_imagenet_adv.conditions(**eval_imagenet_adv.BENCHMARK.options_from(vars(parser.parse_args(words))))
+    )
 
 
 def names(*words):

@@ -23,7 +23,7 @@ from imagenet_biases.measures.layer_criticality import (
     reset_state,
 )
 from imagenet_biases.networks.load import from_module
-from imagenet_biases.vocabulary import Batch, Shown
+from imagenet_biases.vocabulary import Batch, Presentation
 
 BENCHMARK = eval_criticality.BENCHMARK
 MOBILENET = f"{SHARED / 'nets' / 'mobilenet.py'}:load" if SHARED else ""
@@ -64,7 +64,7 @@ def softmax(network, images):
     """The network's softmax vectors of the images as the loop shows them, float64."""
     from imagenet_biases.images.preprocessing import STUDY, Reader
 
-    reader = Reader(images, images.view(STUDY))
+    reader = Reader(images, images.preprocessing(STUDY))
     pixels = torch.stack([torch.from_numpy(reader.read(int(one)).copy()) for one in images.chosen])
     with torch.no_grad():
         return network(pixels.permute(0, 3, 1, 2).float() / 255).double().softmax(1)
@@ -90,7 +90,7 @@ def test_a_zeroed_classifier_leaves_a_uniform_vector(drawn):
 def test_distances_of_equal_answers_are_exactly_0_and_of_opposite_ones_1():
     logits = torch.randn(6, 1000, generator=torch.Generator().manual_seed(0)) * 9
     pixels, labels = torch.zeros(6, 3, 8, 8), torch.arange(6)
-    shown = Shown(logits, pixels, pixels, labels, Batch(labels, 0), intact=logits)
+    shown = Presentation(logits, pixels, pixels, labels, Batch(labels, 0), intact=logits)
     assert (SoftmaxDistances()(shown) == 0).all()
     one_hot = 1e3 * nn.functional.one_hot(labels, 1000).float()
     apart = SoftmaxDistances()(replace(shown, logits=one_hot, intact=one_hot.roll(1, 1)))
@@ -100,7 +100,7 @@ def test_distances_of_equal_answers_are_exactly_0_and_of_opposite_ones_1():
 @needs_shared
 def test_a_fresh_layer_that_is_the_trained_one_changes_nothing(tmp_path):
     """The constructor gives the trained network itself: criticality 0 and all accuracy recovered, without a digit."""
-    data = Data(imagenet=SHARED / "imagenet_samples", limit=6)
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, limit=6)
     options = {"untrained": MOBILENET, "draws": 2, "layers": "layers.0,fc,*5"}
     found, got = outcome(MOBILENET, data, options)
     assert {one.value for one in found[""][0].values()} == {0.0} and len(found[""][0]) > 3
@@ -234,14 +234,14 @@ def test_weights_are_bit_identical_afterwards(fault, drawn, monkeypatch):
 
 @needs_shared
 def test_batches_the_block_cache_and_the_order_of_layers_change_nothing(monkeypatch):
-    from imagenet_biases.engine.activation_cache import Changed
+    from imagenet_biases.engine.activation_cache import ActivationCache
 
-    network, data = MOBILENET, Data(imagenet=SHARED / "imagenet_samples", limit=9)
+    network, data = MOBILENET, Data(folders={"imagenet": SHARED / "imagenet_samples"}, limit=9)
     options = {"draws": 2, "layers": "layers.0,layers.22,layers.63", "reset": "permute"}
     usual = measured(BENCHMARK, network, data, options=options)
     small = measured(BENCHMARK, network, data, options=options, batch_size=2)
     other = measured(BENCHMARK, network, data, options={**options, "layers": "layers.63,layers.22,layers.0"})
-    monkeypatch.setattr(Changed, "_first", lambda *_: None)
+    monkeypatch.setattr(ActivationCache, "_first", lambda *_: None)
     whole = measured(BENCHMARK, network, data, options=options, batch_size=2)
     assert outcomes(usual) == outcomes(other)
     for (one, _), (two, _), (three, _) in zip(*(outcomes(f).values() for f in (usual, small, whole)), strict=True):

@@ -440,7 +440,7 @@ def test_a_log_file_gets_lines(drawn, tmp_path):
 
 
 def test_native_view_is_not_the_study_s(drawn, tmp_path):
-    """--view native follows the network: other pixels, another record, responses of its own."""
+    """--preprocessing native follows the network: other pixels, another record, responses of its own."""
     seen = {}
 
     class Net(Small):
@@ -448,15 +448,15 @@ def test_native_view_is_not_the_study_s(drawn, tmp_path):
             seen.setdefault(tuple(pixels.shape[2:]), []).append(float(pixels.double().sum()))
             return super().forward(pixels)
 
-    from imagenet_biases.images.preprocessing import View
+    from imagenet_biases.images.preprocessing import Preprocessing
     from imagenet_biases.networks.load import from_module
 
     records = []
     for view in ("study", "native"):
         network = from_module(Net(), "net")
-        network._view = View(248, 224, "bicubic")
+        network._preprocessing = Preprocessing(248, 224, "bicubic")
         seen.clear()
-        settings = Settings(device="cpu", batch_size=96, view=view)
+        settings = Settings(device="cpu", batch_size=96, preprocessing=view)
         records += evaluate({"net": network}, "imagenet", Data(drawn), settings, results=tmp_path)
         records[-1].pixels = seen[224, 224][-1]
     assert records[0].pixels != records[1].pixels

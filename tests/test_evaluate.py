@@ -22,7 +22,7 @@ from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import from_module
@@ -125,7 +125,7 @@ def test_networks_take_turns_where_they_take_many_passes(validation):
         tuple(Condition(f"dim {level}", stimulus=dim, settings={"factor": level / 20}) for level in range(1, count + 1))
         for count in (3, 12)
     )
-    here = machine(Settings(device="cpu", batch_size=32, compile="off"), 0)
+    here = make_runtime(Settings(device="cpu", batch_size=32, compile="off"), 0)
     bodies = Plain(), Plain(1)
     networks = [from_module(body, name) for body, name in zip(bodies, ("one", "two"), strict=True)]
     jobs = [
@@ -234,7 +234,7 @@ def test_other_pixels_under_the_same_names_and_sizes_are_measured_again(drawn, t
     paths = sorted((tmp_path / "imagenet" / "val").glob("*/*"))
     for number, path in enumerate(paths):  # files of one size: a bitmap's does not depend on what it shows
         Image.fromarray(np.full((256, 256, 3), number, np.uint8)).save(path, "BMP")
-    data = Data(imagenet=tmp_path / "imagenet")
+    data = Data(folders={"imagenet": tmp_path / "imagenet"})
     first = answers([Pass(image_set("imagenet", data))], Plain(), tmp_path / "results")
     for number, path in enumerate(paths):
         Image.fromarray(np.full((256, 256, 3), 255 - number, np.uint8)).save(path, "BMP")
@@ -266,7 +266,7 @@ def test_a_stop_in_the_middle_keeps_what_was_shown(validation, tmp_path):
 
 def test_unreadable_image_stops_or_is_left_out(drawn, tmp_path, capsys):
     shutil.copytree(drawn / "imagenet", tmp_path / "imagenet")
-    images = image_set("imagenet", Data(imagenet=tmp_path / "imagenet"))
+    images = image_set("imagenet", Data(folders={"imagenet": tmp_path / "imagenet"}))
     images.path(9).write_bytes(b"\xff\xd8 broken")
     with pytest.raises(UserError, match=re.escape(images.files[9])):
         answers([Pass(images)], Plain())
@@ -366,7 +366,7 @@ def test_a_network_that_fails_under_attack_is_out_and_the_others_go_on(validatio
 
 def test_an_unreadable_image_is_left_out_of_an_attack_under_way(drawn, tmp_path):
     shutil.copytree(drawn / "imagenet", tmp_path / "imagenet")
-    images = image_set("imagenet", Data(imagenet=tmp_path / "imagenet"))
+    images = image_set("imagenet", Data(folders={"imagenet": tmp_path / "imagenet"}))
     images.path(9).write_bytes(b"\xff\xd8 broken")
     found = responses([Pass(images, (TUNED,))], Plain(), skip_unreadable=True)["imagenet", "tuned"]
     assert (~found.counts).sum() == 1 and not found.counts[9]

@@ -16,7 +16,7 @@ from imagenet_biases.engine import compilation
 from imagenet_biases.engine.inference import Runners
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import proportion
 from imagenet_biases.networks.load import load_model
@@ -173,7 +173,7 @@ def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
     conditions = (CLEAN, attacks.pgd("PGD", 1 / 255, 5, 0.5 / 255), attacks.tuned_pgd("tuned", 1 / 255, 5))
     accuracies = {}
     for compiled in (False, True):
-        here = machine(Settings(device="cpu", batch_size=40, precision=precision, compile="on"), 0)
+        here = make_runtime(Settings(device="cpu", batch_size=40, precision=precision, compile="on"), 0)
         network = load_model("calibration_texture")
         runners = Runners(replace(here, compile="on" if compiled else "off"), {})
         runners.programs = compilation.Programs(shared=True)

@@ -17,7 +17,7 @@ from imagenet_biases.measures.split_half import (
     in_first,
     standard_error,
 )
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Found, Responses
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Estimate, Responses, Results
 
 STUDIES = 80
 
@@ -34,7 +34,7 @@ class Images:
 
 
 def found(values, images):
-    return Found([Responses(images, CLEAN, np.asarray(values), np.ones(len(images), bool))])
+    return Results([Responses(images, CLEAN, np.asarray(values), np.ones(len(images), bool))])
 
 
 def report(found):
@@ -99,7 +99,7 @@ def test_text_and_what_has_no_halves():
     with pytest.raises(ValueError, match="reshape"):
         from_text("1 2 3")
     few = Images(FEWEST - 1)
-    assert halves(BENCHMARK, found(np.ones(len(few)), few)) == {} == halves(BENCHMARK, Found([]))
+    assert halves(BENCHMARK, found(np.ones(len(few)), few)) == {} == halves(BENCHMARK, Results([]))
     lonely = difference(3.0, 1.0, values, np.full((SPLITS, 2), np.nan))
     assert lonely == Estimate(2.0)
 

@@ -20,7 +20,7 @@ from common import ROOT, run
 from hostile import cases, damaged, limited, odd_json, odd_text, write_odd_json
 from imagenet_biases import Data, Settings
 from imagenet_biases.base.errors import UserError, clean
-from imagenet_biases.engine.runtime import available_cores, machine
+from imagenet_biases.engine.runtime import available_cores, make_runtime
 from imagenet_biases.humans import people
 from imagenet_biases.images.labels import flat_labels, real_labels
 from imagenet_biases.images.listing import Listing, Names, _keep_listing, _kept_names, _read_listing, list_classes
@@ -31,7 +31,7 @@ from imagenet_biases.networks.pins import Pins
 from imagenet_biases.results import responses as stored
 from imagenet_biases.results.merge import compare, local_records, merge, select, update
 from imagenet_biases.results.records import read_record, write_record
-from imagenet_biases.results.responses import Kept, ResponseStore
+from imagenet_biases.results.responses import ResponseStore, StoredResponses
 from imagenet_biases.results.table import PUBLISHED, read_beside, read_table, write_table
 from imagenet_biases.study import DECLARATIONS, wordnet_ids
 from imagenet_biases.vocabulary import TopClasses
@@ -154,7 +154,7 @@ def test_what_can_never_be_an_image_is_said_when_a_set_is_listed(tmp_path, kind)
 
 
 def test_a_damaged_cache_gives_the_same_pixels(tmp_path, drawn):
-    images = image_set("imagenet", Data(imagenet=drawn / "imagenet", limit=6))
+    images = image_set("imagenet", Data(folders={"imagenet": drawn / "imagenet"}, limit=6))
     right = [decode(images.path(position), STUDY) for position in images.chosen]
     for case, dice in cases(60):
         for file in sorted((tmp_path / "cache").glob("*")):
@@ -236,7 +236,7 @@ def test_labels_of_spreadsheets_and_other_text_beside_them(tmp_path, encoding):
 
 
 def test_real_labels_are_sets_of_classes_or_refused(drawn, tmp_path):
-    images = image_set("imagenet", Data(imagenet=drawn / "imagenet"))
+    images = image_set("imagenet", Data(folders={"imagenet": drawn / "imagenet"}))
     folder = tmp_path / "imagenet"
     folder.mkdir()
     images = type(images)(images.name, replace(images.listing, root=folder), images.chosen)
@@ -358,7 +358,7 @@ def cell(number=0):
     state = rng.integers(0, 3, 30).astype(np.uint8)
     moment = {"time": "2026-01-01T00:00:00+00:00"}
     values = rng.integers(0, 1000, (30, 5)).astype(np.int16) * (state > 0)[:, None]
-    return identity, Kept(values.astype(np.int16), state, [moment], 0, {"0": 77})
+    return identity, StoredResponses(values.astype(np.int16), state, [moment], 0, {"0": 77})
 
 
 def test_any_damage_to_stored_answers_is_noticed(tmp_path):
@@ -435,7 +435,7 @@ def test_odd_manifests_are_refused_or_meant(drawn, tmp_path):
     manifest = json.loads((drawn / "imagenet" / "image-set.json").read_text())
     for case, dice in cases(150):
         write_odd_json(folder / "image-set.json", manifest, dice)
-        found = refused(image_set, "imagenet", Data(imagenet=folder))
+        found = refused(image_set, "imagenet", Data(folders={"imagenet": folder}))
         assert found is None or (len(found) == 96 and isinstance(found.collection, str)), case
 
 
@@ -541,7 +541,7 @@ def test_odd_environments_are_refused_or_harmless(monkeypatch):
         for name in dice.sample(names, dice.choice([1, 2, 3])):
             word = dice.choice([word for word in hostile.ODD_WORDS if "\0" not in word])
             monkeypatch.setenv(name, word.encode("utf-8", "replace").decode())
-        found = refused(machine, Settings(device="cpu"), 1000)
+        found = refused(make_runtime, Settings(device="cpu"), 1000)
         assert found is None or (0 <= found.workers <= available_cores() and 0 <= found.rank < found.world), case
 
 

@@ -23,7 +23,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.images import preprocessing
 from imagenet_biases.images import sets as images
 from imagenet_biases.images.labels import real_labels
-from imagenet_biases.images.preprocessing import AS_IS, STUDY, Reader, Unreadable, View, _checksum, decode
+from imagenet_biases.images.preprocessing import AS_IS, STUDY, Preprocessing, Reader, Unreadable, _checksum, decode
 from imagenet_biases.images.sets import image_set, image_sets
 from imagenet_biases.study import class_numbers, wordnet_ids
 
@@ -45,8 +45,7 @@ def validation(tmp_path):
 
 
 def found(folder, name="imagenet", partial=True, **more):
-    folders = {name.partition("/")[0].replace("-", "_"): folder}
-    return image_set(name, Data(**folders, allow_partial=partial, **more))
+    return image_set(name, Data(folders={name.partition("/")[0]: folder}, allow_partial=partial, **more))
 
 
 def test_class_lists_are_timms_index_lists():
@@ -165,7 +164,7 @@ def test_folder_not_given_and_not_there(tmp_path):
     with pytest.raises(images.NotGiven, match="--imagenet DIR"):
         image_set("imagenet", Data())
     with pytest.raises(UserError, match="there is no folder or archive"):
-        image_set("imagenet", Data(imagenet=tmp_path / "nowhere"))
+        image_set("imagenet", Data(folders={"imagenet": tmp_path / "nowhere"}))
 
 
 def test_corrupted_sets(drawn, tmp_path):
@@ -186,7 +185,7 @@ def test_corrupted_listing_is_kept_until_a_folder_changes(drawn, tmp_path):
     folder = tmp_path / "c"
     shutil.copytree(drawn / "imagenet-c" / "fog", folder / "fog")
     shutil.copy(drawn / "imagenet-c" / "image-set.json", folder)
-    data = Data(imagenet_c=folder, listings=tmp_path / "listings")
+    data = Data(folders={"imagenet-c": folder}, listings=tmp_path / "listings")
     before = time.time() - 100
     for path in folder.glob("fog/*/*"):
         os.utime(path, (before, before))
@@ -237,7 +236,7 @@ def test_native_view_has_its_interpolation(tmp_path):
     mode = transforms.InterpolationMode.BICUBIC
     oracle = transforms.Compose([transforms.Resize(235, mode), transforms.CenterCrop(224)])
     expected = np.asarray(oracle(Image.open(path).convert("RGB")))
-    assert np.array_equal(decode(path, View(235, 224, "bicubic")), expected)
+    assert np.array_equal(decode(path, Preprocessing(235, 224, "bicubic")), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 broken", None])
@@ -308,7 +307,7 @@ def test_cache_is_made_anew(validation, tmp_path, damage):
         path = one.path(2)
         Image.new("RGB", (300, 300), (9, 8, 7)).save(path)
     elif damage == "view":
-        view = View(232, 224)
+        view = Preprocessing(232, 224)
     elif damage == "set":
         path = one.path(0)
         path.rename(path.with_name("ILSVRC2012_val_00000050.JPEG"))

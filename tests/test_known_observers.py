@@ -48,7 +48,7 @@ def metrics(benchmark, found):
 
 
 def partial(folder, limit=None):
-    return Data(imagenet=folder, allow_partial=True, limit=limit)
+    return Data(folders={"imagenet": folder}, allow_partial=True, limit=limit)
 
 
 # Spectral -------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from common import CODE
 from imagenet_biases.base import download
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import safe_name
-from imagenet_biases.images.preprocessing import View
+from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.load import borrowed, from_module, load_model
 from imagenet_biases.networks.pins import Pins
@@ -554,7 +554,7 @@ def test_torchvision_as_a_source(own, server, tmp_path, monkeypatch):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
         torch.testing.assert_close(network(pixels), reference((pixels - mean) / std), rtol=0, atol=0)
-    assert network.native_view == View(256, 224) and network.identity["source"] == address
+    assert network.native_preprocessing == Preprocessing(256, 224) and network.identity["source"] == address
     assert network.identity["arch"] == "torchvision.models:resnet18"
     for location, message in {
         "resnet18:IMAGENET1K_V7": "torchvision's resnet18 has no weights 'IMAGENET1K_V7', it has IMAGENET1K_V1",
@@ -586,10 +586,10 @@ def test_googlenet_gets_the_input_that_torchvision_gives_it(own, server, tmp_pat
 def test_torchvisions_views(location):
     from PIL import Image
 
-    from imagenet_biases.networks.packages import torchvision_view, torchvision_weights
+    from imagenet_biases.networks.packages import torchvision_preprocessing, torchvision_weights
 
     image = Image.effect_noise((300, 400), 80).convert("RGB")
-    ours = torch.from_numpy(torchvision_view(location)(image)).permute(2, 0, 1) / 255
+    ours = torch.from_numpy(torchvision_preprocessing(location)(image)).permute(2, 0, 1) / 255
     preset = torchvision_weights(location).transforms()
     preset.mean, preset.std = [0, 0, 0], [1, 1, 1]
     assert torch.equal(ours, preset(image))

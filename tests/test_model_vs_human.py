@@ -20,7 +20,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import COLUMNS, READOUT, from_files, read_trials
 from imagenet_biases.humans.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
 from imagenet_biases.images.preprocessing import Reader, Unreadable
-from imagenet_biases.vocabulary import Shown
+from imagenet_biases.vocabulary import Presentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:no people's trials", "ignore:.*stimulus sets are not under")
 NAMES = list(CATEGORIES)
@@ -110,7 +110,7 @@ def reader(tmp_path_factory):
 
 
 def test_every_layout_is_listed_with_its_categories(release):
-    sets = {images.name: images for images in image_sets(Data(model_vs_human=release))}
+    sets = {images.name: images for images in image_sets(Data(folders={"model-vs-human": release}))}
     assert list(sets) == [f"model-vs-human/{name}" for name in STIMULUS_SETS]
     for name, images in sets.items():
         assert images.subset is None and images.as_is and images.collection == "drawn"
@@ -127,7 +127,7 @@ def test_another_size_is_an_error(tmp_path, release):
     folder = tmp_path / "edge" / "airplane"
     folder.mkdir(parents=True)
     picture("airplane", "bear", side=256).save(folder / "airplane1.png")
-    edge = image_sets(Data(model_vs_human=tmp_path, allow_partial=True))[0]
+    edge = image_sets(Data(folders={"model-vs-human": tmp_path}, allow_partial=True))[0]
     with pytest.raises(Unreadable, match="256 x 256, must be 224 x 224"):
         Reader(edge, None).read(0)
 
@@ -136,7 +136,7 @@ def test_missing_sets_are_named(tmp_path):
     folder = tmp_path / "silhouette" / "bear"
     folder.mkdir(parents=True)
     picture("bear", "bear").save(folder / "bear1.png")
-    data = Data(model_vs_human=tmp_path, allow_partial=True)
+    data = Data(folders={"model-vs-human": tmp_path}, allow_partial=True)
     with pytest.warns(UserWarning, match=r"16 of 17 .*\(edge, cue-conflict, colour.*--download"):
         (one,) = image_sets(data)
     assert len(one) == 1 and one.subset["of"] == 160
@@ -145,14 +145,14 @@ def test_missing_sets_are_named(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match=r"none of the 17 .*--download"):
-        image_sets(Data(model_vs_human=empty, allow_partial=True))
+        image_sets(Data(folders={"model-vs-human": empty}, allow_partial=True))
 
 
 def test_an_incomplete_set_is_an_error(release, tmp_path):
     for name in STIMULUS_SETS:
         (tmp_path / name).symlink_to(release / name)
     with pytest.raises(UserError, match=r"edge .* 4 images instead of 160"):
-        image_sets(Data(model_vs_human=tmp_path))
+        image_sets(Data(folders={"model-vs-human": tmp_path}))
 
 
 def test_a_stranger_among_the_images_is_named(tmp_path):
@@ -160,12 +160,12 @@ def test_a_stranger_among_the_images_is_named(tmp_path):
     folder.mkdir(parents=True)
     picture("bear", "bear").save(folder / "zebra1.png")
     with pytest.raises(UserError, match=r"zebra1\.png: neither"):
-        image_sets(Data(model_vs_human=tmp_path, allow_partial=True))
+        image_sets(Data(folders={"model-vs-human": tmp_path}, allow_partial=True))
 
 
 @needs_shared
 def test_the_folder_of_cue_conflict_images_itself_will_do():
-    sets = image_sets(Data(model_vs_human=SHARED / "cue_conflict_images", allow_partial=True))
+    sets = image_sets(Data(folders={"model-vs-human": SHARED / "cue_conflict_images"}, allow_partial=True))
     found = {images.name: len(images) for images in sets if len(images)}
     assert found == {"model-vs-human/cue-conflict": 80}
 
@@ -176,7 +176,7 @@ def test_the_response_is_the_category_of_highest_mean_probability():
     logits[0, CATEGORIES["knife"][0]] = 2.0  # ... but less on average
     logits[1, CATEGORIES["elephant"][0]] = 3.0  # the single largest, shared with a class at zero
     logits[1, CATEGORIES["oven"][0]] = 2.5
-    answers = READOUT(Shown(logits, None, None, None, None))
+    answers = READOUT(Presentation(logits, None, None, None, None))
     assert [NAMES[number] for number in answers] == ["knife", "oven"]
 
 
@@ -258,26 +258,28 @@ def test_missing_sets_and_trials_are_fetched_once(release, mirror, tmp_path):
     ]
     mirror.files[TREE] = packed(*tree, network, ("model-vs-human-0.1/setup.py", b"raise SystemExit"))
     with pytest.raises(UserError, match="no folder"):
-        image_sets(Data(model_vs_human=root))
-    sets = image_sets(Data(model_vs_human=root, allow_partial=True), download=True)
-    assert [len(images) for images in sets] == [len(images) for images in image_sets(Data(model_vs_human=release))]
+        image_sets(Data(folders={"model-vs-human": root}))
+    sets = image_sets(Data(folders={"model-vs-human": root}, allow_partial=True), download=True)
+    assert [len(images) for images in sets] == [
+        len(images) for images in image_sets(Data(folders={"model-vs-human": release}))
+    ]
     assert len(sets[0].variables["people"]) == 2
     assert len(mirror.asked) == 18 and len(list(root.rglob("*.csv"))) == 34
     assert not list(root.rglob("*.tar.gz")) and not list(root.rglob("*.py"))
     pins = json.loads((root / "release-lock.json").read_text())
     assert len(pins) == 18 and all(len(digest) == 64 for digest in pins.values())
-    image_sets(Data(model_vs_human=root, allow_partial=True), download=True)
+    image_sets(Data(folders={"model-vs-human": root}, allow_partial=True), download=True)
     assert len(mirror.asked) == 18
 
 
 def test_an_archive_that_changed_is_refused(mirror, tmp_path):
     mirror.files[SET.format("edge")] = packed(("edge/bear/bear1.png", png()))
     with pytest.raises(UserError, match="silhouette"):  # not served
-        image_sets(Data(model_vs_human=tmp_path), download=True)
+        image_sets(Data(folders={"model-vs-human": tmp_path}), download=True)
     (tmp_path / "edge").rename(tmp_path / "before")
     mirror.files[SET.format("edge")] = packed(("edge/bear/bear2.png", png()))
     with pytest.raises(UserError, match=r"(?s)sha256.*edge.tar.gz had"):
-        image_sets(Data(model_vs_human=tmp_path), download=True)
+        image_sets(Data(folders={"model-vs-human": tmp_path}), download=True)
     assert not (tmp_path / "edge").exists()
 
 
@@ -305,7 +307,7 @@ def test_a_hostile_archive_leaves_nothing(mirror, tmp_path, members):
         content[0][1].type = tarfile.DIRTYPE
     mirror.files[SET.format("edge")] = packed(*content)
     with pytest.raises(UserError, match="edge") as caught:
-        image_sets(Data(model_vs_human=root), download=True)
+        image_sets(Data(folders={"model-vs-human": root}), download=True)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "escaped.png").read_text() == "mine" and not list(tmp_path.rglob("*/escaped.png"))
     assert not (root / "edge").exists() and not (root / "release-lock.json").exists()
@@ -317,7 +319,7 @@ def test_a_damaged_archive_is_explained(mirror, tmp_path, release, content):
     whole = archive(release, "edge")
     mirror.files[SET.format("edge")] = whole[: len(whole) // 2] if content == "truncated" else content
     with pytest.raises(UserError, match=r"edge.tar.gz is refused, nothing of it is kept"):
-        image_sets(Data(model_vs_human=tmp_path), download=True)
+        image_sets(Data(folders={"model-vs-human": tmp_path}), download=True)
     assert not (tmp_path / "edge").exists() and not list(tmp_path.rglob("*.tar.gz"))
 
 

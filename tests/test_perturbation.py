@@ -28,7 +28,7 @@ from imagenet_biases.measures.perturbation_maps import (
 )
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.stimuli.attacks import pgd_l2
-from imagenet_biases.vocabulary import Batch, Condition, Shown, identified
+from imagenet_biases.vocabulary import Batch, Condition, Presentation, identified
 
 BENCHMARK = eval_perturbation.BENCHMARK
 MOBILENET = f"{SHARED / 'nets' / 'mobilenet.py'}:load" if SHARED else ""
@@ -36,7 +36,9 @@ MOBILENET = f"{SHARED / 'nets' / 'mobilenet.py'}:load" if SHARED else ""
 
 def shown(perturbation):
     pixels, labels = torch.zeros_like(perturbation), torch.zeros(len(perturbation), dtype=torch.int64)
-    return Shown(torch.zeros(len(perturbation), 1000), pixels, pixels, labels, Batch(labels, 0), given=perturbation)
+    return Presentation(
+        torch.zeros(len(perturbation), 1000), pixels, pixels, labels, Batch(labels, 0), gradient=perturbation
+    )
 
 
 def noise(images=40, size=224):
@@ -65,11 +67,11 @@ def test_ring_0_of_a_convolution_of_ones_is_the_closed_form(mode, size, expected
     network = Sums()
     pad(network, mode=mode)
     pixels = torch.rand(3, 3, size, size)
-    _, given = slope().attack(
+    _, gradient = slope().attack(
         lambda pixels, rows=None: network(pixels), pixels, torch.zeros(3, dtype=torch.int64), None
     )
-    rows = Rings()(shown(given))
-    interior = (given[0, 0, size // 2, size // 2] / given[0].abs().max()).abs()
+    rows = Rings()(shown(gradient))
+    interior = (gradient[0, 0, size // 2, size // 2] / gradient[0].abs().max()).abs()
     assert (rows[:, 0] / interior).tolist() == pytest.approx([expected] * 3, abs=1e-6)
     if size > 2 * RINGS:
         assert border(rows.numpy())["ring-0"].value == pytest.approx(expected, abs=1e-6)
@@ -214,7 +216,7 @@ def test_l2_pgd_goes_the_whole_length_against_a_linear_network_and_stays_within_
 @needs_shared
 def test_l2_pgd_has_names_of_its_own_and_more_is_stronger():
     options = {"attack": ("pgd-l2",), "eps_l2": (0.1, 2.0), "steps": 5}
-    data = Data(imagenet=SHARED / "imagenet_samples", limit=8)
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, limit=8)
     found = measured(eval_imagenet_adv.BENCHMARK, MOBILENET, data, options=options)
     got = {name: one.value for name, one in eval_imagenet_adv.BENCHMARK.report(found)}
     assert set(got) >= {"top1_acc/PGD-l2-5/eps-0.1", "top1_acc/PGD-l2-5/eps-2"}

@@ -68,7 +68,7 @@ def shares():
 
 
 def test_a_known_observer_has_its_exact_figures(pictures):
-    data = Data(imagenet=pictures, allow_partial=True)
+    data = Data(folders={"imagenet": pictures}, allow_partial=True)
     got = metrics(measured(BENCHMARK, Dark(), data, options={"alpha": "all"}))
     expected = shares()
     assert got["top1_acc/RandSol-10/expected"] == pytest.approx(100 * np.mean(expected**10))
@@ -83,7 +83,7 @@ def test_a_known_observer_has_its_exact_figures(pictures):
 @pytest.mark.parametrize("draws", [1, 3, 10])
 def test_random_thresholds_meet_their_expectation(pictures, draws):
     """20 seeds: the mean share of survivors within 4 standard errors of mean s ** draws; never more with more draws."""
-    data = Data(imagenet=pictures, allow_partial=True)
+    data = Data(folders={"imagenet": pictures}, allow_partial=True)
     expected = shares() ** draws
     error = np.sqrt(np.mean(expected * (1 - expected)) / len(expected) / 20)
     found = []
@@ -97,7 +97,7 @@ def test_random_thresholds_meet_their_expectation(pictures, draws):
 @needs_shared
 def test_batches_do_not_matter_and_more_draws_leave_fewer():
     network = load_model(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
-    data = Data(imagenet=SHARED / "imagenet_samples", limit=10)
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, limit=10)
     got = {}
     for size in (3, 10):
         options = {"alpha": "3", "draws": 4}

@@ -23,7 +23,7 @@ FILES = [(path, FOLDERS[path.parent.name]) for path in sorted(ANSWERS.glob("*/*.
 
 def scored(path, task, **options):
     """Return (variant, Responses) of a file of answers."""
-    chosen = eval_vlm.BENCHMARK.chosen({"task": task, **options})
+    chosen = eval_vlm.BENCHMARK.options_from({"task": task, **options})
     ((_, found),) = questions.from_files(Data(), answers=[path], **{k: v for k, v in chosen.items() if k != "answers"})
     return questions.Variant(task), found.all()[0]
 
@@ -161,7 +161,7 @@ def observed(conflicts, observer, results=None, **options):
     (record,) = evaluate(
         {observer: body},
         "vlm",
-        Data(model_vs_human=conflicts),
+        Data(folders={"model-vs-human": conflicts}),
         Settings(device="cpu", batch_size=32, workers=0),
         options={"vlm": options},
         results=results,
@@ -267,15 +267,15 @@ def test_letters_are_read_off_in_one_pass_as_the_model_itself_scores_them(llava)
 
     network = load_model(f"hf:{llava}")
     pixels = torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
-    read = network(pixels, question={"text": "Which?", "letters": "ABC"})
+    read = network(pixels, prompt={"text": "Which?", "letters": "ABC"})
     model, processor = network.body._held
     inputs = network.body._inputs(pixels[:1], "Which?")
     with torch.no_grad():
         scores = model(**inputs).logits[0, -1]
     ids = processor.tokenizer.convert_tokens_to_ids(list("ABC"))
     torch.testing.assert_close(read[0], scores[ids], atol=1e-4, rtol=1e-4)
-    together = network(pixels, question={"text": "Which?", "tokens": 6})
-    assert together == [network(one[None], question={"text": "Which?", "tokens": 6})[0] for one in pixels]
+    together = network(pixels, prompt={"text": "Which?", "tokens": 6})
+    assert together == [network(one[None], prompt={"text": "Which?", "tokens": 6})[0] for one in pixels]
 
 
 def test_captions_are_placed_by_cosine(encoder):
@@ -354,6 +354,6 @@ def test_a_network_without_text_cannot_be_asked_for_names(conflicts):
     from imagenet_biases import evaluate
 
     with pytest.raises(UserError, match="clip:"):
-        evaluate(Thousand(), "vlm", Data(model_vs_human=conflicts), options={"vlm": {"task": "clip16"}})
+        evaluate(Thousand(), "vlm", Data(folders={"model-vs-human": conflicts}), options={"vlm": {"task": "clip16"}})
     with pytest.raises(UserError, match="answers in logits, and vlm needs words"):
-        evaluate(Thousand(), "vlm", Data(model_vs_human=conflicts))
+        evaluate(Thousand(), "vlm", Data(folders={"model-vs-human": conflicts}))

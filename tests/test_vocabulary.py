@@ -23,7 +23,7 @@ from imagenet_biases.vocabulary import (
     Condition,
     Option,
     Pass,
-    Shown,
+    Presentation,
     TopClasses,
     identified,
 )
@@ -227,9 +227,9 @@ def test_a_readout_knows_what_it_can_give(readout):
     logits = 100 * torch.randn(6, 1000, generator=random)
     logits[0], logits[1] = 0, float("nan")
     pixels, labels = torch.rand(6, 3, 224, 224, generator=random), torch.arange(6)
-    given = torch.randn(6, 3, 224, 224, generator=random)
-    given[0], given[1], given[2] = 0, float("nan"), 1e-38
-    shown = Shown(logits, pixels, pixels, labels, Batch(labels, 0), intact=logits.flip(0), given=given)
+    gradient = torch.randn(6, 3, 224, 224, generator=random)
+    gradient[0], gradient[1], gradient[2] = 0, float("nan"), 1e-38
+    shown = Presentation(logits, pixels, pixels, labels, Batch(labels, 0), intact=logits.flip(0), gradient=gradient)
     rows = np.asarray(readout(shown)).astype(readout.dtype)
     assert rows.shape == (6, *readout.shape) and readout.possible(rows)
     for wrong in (-2, 1001):
@@ -245,15 +245,15 @@ def test_a_condition_is_one_thing():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [({"draws": "many"}, "draws: 'many'"), ({"drwas": 3}, "no option drwas"), ({"kind": "x"}, "not one of a, b")],
 )
-def test_options_are_checked(given, message):
+def test_options_are_checked(values, message):
     options = (Option("draws", 1, type=int), Option("kind", "a", choices=("a", "b")))
     benchmark = Benchmark("x", lambda data, **options: [], lambda found: (), options=options)
-    assert benchmark.chosen({"draws": "3"}) == {"draws": 3, "kind": "a"}
+    assert benchmark.options_from({"draws": "3"}) == {"draws": 3, "kind": "a"}
     with pytest.raises(ValueError, match=message):
-        benchmark.chosen(given)
+        benchmark.options_from(values)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_native_view_is_its_own_preprocessing(folder, network):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     own = preprocess(picture)
-    mine = torch.from_numpy(network.native_view(picture)).permute(2, 0, 1)[None] / 255
+    mine = torch.from_numpy(network.native_preprocessing(picture)).permute(2, 0, 1)[None] / 255
     torch.testing.assert_close(((mine - network.body.mean) / network.body.std)[0], own, atol=1e-5, rtol=1e-5)
 
 
@@ -102,15 +102,15 @@ def test_gradients_reach_the_pixels(network):
 def test_a_network_of_another_size_runs_under_its_native_view_only(drawn, tmp_path, kept, monkeypatch):
     small = tiny_language.two_towers(tmp_path / "small", size=64)
     network = load_model(f"clip:{small}:name", checkpoints=kept)
-    assert network.native_view.crop == 64 and network(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
-    with pytest.raises(UserError, match="--view native"):
+    assert network.native_preprocessing.crop == 64 and network(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+    with pytest.raises(UserError, match="--preprocessing native"):
         network(torch.rand(1, 3, 224, 224))
-    assert network(torch.rand(1, 3, 224, 224), question={"names": "categories"}).shape == (1, 16)
+    assert network(torch.rand(1, 3, 224, 224), prompt={"names": "categories"}).shape == (1, 16)
     monkeypatch.setenv("ZOO_CHECKPOINTS", str(kept))
     how = ("--model", f"clip:{small}:name", "--data", drawn, "--results", tmp_path / "results", "--limit", 4)
     how += ("--num-workers", 0, "--wandb", "disabled", "--device", "cpu")
     status, _, err = run("eval_imagenet.py", *how)
-    assert status == 2 and "--view native" in err.strip().splitlines()[-1]
+    assert status == 2 and "--preprocessing native" in err.strip().splitlines()[-1]
     assert run("eval_imagenet.py", *how, "--view", "native")[0] == 0
 
 

@@ -17,7 +17,7 @@ import zoo_server
 from common import CODE, SHARED, needs_shared, script
 from imagenet_biases.base import download
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.images.preprocessing import STUDY, View
+from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import load, packages
 from imagenet_biases.networks import registry as model_zoo
 from imagenet_biases.networks.load import load_model
@@ -224,7 +224,7 @@ def test_any_timm_name(server, use_zoo, tmp_path):
     network = load_model("resnet10t.c3_in1k")
     pixels = torch.rand(1, 3, 64, 64)
     assert torch.equal(network(pixels), reference(lambda: timm.create_model("resnet10t"), state, "imagenet", pixels))
-    assert network.native_view.interpolation == "bicubic"
+    assert network.native_preprocessing.interpolation == "bicubic"
     del state["fc.weight"]
     zoo_layouts.save_file(state, tmp_path / "timm.safetensors")
     with pytest.raises(UserError, match=r"has sha256 [0-9a-f]{64}, but hf://timm/resnet10t.*had [0-9a-f]{64} when"):
@@ -357,7 +357,12 @@ def test_a_users_function_takes_pixels_and_may_import_its_neighbours(tmp_path):
     pixels = torch.rand(3, 3, 8, 8)
     assert torch.equal(one(pixels)[:, 0], pixels.mean((1, 2, 3)) + 1.0)
     assert torch.equal(two(pixels)[:, 7], pixels.mean((1, 2, 3)) + 2.0)
-    assert one.name == "net.build" and one.native_view == STUDY and one.category == "" and one.expected_top1 is None
+    assert (
+        one.name == "net.build"
+        and one.native_preprocessing == STUDY
+        and one.category == ""
+        and one.expected_top1 is None
+    )
     assert one.identity["network"] != two.identity["network"]  # only the neighbour's text differs
     before = one.identity
     assert load_model(f"{tmp_path}/one/net.py:build").identity == before
@@ -419,7 +424,7 @@ def test_a_users_checkpoint(tmp_path):
     pixels = torch.rand(2, 3, 64, 64)
     torch.save({"state_dict": zoo_layouts.prefixed("_orig_mod.module.", state), "step": 7}, tmp_path / "run.1.pth.tar")
     network = load_model(f"{tmp_path}/run.1.pth.tar", arch=build)
-    assert network.name == "run.1" and network.native_view == STUDY
+    assert network.name == "run.1" and network.native_preprocessing == STUDY
     assert torch.equal(network(pixels), reference(zoo_layouts.narrow, state, "imagenet", pixels))
     plain = load_model(f"{tmp_path}/run.1.pth.tar", arch=build, normalization="none")
     assert torch.equal(plain(pixels), reference(zoo_layouts.narrow, state, "none", pixels))
@@ -441,11 +446,11 @@ def test_a_users_checkpoint(tmp_path):
 
 def test_native_views_follow_timm():
     def view(name):
-        return packages.timm_view(packages.timm_config(name))
+        return packages.timm_preprocessing(packages.timm_config(name))
 
     assert view("resnet50.tv_in1k") == STUDY
-    assert view("resnet50.tv2_in1k") == View(232, 224)  # torchvision's V2 weights: resize 232
-    assert view("resnet50.a1_in1k") == View(288, 288, "bicubic")
+    assert view("resnet50.tv2_in1k") == Preprocessing(232, 224)  # torchvision's V2 weights: resize 232
+    assert view("resnet50.a1_in1k") == Preprocessing(288, 288, "bicubic")
     for name in ("resnet50.tv2_in1k", "resnet50.a3_in1k", "vit_base_patch16_224.augreg_in1k", "nf_resnet50.ra2_in1k"):
         config = timm.data.resolve_data_config(
             pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict(), use_test_size=True
@@ -453,15 +458,15 @@ def test_native_views_follow_timm():
         resize, crop = timm.data.create_transform(**config).transforms[:2]
         assert (view(name).resize, view(name).crop) == (resize.size, crop.size[0])
         assert view(name).interpolation == resize.interpolation.value
-    assert isinstance(view("coat_lite_medium_384.in1k"), str)  # squashed, which no View does
+    assert isinstance(view("coat_lite_medium_384.in1k"), str)  # squashed, which no Preprocessing does
 
 
 def test_a_view_that_cannot_be_followed_is_refused_only_when_asked_for():
-    facts = {"view": "crop mode squash, 448 x 448"}
+    facts = {"preprocessing": "crop mode squash, 448 x 448"}
     body = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))
     network = load.Network(body, name="x", mean=(0, 0, 0), std=(1, 1, 1), facts={}, **facts)
-    with pytest.raises(UserError, match=r"x: --view native cannot follow.*squash"):
-        _ = network.native_view
+    with pytest.raises(UserError, match=r"x: --preprocessing native cannot follow.*squash"):
+        _ = network.native_preprocessing
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What did a training method do to a vision model? Measures networks on generalization benchmarks and on their biases.
 
 from imagenet_biases import Data, Settings, evaluate
-records = evaluate("tv_resnet50", "spectral", Data(imagenet=folder))
+records = evaluate("tv_resnet50", "spectral", Data(folders={"imagenet": folder}))
 records[0].metrics["metric/bandpass/LPP"].value
 """
 

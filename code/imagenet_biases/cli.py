@@ -123,7 +123,11 @@ def _add_images(group, sets):
         )
     group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
     group.add_argument(
-        "--view", choices=["study", "native"], default="study", help="256/224 for all, or the network's own"
+        "--preprocessing",
+        "--view",
+        choices=["study", "native"],
+        default="study",
+        help="256/224 for all, or the network's own",
     )
     group.add_argument("--limit", type=whole, metavar="N", help="only N images of each set, spread over it")
     group.add_argument("--allow-partial", action="store_true", help="measure an incomplete set, declared as a subset")
@@ -150,15 +154,20 @@ def add_options(parser, options):
 
 def data_of(args):
     """Return the Data that a command line gives."""
-    given = vars(args)
-    values = {one.name: given[one.name] for one in fields(Data) if given.get(one.name) is not None}
-    return Data(root=given.get("data"), **{name: value for name, value in values.items() if name != "root"})
+    flags = vars(args)
+    folders = {name: flags.get(name.replace("-", "_")) for name in (*DECLARATIONS, "model-vs-human")}
+    names = ("limit", "allow_partial", "skip_unreadable", "imagenet_labels")
+    values = {name: flags[name] for name in names if flags.get(name) is not None}
+    return Data(flags.get("data"), {name: folder for name, folder in folders.items() if folder is not None}, **values)
 
 
 def settings_of(args):
-    """Return the Settings that a command line gives."""
-    given = vars(args) | {"workers": getattr(args, "num_workers", None)}
-    return Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given})
+    """Return the Settings that a command line gives. Raises UserError for a value that a flag does not allow."""
+    flags = vars(args) | {"workers": getattr(args, "num_workers", None)}
+    try:
+        return Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def measurement_of(args, benchmarks, options, networks=None, **how):
@@ -227,7 +236,7 @@ def report_without_network(benchmark, given, args):
     from imagenet_biases.engine.evaluate import score_files
 
     try:
-        options = benchmark.chosen(given)
+        options = benchmark.options_from(given)
     except ValueError as error:
         raise UserError(str(error)) from None
     answers = benchmark.without_network(data_of(args), **options)
@@ -248,13 +257,13 @@ def print_plan(measurement):
 
     Of processes that torchrun started the first one speaks.
     """
-    if not measurement.machine.lead:
+    if not measurement.runtime.lead:
         return
     from imagenet_biases.engine.cost import forecast
     from imagenet_biases.engine.progress import duration
 
-    device, precision = measurement.machine.device, measurement.machine.precision
-    number, count = measurement.machine.shard
+    device, precision = measurement.runtime.device, measurement.runtime.precision
+    number, count = measurement.runtime.shard
     part = f", shard {number} of {count}" if count > 1 else ""
     print(f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {device}, {precision}{part}")
     rows, total = [], 0.0

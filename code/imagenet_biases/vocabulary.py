@@ -1,4 +1,4 @@
-"""The words that everything else uses. A leaf: it imports torch and numpy, nothing of the package.
+"""The words that everything else uses: a leaf that imports nothing of the package.
 
 images -> what is presented (Condition) -> networks -> what is kept (Readout, Responses) -> scores (Benchmark.report)
 """
@@ -6,60 +6,79 @@ images -> what is presented (Condition) -> networks -> what is kept (Readout, Re
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Int64, Shaped
+from torch import Tensor
 
-# What is asked of a run -----------------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
+    from imagenet_biases.networks.load import Network
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PREPROCESSINGS = ("study", "native")
+COMPILE = ("auto", "on", "off")
+SPLITS = ("networks", "images", "nothing")
+
+# What a run is asked for ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the images are, and which of them: the folders of the sets, or `root`, a folder with a folder for each.
+    """Where the images are, and which of them to show.
 
-    In place of a folder: an archive (.tar, .parquet), several of them separated by commas, or a folder that holds them.
-    `limit`: only so many images of each set, spread over it; `allow_partial`: measure an incomplete set. Both make a
-    declared subset. `skip_unreadable`: leave images out that cannot be decoded, recorded. `listings`: a folder where
-    the listings of the corrupted sets (7.25 million files) and the indexes of archives are kept between runs. `seed`:
-    of what passes draw (samples, resets); a run puts its Settings' seed here. `listed`: in it a run remembers the sets
-    that it has found, so that each is listed once for all benchmarks.
+    Attributes:
+        root: a folder that holds a folder or archive per image set, named imagenet, imagenet-a, ...
+        folders: {image set: its folder}, by the names in study.py; wins over `root`. In place of a folder: an archive
+            (.tar, .parquet), several of them separated by commas, or a folder that holds them.
+        limit: show only so many images of each set, spread over it: a declared subset.
+        allow_partial: measure incomplete sets, as declared subsets.
+        skip_unreadable: leave out images that cannot be decoded; the record names them.
+        imagenet_labels: a text file of two columns, file name and WordNet id or class number, for a flat ImageNet folder.
+        listings: a folder that keeps listings of corrupted sets (7.25 million files) and indexes of archives.
+        seed: of what passes draw (samples, resets); a run puts its Settings' seed here.
+        listed: the image sets found so far, so that each is listed once for all benchmarks of a run.
     """
 
     root: str | Path | None = None
-    imagenet: str | Path | None = None
-    imagenet_v2: str | Path | None = None
-    imagenet_a: str | Path | None = None
-    imagenet_r: str | Path | None = None
-    imagenet_sketch: str | Path | None = None
-    imagenet_c: str | Path | None = None
-    imagenet_cbar: str | Path | None = None
-    model_vs_human: str | Path | None = None
+    folders: Mapping[str, str | Path] = field(default_factory=dict)
     limit: int | None = None
     allow_partial: bool = False
     skip_unreadable: bool = False
+    imagenet_labels: str | Path | None = None
     listings: Path | None = None
     seed: int = 0
-    listed: dict | None = field(default=None, compare=False, repr=False)
+    listed: "dict[str, ImageSet] | None" = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. Only precision, view and seed may change an answer, and they are part of every result's identity.
+    """How to run. Only precision, preprocessing and seed may change an answer; they are part of every identity.
 
-    `device`: auto, cpu, cuda, mps or what torch.device takes; `precision`: fp32, tf32, bf16, fp16; `view`: study
-    (256/224 bilinear for everyone) or native; `batch_size`, `workers` (decoding processes): None chooses by the
-    machine; `cache`: a folder that keeps decoded images; `compile`: auto (long runs), on, off. `shard`: (i, n) measures
-    the i-th of n shares of the work, the records when all shares are there; `split`: what the processes that torchrun
-    started share out, networks (each is a shard), the images of each network, or nothing: each is on its own.
+    Attributes:
+        device: auto, cpu, cuda, mps or whatever torch.device accepts.
+        precision: one of PRECISIONS.
+        preprocessing: study (256/224 bilinear for every network) or native (each network's own).
+        batch_size, workers: images per batch, decoding processes; None chooses by the machine.
+        cache: a folder that keeps decoded images.
+        compile: auto (long runs), on or off.
+        checkpoint_seconds: between save points of a long pass.
+        shard: (i, n) measures the i-th of n shares of the work; records are written once all shares are there.
+        split: what the processes that torchrun starts share out: networks (each process is a shard), the images of
+            each network, or nothing (each process stands alone).
+
+    Raises:
+        ValueError: a value that its field does not allow.
     """
 
     device: str | torch.device = "auto"
     precision: str = "fp32"
-    view: str = "study"
+    preprocessing: str = "study"
     seed: int = 0
     batch_size: int | None = None
     workers: int | None = None
@@ -69,36 +88,53 @@ class Settings:
     shard: tuple[int, int] | None = None
     split: str = "networks"
 
+    def __post_init__(self) -> None:
+        allowed = {"precision": PRECISIONS, "preprocessing": PREPROCESSINGS, "compile": COMPILE, "split": SPLITS}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}: give 1 or more")
+        if self.workers is not None and not 0 <= self.workers <= 1000:
+            raise ValueError(f"--num-workers {self.workers}: give 0 (decode in the main process) to 1000")
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            raise ValueError(f"--shard {self.shard[0]}/{self.shard[1]}: give i/n with i from 1 to n")
+
 
 @dataclass(frozen=True)
 class Option:
-    """One choice that a benchmark offers: `--NAME` in its script, `--option BENCHMARK.NAME=VALUE` in eval_all.
+    """One option of a benchmark: `--NAME` in its script, `--option BENCHMARK.NAME=VALUE` in eval_all.
 
-    `type` turns text into a value and raises ValueError or UserError; with `several` the value is a tuple, its parts
-    separated by blanks or commas; a `flag` is on or off.
+    Attributes:
+        name: as in Python: step_size is --step-size.
+        type: turns text into a value; raises ValueError or UserError.
+        several: the value is a tuple, its parts separated by blanks or commas.
+        flag: on or off.
     """
 
-    name: str  # as in Python: step_size is --step-size
+    name: str
     default: Any = None
     help: str = ""
     type: Callable[[str], Any] = str
-    choices: tuple = ()
+    choices: tuple[Any, ...] = ()
     several: bool = False
     flag: bool = False
 
 
 # What identifies code -------------------------------------------------------------------------------------------------
 
+Identifiable = TypeVar("Identifiable")
 
-def identified(id, version=1):
-    """Give a stimulus, an attack, a change, a front end or a network class the id that stored responses are found by.
 
-    Renaming or moving what carries an id costs nothing; raise `version` when its result changes, and responses of
-    earlier versions are not used. Readouts declare both as class attributes.
+def identified(id: str, version: int = 1) -> Callable[[Identifiable], Identifiable]:
+    """Give a stimulus, attack, change, front end or network class the id by which stored responses are found.
+
+    Renaming or moving what carries an id costs nothing. Raise `version` when its result changes: responses of earlier
+    versions are then no longer used. Readouts declare both as class attributes.
     """
 
-    def mark(item):
-        item.id, item.version = id, version
+    def mark(item: Identifiable) -> Identifiable:
+        item.id, item.version = id, version  # type: ignore[attr-defined]
         return item
 
     return mark
@@ -109,55 +145,80 @@ def identified(id, version=1):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What randomness may depend on besides the pixels: never on the batch size, the order or the device."""
+    """What randomness may depend on besides the pixels: never the batch size, the order or the device.
 
-    keys: torch.Tensor  # int64 [B], on the pixels' device: a stable number of each image (ImageSet.keys)
+    Attributes:
+        keys: a stable number per image (ImageSet.keys), on the pixels' device.
+        draw: which of several draws.
+    """
+
+    keys: Int64[Tensor, " B"]
     seed: int
-    draw: int = 0  # which of several draws
+    draw: int = 0
 
-    def rows(self, chosen):
-        """Return the batch of some of its images; `chosen`: what indexes a tensor [B]."""
+    def rows(self, chosen: Any) -> "Batch":
+        """Return the batch of some of its images; `chosen` is anything that indexes a tensor [B]."""
         return dataclasses.replace(self, keys=self.keys[chosen])
+
+
+class Attacked(Protocol):
+    """A network as attacks see it: pixels [b, 3, H, W] to logits [b, classes], with gradients.
+
+    `rows` says which images of the batch these are, where they are not all; `draws` over how many calls to average a
+    gradient.
+    """
+
+    draws: int
+
+    def __call__(self, pixels: Float[Tensor, "b 3 H W"], rows: Any = None) -> Float[Tensor, "b C"]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
     """What is done before a network answers: nothing, a stimulus, an attack, or a change of the network.
 
-    - `stimulus(pixels, batch, **settings)` returns pixels, the same for every network; it is called without gradients.
-    - `attack(network, pixels, labels, batch, **settings)` returns pixels, or with them a tensor of their shape that
-      readouts take for the perturbation (a gradient is no image); `network(pixels, rows=None)` gives logits with
-      gradients (`rows`: which images of the batch these are, where they are not all), while the parameters do not
-      require them.
-      `stepwise(network, seed, width, **settings)` is the same attack as an object that images join and leave, each done
-      with after steps of its own: add(tickets, pixels, labels, keys), and finished(last) that yields (tickets, pixels
+    - `stimulus(pixels, batch, **settings)` returns pixels, the same for every network; called without gradients.
+    - `attack(network, pixels, labels, batch, **settings)` returns pixels, or (pixels, perturbation), where readouts are
+      to see another perturbation than the difference (a gradient is no image). `network` is an Attacked network whose
+      parameters require no gradients.
+      `stepwise(network, seed, width, **settings)` is the same attack as an object that images join and leave, each of
+      them after steps of its own: add(tickets, pixels, labels, keys), and finished(last), which yields (tickets, pixels
       before, pixels) of at most `width` images. With it the loop keeps batches full; `attack` is one batch by itself.
     - `change(network, **settings)` changes parameters, buffers, attributes or hooks of the network in place; all of it
-      is undone bit for bit afterwards. The changed and the intact network both run as they were built (batch norms not
+      is undone bit for bit afterwards. Changed and intact networks both run as they were built (batch norms not
       folded, not compiled), so that only the change differs.
 
-    Settings of a condition without a function are a question: handed to networks that take one (Network.asks).
+    A condition without a function is a prompt: its settings are passed as keyword arguments to networks that accept
+    them (Network.asks). With a change and an attack, the attack is made on the changed network, and the settings are
+    the change's.
 
-    With a change and an attack, the attack is made on the changed network, and the settings are the change's.
+    Pixels are float32 [B, 3, H, W] in [0, 1], labels int64 [B]. Settings are JSON-able. Name, settings and the
+    function's id and version (see `identified`) are the condition's identity.
 
-    Pixels are float32 [B, 3, H, W] in [0, 1], labels int64 [B]. `settings` are JSON-able, stated here once and handed
-    to the function. Name, settings and the function's id and version (`identified`) are the condition's identity.
+    Attributes:
+        seeded: whether batch.seed matters.
+        batched: whether the result depends on the other images of the batch; the batch size is then part of the identity.
+        cost: forward passes per image, for estimates of time (a gradient counts as two more).
+
+    Raises:
+        ValueError: functions that exclude each other, or one without an id.
+        TypeError: settings that JSON cannot hold.
     """
 
     name: str
-    stimulus: Callable | None = None
-    attack: Callable | None = None
-    change: Callable | None = None
-    stepwise: Callable | None = None
-    settings: Mapping = field(default_factory=dict)
-    seeded: bool = False  # whether batch.seed matters
-    batched: bool = False  # whether the result depends on what else is in the batch: the batch size is then identity
-    cost: int = 1  # forward passes an image, for the estimate of time (a gradient counts as two more)
+    stimulus: Callable[..., Any] | None = None
+    attack: Callable[..., Any] | None = None
+    change: Callable[..., Any] | None = None
+    stepwise: Callable[..., Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeded: bool = False
+    batched: bool = False
+    cost: int = 1
 
-    def __post_init__(self):
-        given = [kind for kind in ("stimulus", "attack", "change") if getattr(self, kind) is not None]
-        if len(given) > 1 and given != ["attack", "change"]:
-            raise ValueError(f"condition '{self.name}' is {' and '.join(given)}: it can be one of them")
+    def __post_init__(self) -> None:
+        kinds = [kind for kind in ("stimulus", "attack", "change") if getattr(self, kind) is not None]
+        if len(kinds) > 1 and kinds != ["attack", "change"]:
+            raise ValueError(f"condition '{self.name}' is {' and '.join(kinds)}; it can be only one of them")
         for function in self.functions:
             if not isinstance(getattr(function, "id", None), str):
                 name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -165,43 +226,47 @@ class Condition:
                     f"condition '{self.name}': {name} has no id by which its responses are found again; write "
                     f"@identified('{name.rpartition('.')[2].strip('<>')}') above its definition"
                 )
-        json.dumps(dict(self.settings))  # what cannot be stated cannot be found again
+        json.dumps(dict(self.settings))  # settings that cannot be written down cannot be found again
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """'clean', 'stimulus', 'attack' or 'change'."""
-        return next((kind for kind in ("change", "stimulus", "attack") if getattr(self, kind) is not None), "clean")
+        for kind in ("change", "stimulus", "attack"):
+            if getattr(self, kind) is not None:
+                return kind
+        return "clean"
 
     @property
-    def functions(self):
-        """What is called, in this order."""
-        return [one for one in (self.stimulus, self.change, self.attack) if one is not None]
+    def functions(self) -> list[Callable[..., Any]]:
+        """The functions to call, in this order."""
+        return [function for function in (self.stimulus, self.change, self.attack) if function is not None]
 
     @property
-    def question(self):
-        """What is asked of a network that takes questions."""
+    def prompt(self) -> dict[str, Any]:
+        """Keyword arguments for networks that accept a prompt."""
         return {} if self.functions else dict(self.settings)
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """Return what determines the condition, JSON-able."""
-        identity = {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)}
+        identity: dict[str, Any] = {"condition": self.name, "kind": self.kind, "settings": dict(self.settings)}
         if self.functions:
-            versions = [function.version for function in self.functions]
-            identity["function"] = " ".join(function.id for function in self.functions)
+            ids = [function.id for function in self.functions]  # type: ignore[attr-defined]
+            versions = [function.version for function in self.functions]  # type: ignore[attr-defined]
+            identity["function"] = " ".join(ids)
             identity["version"] = versions[0] if len(set(versions)) == 1 else versions
         return identity
 
-    def same_function(self, other):
+    def same_function(self, other: "Condition") -> bool:
         """Whether another condition of this identity really calls the same code."""
         pairs = zip(self.functions, other.functions, strict=True)
-        return all(one is two or _code(one) == _code(two) for one, two in pairs)
+        return all(mine is theirs or _code(mine) == _code(theirs) for mine, theirs in pairs)
 
 
 CLEAN = Condition("clean")
 
 
-def _code(function):
-    """What a function does, comparably: its code with the values it has closed over, or the object itself."""
+def _code(function: Any) -> Any:
+    """Return what a function does, comparably: its code with the values of its closure, or the object itself."""
     code = getattr(function, "__code__", None)
     if code is None:
         return function
@@ -213,30 +278,45 @@ def _code(function):
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """All that a readout may look at, for one batch."""
+class Presentation:
+    """All that a readout may look at, for one batch.
 
-    logits: torch.Tensor | None  # float32 [B, classes]; None of a network that answers in words
-    pixels: torch.Tensor  # as presented, float32 [B, 3, H, W]
-    before: torch.Tensor  # before the condition
-    labels: torch.Tensor  # int64 [B]: the first label of each image
+    Attributes:
+        logits: None for a network that answers in words.
+        pixels: as presented, in [0, 1].
+        before: the pixels before the condition.
+        labels: the first label of each image.
+        words: B strings, for a network that answers in words.
+        intact: the unchanged network's logits on `before`, where the readout asks for them.
+        gradient: what an attack returns in place of the perturbation.
+    """
+
+    logits: Float[Tensor, "B C"] | None
+    pixels: Float[Tensor, "B 3 H W"]
+    before: Float[Tensor, "B 3 H W"]
+    labels: Int64[Tensor, " B"]
     batch: Batch
-    words: list | None = None  # B strings, of a network that answers in words
-    intact: torch.Tensor | None = None  # the unchanged network's logits on `before`, where the readout asks for them
-    given: torch.Tensor | None = None  # what an attack gives for the perturbation, float32 [B, 3, H, W]
+    words: list[str] | None = None
+    intact: Float[Tensor, "B C"] | None = None
+    gradient: Float[Tensor, "B 3 H W"] | None = None
 
     @property
-    def perturbation(self):
-        """What the condition does to the pixels, float32 [B, 3, H, W]."""
-        return self.pixels - self.before if self.given is None else self.given
+    def perturbation(self) -> Float[Tensor, "B 3 H W"]:
+        """What the condition does to the pixels."""
+        return self.pixels - self.before if self.gradient is None else self.gradient
 
 
 @dataclass(frozen=True)
 class Readout:
-    """What is kept of an answer: Shown -> one row an image, of any type and shape. Subclasses are frozen dataclasses.
+    """What is kept of an answer: Presentation -> one row per image, of any type and shape.
 
-    `dtype` (numpy's name) and `shape` say what a row is; `intact` asks for the intact network's logits; `takes` is
-    'logits' or 'words'. Fields, `id` and `version` are the readout's identity; each subclass declares its own `id`.
+    Subclasses are frozen dataclasses. Fields, `id` and `version` are the readout's identity.
+
+    Attributes:
+        id: declared by each subclass; stored responses are found by it.
+        dtype, shape: of a row; dtype is numpy's name.
+        intact: whether the readout needs the intact network's logits.
+        takes: 'logits' or 'words'.
     """
 
     id: ClassVar[str] = ""
@@ -246,53 +326,53 @@ class Readout:
     takes: ClassVar[str] = "logits"
     version: ClassVar[int] = 1
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         if not isinstance(vars(cls).get("id"), str):
             raise TypeError(f"the readout {cls.__name__} has no id by which its responses are found again; give it one")
 
-    def __call__(self, shown):
+    def __call__(self, presentation: Presentation) -> Any:
         """Return [B, *shape], a tensor, or an array where torch has no such dtype."""
         raise NotImplementedError
 
-    def hits(self, rows, labels):
-        """Return which rows are right, bool [B], or None where that cannot be said of this readout: for progress."""
+    def hits(self, rows: Any, labels: Any) -> Any | None:
+        """Return which rows are right, bool [B], or None where the readout cannot tell. For progress only."""
         return None
 
-    def possible(self, rows):
+    def possible(self, rows: np.ndarray) -> bool:
         """Whether stored rows can be this readout's: what it never gives must not reach a score."""
         return True
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """Return what determines the readout, JSON-able."""
-        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return json.loads(json.dumps({"readout": self.id, "version": self.version, **fields}))
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return json.loads(json.dumps({"readout": self.id, "version": self.version, **values}))
 
 
 @dataclass(frozen=True)
 class TopClasses(Readout):
     """The first `k` class numbers by logit, among `classes` (None: all), int16 [B, k]."""
 
-    id: ClassVar[str] = "TopClasses"
-
     k: int = 5
     classes: tuple[int, ...] | None = None
 
+    id: ClassVar[str] = "TopClasses"
     dtype: ClassVar[str] = "int16"
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.k,)
 
-    def __call__(self, shown):
+    def __call__(self, presentation: Presentation) -> Int[Tensor, "B k"]:
+        logits = _logits(presentation)
         if self.classes is None:
-            return shown.logits.topk(self.k).indices
-        classes = on_device(self.classes, shown.logits.device)
-        return classes[shown.logits[:, classes].topk(self.k).indices]
+            return logits.topk(self.k).indices
+        classes = on_device(self.classes, logits.device)
+        return classes[logits[:, classes].topk(self.k).indices]
 
-    def hits(self, rows, labels):
+    def hits(self, rows: Any, labels: Any) -> Any:
         return rows[:, 0] == labels
 
-    def possible(self, rows):
+    def possible(self, rows: np.ndarray) -> bool:
         return between(rows, 0, 999)
 
 
@@ -303,61 +383,73 @@ class Categories(Readout):
     `groups`: pairs (category name, class numbers).
     """
 
-    id: ClassVar[str] = "Categories"
-
     groups: tuple[tuple[str, tuple[int, ...]], ...]
 
+    id: ClassVar[str] = "Categories"
     dtype: ClassVar[str] = "int16"
 
-    def __call__(self, shown):
-        probabilities = shown.logits.softmax(1)
-        means = [probabilities[:, on_device(classes, shown.logits.device)].mean(1) for _, classes in self.groups]
+    def __call__(self, presentation: Presentation) -> Int[Tensor, " B"]:
+        probabilities = _logits(presentation).softmax(1)
+        means = [probabilities[:, on_device(classes, probabilities.device)].mean(1) for _, classes in self.groups]
         return torch.stack(means, 1).argmax(1)
 
-    def hits(self, rows, labels):
+    def hits(self, rows: Any, labels: Any) -> Any:
         return rows == labels
 
-    def possible(self, rows):
+    def possible(self, rows: np.ndarray) -> bool:
         return between(rows, 0, len(self.groups) - 1)
 
 
-def between(rows, low, high):
-    """Whether all values lie between two bounds; NaN, of a network whose answers are not finite, may be among them."""
+def _logits(presentation: Presentation) -> Float[Tensor, "B C"]:
+    assert presentation.logits is not None, "the plan gives this readout to networks with logits only"
+    return presentation.logits
+
+
+def between(rows: np.ndarray, low: Any, high: Any) -> bool:
+    """Whether all values lie within two bounds; NaN (answers that are not finite) is allowed."""
     return not bool(((rows < low) | (rows > high)).any())
 
 
 @functools.lru_cache(maxsize=256)
-def on_device(numbers, device):
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Int64[Tensor, " n"]:
     """Return a tuple of numbers as a tensor on a device, made once."""
     return torch.tensor(numbers, device=device)
 
 
 @dataclass(frozen=True, eq=False)
 class Responses:
-    """One network's answers to one condition of one image set, as one readout keeps them."""
+    """One network's answers to one condition of one image set, as one readout keeps them.
 
-    images: Any  # the ImageSet
+    Attributes:
+        values: [N, *readout.shape].
+        counts: which images count; the others were left out as unreadable.
+        measured: when, where and by what.
+        notes: what was odd while they were measured.
+    """
+
+    images: "ImageSet"
     condition: Condition
-    values: np.ndarray  # [N, *readout.shape]
-    counts: np.ndarray  # bool [N]: which images count; the others were left out as unreadable
+    values: Shaped[np.ndarray, "N ..."]
+    counts: Bool[np.ndarray, " N"]
     readout: Readout = field(default_factory=TopClasses)
-    measured: tuple[dict, ...] = ()  # when, where and by what
-    notes: tuple[str, ...] = ()  # what was odd while they were measured
+    measured: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def labels(self):
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """The class number of each image."""
         return self.images.labels
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One image set, what is presented of it, what is kept. `conditions` may be a function of the network."""
+    """One image set, its conditions and its readout. `conditions` may be a function of the network."""
 
-    images: Any
-    conditions: tuple[Condition, ...] | Callable[[torch.nn.Module], tuple[Condition, ...]] = (CLEAN,)
+    images: "ImageSet"
+    conditions: Sequence[Condition] | Callable[["Network"], Iterable[Condition]] = (CLEAN,)
     readout: Readout = field(default_factory=TopClasses)
 
-    def conditions_for(self, network):
+    def conditions_for(self, network: Any) -> tuple[Condition, ...]:
         """Return the conditions that a network meets."""
         return tuple(self.conditions(network) if callable(self.conditions) else self.conditions)
 
@@ -379,77 +471,107 @@ class Estimate:
     sets: tuple[str, ...] | None = None
 
 
-class Found(Mapping):
-    """What a report has to go by: {(image set name, condition name): Responses}, the network, the options.
+class Results(Mapping[tuple, Responses]):
+    """What a report works on: {(image set name, condition name): Responses}, the network, the options.
 
     Where two readouts keep the same presentation, the key needs the readout's class as its third part.
+
+    `purpose` says what a report is called for: 'whole' (the record), 'half' (of the images; for standard errors, so it
+    draws no resamples of its own) or 'rehearsal' (made-up responses, before anything is measured). A report must return
+    the same metrics for all three.
     """
 
-    def __init__(self, responses: Iterable[Responses], network=None, options=None):
-        self.network, self.options = network, dict(options or {})
-        self._by_key = {}
-        for one in responses:
-            self._by_key.setdefault((one.images.name, one.condition.name), {})[type(one.readout)] = one
+    def __init__(
+        self,
+        responses: Iterable[Responses],
+        network: "Network | None" = None,
+        options: Mapping[str, Any] | None = None,
+        purpose: Literal["whole", "half", "rehearsal"] = "whole",
+    ) -> None:
+        self.network, self.options, self.purpose = network, dict(options or {}), purpose
+        self._by_key: dict[tuple[str, str], dict[type[Readout], Responses]] = {}
+        for each in responses:
+            self._by_key.setdefault((each.images.name, each.condition.name), {})[type(each.readout)] = each
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple) -> Responses:
         images, condition, *readout = key
-        found = self._by_key[images, condition]
+        by_readout = self._by_key[images, condition]
         if readout:
-            return found[readout[0]]
-        if len(found) > 1:
-            raise KeyError(f"{key}: several readouts keep it; name one of {', '.join(one.__name__ for one in found)}")
-        return next(iter(found.values()))
+            return by_readout[readout[0]]
+        if len(by_readout) > 1:
+            names = ", ".join(kind.__name__ for kind in by_readout)
+            raise KeyError(f"{key}: several readouts keep it; name one of {names}")
+        return next(iter(by_readout.values()))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._by_key)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._by_key)
 
-    def all(self):
+    def all(self) -> list[Responses]:
         """Return all responses."""
-        return [one for found in self._by_key.values() for one in found.values()]
+        return [responses for by_readout in self._by_key.values() for responses in by_readout.values()]
+
+    def resamples(self, count: int) -> int:
+        """Return how many resamples a report should draw for an interval: `count`, none on a half."""
+        return {"whole": count, "rehearsal": min(count, 50), "half": 0}[self.purpose]
+
+
+Metrics = Iterable[tuple[str, float | Estimate | None]]
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark: what is presented, and what is reported of the responses.
 
-    `passes(data, **options)` returns the passes (none where the weights alone are looked at); `report(found)` yields
-    (metric, number or Estimate), every metric defined in study.py and each once. `layers(found)` returns values by
-    layer, {metric: {layer: Estimate}}; `details(found)` JSON-able facts beyond the metrics; `export(found, label,
-    folder)` writes files beside the record; `without_network(data, **options)` returns (label, Found) pairs of answers
-    that come from files, or None: use networks.
+    Attributes:
+        passes: passes(data, **options) -> the passes; none where only the weights are looked at.
+        report: report(results) yields (metric, number or Estimate); every metric has an entry in metrics.toml and
+            appears once. It is called for the whole, for random halves and for a rehearsal (Results.purpose).
+        sets: the image sets it may show, by their names in study.py.
+        layers: values by layer, {metric: {layer: Estimate}}.
+        details: JSON-able facts beyond the metrics.
+        export: export(results, label, folder) writes files beside the record.
+        without_network: without_network(data, **options) -> (label, Results) pairs of answers that come from files,
+            or None: use networks.
+        on_request: whether eval_all runs it only when it is named: it takes networks of another kind.
+        headline: metrics to show first (* stands for anything); all of them by default.
+        project: its W&B project in the study's layout, where it is not the name.
     """
 
     name: str
     passes: Callable[..., list[Pass]]
-    report: Callable[[Found], Iterable]
-    sets: tuple[str, ...] = ("imagenet",)  # the image sets it may show, by their names in study.py
+    report: Callable[[Results], Metrics]
+    sets: tuple[str, ...] = ("imagenet",)
     options: tuple[Option, ...] = ()
-    details: Callable[[Found], dict] | None = None
-    layers: Callable[[Found], dict] | None = None
-    export: Callable | None = None
-    without_network: Callable | None = None
-    on_request: bool = False  # whether eval_all runs it only where it is named: it takes networks of another kind
-    headline: tuple[str, ...] = ()  # the metrics to show first (* stands for anything); all of them unless given
-    project: str = ""  # the W&B project of the study's; the name unless given
+    details: Callable[[Results], dict[str, Any]] | None = None
+    layers: Callable[[Results], dict[str, dict[str, Estimate]]] | None = None
+    export: Callable[[Results, str, Path], None] | None = None
+    without_network: Callable[..., Any] | None = None
+    on_request: bool = False
+    headline: tuple[str, ...] = ()
+    project: str = ""
 
-    def chosen(self, given=None):
-        """Return {option: value} with defaults filled in; texts are read as on the command line."""
+    def options_from(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return {option: value} with defaults filled in; texts are read as on the command line.
+
+        Raises:
+            ValueError: an unknown option, or a value that it does not take.
+        """
         known = {option.name: option for option in self.options}
-        values = {name: option.default for name, option in known.items()}
-        for name, value in (given or {}).items():
+        chosen = {name: option.default for name, option in known.items()}
+        for name, value in (values or {}).items():
             name = name.replace("-", "_")
             if name not in known:
-                there = f"it has {', '.join(known)}" if known else "it has none"
-                raise ValueError(f"{self.name} has no option {name}; {there}")
-            values[name] = _chosen(known[name], value)
-        return values
+                available = f"it has {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"{self.name} has no option {name}; {available}")
+            chosen[name] = _parsed(known[name], value)
+        return chosen
 
 
-def _chosen(option, value):
-    """Turn what was given for an option into its value; ValueError says what is wrong with it."""
+def _parsed(option: Option, value: Any) -> Any:
+    """Return an option's value from what was written for it; ValueError says what is wrong with it."""
     if value is None or value == option.default:
         return value
     if option.flag:
@@ -457,19 +579,17 @@ def _chosen(option, value):
         if str(value).lower() not in words:
             raise ValueError(f"{option.name}: '{value}' is neither on nor off")
         return words[str(value).lower()]
-    parts = list(value) if option.several and isinstance(value, list | tuple) else [value]
-    if option.several:  # from the command line, words that may hold several themselves
-        split = [part.replace(",", " ").split() if isinstance(part, str) else [part] for part in parts]
-        parts = [part for one in split for part in one]
+    parts: list[Any] = []
+    for part in value if option.several and isinstance(value, list | tuple) else [value]:
+        # a word of the command line may hold several values itself
+        parts += part.replace(",", " ").split() if option.several and isinstance(part, str) else [part]
     try:
         parts = [option.type(part) if isinstance(part, str) else part for part in parts]
     except ValueError:
-        raise ValueError(
-            f"{option.name}: '{value}' cannot be read as {getattr(option.type, '__name__', 'a value')}"
-        ) from None
-    strange = [part for part in parts if option.choices and part not in option.choices]
-    if strange or not parts:
-        raise ValueError(
-            f"{option.name}: '{strange[0] if strange else value}' is not one of {', '.join(map(str, option.choices))}"
-        )
+        kind = getattr(option.type, "__name__", "a value")
+        raise ValueError(f"{option.name}: '{value}' cannot be read as {kind}") from None
+    unknown = [part for part in parts if option.choices and part not in option.choices]
+    if unknown or not parts:
+        wrong = unknown[0] if unknown else value
+        raise ValueError(f"{option.name}: '{wrong}' is not one of {', '.join(map(str, option.choices))}")
     return tuple(parts) if option.several else parts[0]

@@ -151,7 +151,7 @@ def _nested(value):
         count += 1
         if count > MOST_STEPS or depth > DEEPEST:
             raise ValueError("containers nested without end")
-        if isinstance(value, View):
+        if isinstance(value, TensorView):
             return value.tensor()
         if isinstance(value, torch.Tensor):
             return value.detach()
@@ -340,7 +340,7 @@ class Storage:
 
 
 @dataclass(eq=False)
-class View:
+class TensorView:
     """A tensor as the pickle describes it: a view of a storage."""
 
     storage: Storage
@@ -409,7 +409,7 @@ class Array(Inert):
 
 
 def _tensor(storage, offset, shape, stride, *_):
-    return View(storage, offset, tuple(shape), tuple(stride))
+    return TensorView(storage, offset, tuple(shape), tuple(stride))
 
 
 def _first(data, *_):

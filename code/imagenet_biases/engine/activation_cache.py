@@ -13,7 +13,7 @@ import functools
 import torch
 
 
-class State:
+class NetworkState:
     """All that a change may touch of a network: tensors with their values, and every module's attributes."""
 
     def __init__(self, network):
@@ -63,7 +63,7 @@ def _differ(one, other):
     return False
 
 
-class Changed:
+class ActivationCache:
     """Runs a network intact and under changes, batch by batch; a changed pass starts at the first unit it touches.
 
     Units are the modules called one after another inside containers (blocks of a ResNet): those before the change are
@@ -72,7 +72,7 @@ class Changed:
     """
 
     def __init__(self, network):
-        self.network, self.state = network, State(network)
+        self.network, self.state = network, NetworkState(network)
         self.units = _units(network)
         self.kept, self.order, self.pixels = {}, [], None
         self.overwritten = set()  # units whose answer the network writes into afterwards (in-place activations)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from imagenet_biases.engine.inference import Runner, float32_precision
-from imagenet_biases.engine.runtime import Machine
+from imagenet_biases.engine.runtime import Runtime
 
 
 @dataclass
-class Line:
+class BenchmarkCost:
     """One benchmark's share: images, forward passes in all and to do, seconds."""
 
     images: int = 0
@@ -30,13 +30,13 @@ def forecast(measurement):
     paces, counted = {}, set()
     stored = {label: _stored(measurement.store.labelled(label)) for _, label in networks}
     for job in measurement.jobs:
-        line = Line(sum(len(images) for images in job.image_sets))
+        line = BenchmarkCost(sum(len(images) for images in job.image_sets))
         for name, label in networks:
             for one in job.passes:
                 for condition in one.conditions_for(measurement.built(name) if callable(one.conditions) else None):
                     if not measurement.has(name, one.images.name, condition.kind):
                         continue
-                    identity = _identity(one, condition, measurement.machine)
+                    identity = _identity(one, condition, measurement.runtime)
                     key = label, identity[:3]
                     if key in counted:
                         continue
@@ -46,13 +46,13 @@ def forecast(measurement):
                     line.passes, line.todo = line.passes + passes, line.todo + todo
                     if todo:
                         network = measurement.built(name)
-                        line.seconds += todo / _pace(network, measurement.machine, paces) / measurement.machine.world
+                        line.seconds += todo / _pace(network, measurement.runtime, paces) / measurement.runtime.world
         yield job, line
 
 
-def _identity(one, condition, machine: Machine):
+def _identity(one, condition, runtime: Runtime):
     """What tells stored responses apart, but for the weights and the view; the readout comes last."""
-    words = [condition.identity(), machine.precision, machine.seed if condition.seeded else None]
+    words = [condition.identity(), runtime.precision, runtime.seed if condition.seeded else None]
     return (one.images.name, one.images.fingerprint, repr(words), repr(one.readout.identity()))
 
 
@@ -68,12 +68,12 @@ def _stored(entries):
     return found
 
 
-def _pace(network, machine, paces):
+def _pace(network, runtime, paces):
     """Forward passes a second of an architecture, before compiling."""
     if network not in paces:
-        with float32_precision(machine.precision):
-            runner = Runner(network, 224, machine)
-            pixels = torch.rand(min(machine.batch_size, 16), 3, 224, 224, device=machine.device)
+        with float32_precision(runtime.precision):
+            runner = Runner(network, 224, runtime)
+            pixels = torch.rand(min(runtime.batch_size, 16), 3, 224, 224, device=runtime.device)
             batch = None
             runner.answer(pixels, batch)
             started = time.monotonic()

@@ -18,7 +18,7 @@ from imagenet_biases.engine.inference import float32_precision
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.engine.ranks import check_shared, ranks
-from imagenet_biases.engine.runtime import machine
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.engine.sharding import share
 from imagenet_biases.measures.accuracy import top
 from imagenet_biases.networks.load import (
@@ -44,7 +44,7 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
-from imagenet_biases.vocabulary import Found, Settings
+from imagenet_biases.vocabulary import Results, Settings
 
 
 def evaluate(networks, benchmarks, data, settings=None, **how):
@@ -120,12 +120,12 @@ class Measurement:
             raise UserError("no image set was given for any benchmark; " + "; ".join(self.missing))
         self.data = data
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
-        self.machine = machine(settings, sum(images.values()))
+        self.runtime = make_runtime(settings, sum(images.values()))
         self.wandb = wandb, wandb_project, wandb_layout
         self._built, self._specs = {}, {}
-        if self.machine.shard[1] > 1 and results is None:
+        if self.runtime.shard[1] > 1 and results is None:
             raise UserError("shards share nothing but the results folder: give one, or --split images to torchrun")
-        if self.machine.shard[1] > 1 and fresh:
+        if self.runtime.shard[1] > 1 and fresh:
             raise UserError(
                 "--fresh cannot tell what other shards have measured anew: give a new folder with --results instead, "
                 "or --split images to torchrun"
@@ -134,12 +134,12 @@ class Measurement:
     @property
     def quiet(self):
         """Whether another rank does the talking."""
-        return self.machine.rank > 0
+        return self.runtime.rank > 0
 
     def run(self):
         """Measure; return the Outcome."""
-        with ranks(self.machine), contextlib.ExitStack() as stack:
-            check_shared(self.machine, self.results)
+        with ranks(self.runtime), contextlib.ExitStack() as stack:
+            check_shared(self.runtime, self.results)
             networks, failed = self._load(stack)
             if not networks:
                 if not failed:
@@ -148,14 +148,14 @@ class Measurement:
             return self._measure(networks, failed)
 
     def _called(self):
-        return "shard {}/{}".format(*self.machine.shard)
+        return "shard {}/{}".format(*self.runtime.shard)
 
     @functools.cached_property
     def share(self):
         """The units (network, image set, kind of condition) that are this shard's; None: all."""
-        if self.machine.shard[1] == 1:
+        if self.runtime.shard[1] == 1:
             return None
-        return share(self.jobs, [name for name, _ in self.labels()], self.built, self.machine.shard)
+        return share(self.jobs, [name for name, _ in self.labels()], self.built, self.runtime.shard)
 
     def has(self, name, images, kind):
         """Whether a network's conditions of a kind on an image set (its name) are this shard's to measure."""
@@ -203,13 +203,15 @@ class Measurement:
             makers = {name: make for name, make in makers.items() if name in mine}
         networks, failed = [], {}
         for name, make in makers.items():
-            if self.progress and self.machine.lead:
+            if self.progress and self.runtime.lead:
                 print(f"loading {name}", file=sys.stderr)
             try:
                 with noted() as notes:
                     network = make()
-                    if self.machine.view == "study" and network.side not in (None, study.VIEW_CROP):
-                        raise UserError(f"it takes images of {network.side} pixels only: measure it with --view native")
+                    if self.runtime.preprocessing == "study" and network.side not in (None, study.VIEW_CROP):
+                        raise UserError(
+                            f"it takes images of {network.side} pixels only: measure it with --preprocessing native"
+                        )
                 network.notes = notes
                 networks.append(network)
                 self._specs[network] = name
@@ -242,13 +244,13 @@ class Measurement:
         plan = make_plan(
             self.jobs,
             networks,
-            self.machine,
+            self.runtime,
             lambda cell: self.has(self._specs[cell.network], cell.images.name, cell.condition.kind),
         )
         mode, *names = self.wandb
-        logger = WandbLogger("disabled" if self.quiet else mode, self.results, self.machine, *names)
+        logger = WandbLogger("disabled" if self.quiet else mode, self.results, self.runtime, *names)
         records, todo = [], []
-        loop = Loop(plan, self.store, self.machine, self.data.skip_unreadable, self.progress and self.machine.lead)
+        loop = Loop(plan, self.store, self.runtime, self.data.skip_unreadable, self.progress and self.runtime.lead)
         loop.load()
         pairs = [(j, n) for j, n in plan.cells if j.passes or self.has(self._specs[n], "", j.name)]
         for pair in pairs:
@@ -266,7 +268,7 @@ class Measurement:
             logger.start(job, network)
         loop.watch, loop.gate = logger.watch, self._gate
         try:
-            with float32_precision(self.machine.precision):
+            with float32_precision(self.runtime.precision):
                 for pair in loop.run(todo):
                     if not self.quiet:
                         records.append(self._finish(*pair, plan, loop, logger))
@@ -308,7 +310,7 @@ class Measurement:
             if (
                 record
                 and record["provenance"].get("scored_from") == source
-                and record["provenance"]["seed"] == self.machine.seed
+                and record["provenance"]["seed"] == self.runtime.seed
                 and record["provenance"]["collection"] == collection_of(job.image_sets)
                 and record.get("options") == _plain(job.options)
             ):
@@ -317,7 +319,12 @@ class Measurement:
 
     def _gate(self, group):
         """Say at once where the clean accuracy is far from what is known of a network: it is loaded wrongly."""
-        if group.images.name != study.CLEAN_SET or group.images.subset or self.machine.view != "study" or self.quiet:
+        if (
+            group.images.name != study.CLEAN_SET
+            or group.images.subset
+            or self.runtime.preprocessing != "study"
+            or self.quiet
+        ):
             return
         for cell in group.cells:
             if cell.condition.kind == "clean" and cell.readout.hits(cell.kept.values, cell.images.labels) is not None:
@@ -332,13 +339,13 @@ class Measurement:
     def _finish(self, job, network, plan, loop, logger):
         """Report one benchmark on one network: the record first, then W&B."""
         cells = plan.cells[job, network]
-        found = Found((cell.responses() for cell in cells), network, job.options)
+        found = Results((cell.responses() for cell in cells), network, job.options)
         with noted() as said:
             metrics = named(job.benchmark.report(found), job.name)
         notes = [*network.notes, *job.notes, *said, *(note for one in found.all() for note in one.notes)]
         clean = metrics.get(study.CONTROL)
         whole = not any(images.subset for images in job.image_sets)
-        if clean is not None and clean.value is not None and whole and self.machine.view == "study":
+        if clean is not None and clean.value is not None and whole and self.runtime.preprocessing == "study":
             doubt = self._doubt(network, clean.value, len(job.image_sets[0]))
             notes += [doubt] if doubt else []
         with noted() as more:
@@ -348,7 +355,7 @@ class Measurement:
                 network,
                 found,
                 metrics,
-                self.machine,
+                self.runtime,
                 options=job.options,
                 image_sets=job.image_sets,
                 notes=list(dict.fromkeys(notes)),
@@ -368,10 +375,10 @@ class Measurement:
 
 
 def score_files(benchmark, answers, options, settings, results):
-    """Score answers that come from files: the same records, without a network. `answers`: pairs (label, Found)."""
-    here, records = machine(settings, 0), []
+    """Score answers that come from files: the same records, without a network. `answers`: pairs (label, Results)."""
+    here, records = make_runtime(settings, 0), []
     for label, found in answers:
-        found = Found(found.all(), None, options)
+        found = Results(found.all(), None, options)
         with noted() as notes:
             metrics = named(benchmark.report(found), benchmark.name)
         image_sets = list({one.images.name: one.images for one in found.all()}.values())

@@ -8,7 +8,7 @@ import torch
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine import compilation
-from imagenet_biases.engine.activation_cache import Changed
+from imagenet_biases.engine.activation_cache import ActivationCache
 
 DRAWS = 4  # of a network that draws: over so many an attack averages each gradient (expectation over transformation)
 
@@ -32,41 +32,41 @@ class Runner:
     does.
     """
 
-    def __init__(self, network, crop, machine, programs=None):
-        self.network, self.machine, self.crop, self.programs = network, machine, crop, programs
+    def __init__(self, network, crop, runtime, programs=None):
+        self.network, self.runtime, self.crop, self.programs = network, runtime, crop, programs
         self.layout = torch.channels_last if network.channels_last else torch.contiguous_format
         network.to(memory_format=self.layout)
         self.program = self.folded = network
         self.padded = False  # a program is compiled for one batch size: a ragged batch is filled up
         self.changes = self.steps = None
         if network.wants_batch or network.answers == "words":
-            network.to(machine.device)
+            network.to(runtime.device)
             return  # their forward is more than a function of pixels
         alone = _Pixels(network).eval()
         self.program = self.folded = compilation.folded(alone, self._example(2).to(network.mean.device)).to(
-            machine.device
+            runtime.device
         )
         if programs is not None:
-            self.program = programs.compiled(self.folded, self._example(machine.batch_size), machine.autocast)
+            self.program = programs.compiled(self.folded, self._example(runtime.batch_size), runtime.autocast)
             self.padded = self.program is not self.folded
 
     def _example(self, count):
         """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""
         pixels = torch.rand((count, 3, self.crop, self.crop), generator=torch.Generator().manual_seed(0))
-        return pixels.to(self.machine.device).contiguous(memory_format=self.layout)
+        return pixels.to(self.runtime.device).contiguous(memory_format=self.layout)
 
-    def answer(self, pixels, batch, question=None):
+    def answer(self, pixels, batch, prompt=None):
         """Return logits float32 [B, classes] of pixels [B, 3, H, W], without gradients; or a list of B strings.
 
         `question`: what else is put to a network that takes questions, {word: value}.
         """
         count = len(pixels)
-        if question and self.network.asks:
-            self.network.to(self.machine.device)
-            with torch.no_grad(), self.machine.autocast():
-                return _floats(self.network(pixels, batch=batch, question=question), count)
-        if self.padded and count < self.machine.batch_size:
-            filler = pixels[-1:].expand(self.machine.batch_size - count, -1, -1, -1)
+        if prompt and self.network.asks:
+            self.network.to(self.runtime.device)
+            with torch.no_grad(), self.runtime.autocast():
+                return _floats(self.network(pixels, batch=batch, prompt=prompt), count)
+        if self.padded and count < self.runtime.batch_size:
+            filler = pixels[-1:].expand(self.runtime.batch_size - count, -1, -1, -1)
             pixels = torch.cat([pixels, filler])
         return _floats(self._run(self.program, pixels, batch), count)
 
@@ -98,7 +98,7 @@ class Runner:
         calls = itertools.count(1)
 
         def network(pixels, rows=None):
-            with self.machine.autocast():
+            with self.runtime.autocast():
                 if not self.network.wants_batch:
                     run = program or self._stepping(len(pixels))
                     return run(pixels.contiguous(memory_format=self.layout)).float()
@@ -112,29 +112,29 @@ class Runner:
 
     def _stepping(self, count):
         """Return what attacks run for so many images: a whole batch goes through compiled code, where there is some."""
-        if not self.padded or count != self.machine.batch_size:
+        if not self.padded or count != self.runtime.batch_size:
             return self.folded
         if self.steps is None:
             example = self._example(count)
-            self.steps = self.programs.differentiable(self.program, self.folded, example, self.machine.autocast)
+            self.steps = self.programs.differentiable(self.program, self.folded, example, self.runtime.autocast)
         return self.steps
 
     def _run(self, program, pixels, batch):
-        with torch.no_grad(), self.machine.autocast():
+        with torch.no_grad(), self.runtime.autocast():
             pixels = pixels.contiguous(memory_format=self.layout)
             return program(pixels, batch=batch) if self.network.wants_batch else program(pixels)
 
     def _changes(self):
         if self.changes is None:
-            self.changes = Changed(self.network.to(self.machine.device))
+            self.changes = ActivationCache(self.network.to(self.runtime.device))
         return self.changes
 
 
 def attacked(attack, network, shown, **settings):
-    """Return Shown with what an attack on `network` makes of its pixels."""
+    """Return the presentation with what an attack on `network` makes of its pixels."""
     made = attack(network, shown.pixels, shown.labels, shown.batch, **settings)
-    pixels, given = made if isinstance(made, tuple) else (made, None)
-    return replace(shown, pixels=pixels.detach(), given=given)
+    pixels, gradient = made if isinstance(made, tuple) else (made, None)
+    return replace(shown, pixels=pixels.detach(), gradient=gradient)
 
 
 def _floats(answer, count):
@@ -149,15 +149,15 @@ class Runners:
     code is no faster on a CPU: benchmarks/README.md).
     """
 
-    def __init__(self, machine, planned):
-        self.machine, self.planned, self.ready = machine, planned, {}
-        self.programs = compilation.Programs(shared=machine.device.type != "cpu")
+    def __init__(self, runtime, planned):
+        self.runtime, self.planned, self.ready = runtime, planned, {}
+        self.programs = compilation.Programs(shared=runtime.device.type != "cpu")
 
     def get(self, network, crop):
         key = network, crop
         if key not in self.ready:
-            programs = self.programs if self.machine.compiles(self._passes(network, crop)) else None
-            self.ready[key] = Runner(network, crop, self.machine, programs)
+            programs = self.programs if self.runtime.compiles(self._passes(network, crop)) else None
+            self.ready[key] = Runner(network, crop, self.runtime, programs)
         return self.ready[key]
 
     def _passes(self, network, crop):

@@ -24,7 +24,7 @@ from imagenet_biases.images.loader import batches
 from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.results.provenance import circumstances
 from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, key_of
-from imagenet_biases.vocabulary import Batch, Shown
+from imagenet_biases.vocabulary import Batch, Presentation
 
 NETWORK_FAULTS = (  # what a stranger's network may raise; our own mistakes in its place are found by the tests
     ArithmeticError,
@@ -46,8 +46,8 @@ class Loop:
     (job, network) is looked at. Ranks that split the images take every world-th missing image each.
     """
 
-    def __init__(self, plan, store, machine, skip_unreadable=False, progress=False, runners=None):
-        self.plan, self.store, self.machine = plan, store, machine
+    def __init__(self, plan, store, runtime, skip_unreadable=False, progress=False, runners=None):
+        self.plan, self.store, self.runtime = plan, store, runtime
         self.skip_unreadable, self.progress, self.runners = skip_unreadable, progress, runners
         self.failed, self.pictures, self.waiting = {}, {}, {}
         self.watch = self.gate = self.writer = None
@@ -128,14 +128,14 @@ class Loop:
                         for c, by_network in group.shows(("clean", "stimulus", "attack"))
                         if dict(by_network).get(network)
                     )
-                    key = network, group.view.crop
+                    key = network, group.preprocessing.crop
                     planned[key] = planned.get(key, 0) + len(group.images) * cost
-            self.runners = Runners(self.machine, planned)
+            self.runners = Runners(self.runtime, planned)
         known = {}  # groups of one image set mostly miss the same images
         tasks = [self._tasks(group, known) for group in groups]
         total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
-        sets = [(group.images, group.view) for group in groups]
-        feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.machine)
+        sets = [(group.images, group.preprocessing) for group in groups]
+        feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.runtime)
         with Progress(total, self.progress) as progress, ThreadPoolExecutor(1) as self.writer:
             try:
                 for group, own in zip(groups, tasks, strict=True):
@@ -157,11 +157,11 @@ class Loop:
     def _tasks(self, group, known):
         """Return this rank's batches of missing images, as positions; `known`: {missing images: batches}."""
         missing = np.flatnonzero(np.any([cell.kept.state == UNSEEN for cell in group.cells], axis=0))
-        mine, size = missing[self.machine.rank :: self.machine.world], self.machine.batch_size
+        mine, size = missing[self.runtime.rank :: self.runtime.world], self.runtime.batch_size
         return known.setdefault(mine.tobytes(), [mine[i : i + size] for i in range(0, len(mine), size)])
 
     def _pack(self, pair):
-        if self.machine.rank:
+        if self.runtime.rank:
             return
         stems = {cell.images.name.partition("/")[0]: cell.identity for cell in self.plan.cells[pair]}
         for identity in stems.values():
@@ -180,7 +180,7 @@ class Loop:
 
 def _other_pixels(group, sample, checked):
     """Whether some image does not have the pixels that it had when it was measured; `checked`: {position: crc32}."""
-    reader = Reader(group.images, group.view)
+    reader = Reader(group.images, group.preprocessing)
     for position, crc in sample.items():
         if position not in checked:
             try:
@@ -204,8 +204,8 @@ class Showing:
 
     def __init__(self, loop, group, tasks, batches, progress):
         self.loop, self.group, self.tasks, self.batches, self.progress = loop, group, tasks, batches, progress
-        self.machine, self.images = loop.machine, group.images
-        device = self.machine.device
+        self.runtime, self.images = loop.runtime, group.images
+        device = self.runtime.device
         self.labels, self.keys = (torch.from_numpy(a).to(device) for a in (self.images.labels, self.images.keys))
         self.values = {cell: _buffer(cell, device) for cell in group.cells}
         self.due = {cell: cell.kept.state == UNSEEN for cell in group.cells}
@@ -223,7 +223,7 @@ class Showing:
     def run(self):
         """Show all; the cells of networks that fail are dropped."""
         self.started = self.told = time.monotonic()
-        self.save_at = self.started + self.machine.checkpoint_seconds
+        self.save_at = self.started + self.runtime.checkpoint_seconds
         self.progress.group(self.images.name, len(self.images))
         try:
             for positions in self.tasks:
@@ -238,7 +238,7 @@ class Showing:
             if not out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory with --batch-size {self.machine.batch_size}; repeat with half of it"
+                f"out of memory with --batch-size {self.runtime.batch_size}; repeat with half of it"
             ) from None
         self._save(final=True)
         unseen = [cell for cell in self.group.cells if self._alive(cell) and (cell.kept.state == UNSEEN).any()]
@@ -254,7 +254,7 @@ class Showing:
         if now > self.save_at:
             self._checkpoint()
             # many networks and conditions take long to copy: never more than a twentieth of the time
-            self.save_at = time.monotonic() + max(self.machine.checkpoint_seconds, 20 * (time.monotonic() - now))
+            self.save_at = time.monotonic() + max(self.runtime.checkpoint_seconds, 20 * (time.monotonic() - now))
 
     def _alive(self, cell):
         return cell.network not in self.loop.failed
@@ -265,13 +265,13 @@ class Showing:
         self._note_unreadable(unreadable)
         for row in (row for row, position in enumerate(positions) if position in self.sample and row not in unreadable):
             self.crcs[str(positions[row])] = _crc(rows[row].numpy())
-        device = self.machine.device
+        device = self.runtime.device
         here = torch.from_numpy(positions).to(device)
         # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
         pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         readable = np.ones(len(positions), bool)
         readable[list(unreadable)] = False
-        shown = Shown(None, pixels, pixels, self.labels[here], Batch(self.keys[here], self.machine.seed))
+        shown = Presentation(None, pixels, pixels, self.labels[here], Batch(self.keys[here], self.runtime.seed))
         for condition, by_network in self.group.shows(("clean", "stimulus", "attack")):
             presented = None
             for network, cells in self._due(by_network, positions):
@@ -333,7 +333,7 @@ class Showing:
         """Show one network what has become of what was shown; keep what its readouts say of the answer."""
         runner = self._runner(network)
         self._picture(condition, network, now.pixels, positions)
-        answer = runner.answer(now.pixels, shown.batch, condition.question)
+        answer = runner.answer(now.pixels, shown.batch, condition.prompt)
         intact = None
         if any(cell.readout.intact for cell in cells):
             intact = answer if now.pixels is shown.pixels else runner.answer(shown.pixels, shown.batch)
@@ -351,9 +351,9 @@ class Showing:
         key, rows = (condition, network), np.flatnonzero(joining & readable)
         if key not in self.under_way:
             attacker = self._runner(network).differentiable(None)
-            size = self.machine.batch_size
-            self.under_way[key] = condition.stepwise(attacker, self.machine.seed, size, **condition.settings)
-        tickets, rows = (torch.from_numpy(a).to(self.machine.device) for a in (positions[rows], rows))
+            size = self.runtime.batch_size
+            self.under_way[key] = condition.stepwise(attacker, self.runtime.seed, size, **condition.settings)
+        tickets, rows = (torch.from_numpy(a).to(self.runtime.device) for a in (positions[rows], rows))
         self.under_way[key].add(tickets, shown.pixels[rows], shown.labels[rows], shown.batch.keys[rows])
         self._attack_on(condition, network)
 
@@ -362,7 +362,7 @@ class Showing:
         cells = [cell for cell in self.group.cells if cell.condition is condition and cell.network is network]
         for here, before, pixels in self.under_way[condition, network].finished(last):
             positions, readable = here.cpu().numpy(), np.ones(len(here), bool)
-            shown = Shown(None, before, before, self.labels[here], Batch(self.keys[here], self.machine.seed))
+            shown = Presentation(None, before, before, self.labels[here], Batch(self.keys[here], self.runtime.seed))
             self._ask(condition, network, cells, shown, replace(shown, pixels=pixels), positions, readable)
             self._mark(cells, positions, readable)
             self._count(condition, positions)
@@ -379,7 +379,7 @@ class Showing:
                 self._count(condition, positions)
 
     def _runner(self, network):
-        return self.loop.runners.get(network, self.group.view.crop)
+        return self.loop.runners.get(network, self.group.preprocessing.crop)
 
     def _keep(self, cells, shown, answer, positions, readable):
         """Store what the readouts make of an answer: only missing rows, so that nothing is changed or doubled."""
@@ -391,8 +391,8 @@ class Showing:
             if isinstance(self.values[cell], np.ndarray):
                 self.values[cell][positions[due]] = np.asarray(rows)[due]
             else:
-                rows = torch.as_tensor(rows, device=self.machine.device).to(self.values[cell].dtype)
-                where = torch.from_numpy(positions[due]).to(self.machine.device)
+                rows = torch.as_tensor(rows, device=self.runtime.device).to(self.values[cell].dtype)
+                where = torch.from_numpy(positions[due]).to(self.runtime.device)
                 self.values[cell][where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
             if not words:
                 self.nonfinite[cell] += (~answer.isfinite().all(1)).sum()
@@ -416,7 +416,7 @@ class Showing:
             if out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())[:300]
-            if len(self.loop.plan.networks) == 1 or self.machine.world > 1:
+            if len(self.loop.plan.networks) == 1 or self.runtime.world > 1:
                 raise UserError(f"{network.name} failed: {type(error).__name__}: {reason}") from error
             self.loop.failed[network] = f"{type(error).__name__}: {reason}"
             print(f"error: {network.name} failed: {self.loop.failed[network]}; the others go on", file=sys.stderr)
@@ -478,12 +478,12 @@ class Showing:
         passes, seconds = self.passes, time.monotonic() - self.started
         if passes or not final:
             self._write(cells, self._kept(cells, counts, passes, seconds))
-        if final and self.machine.world > 1:
-            passes, *counts = summed(torch.tensor([passes, *counts], device=self.machine.device)).tolist()
+        if final and self.runtime.world > 1:
+            passes, *counts = summed(torch.tensor([passes, *counts], device=self.runtime.device)).tolist()
             seconds = time.monotonic() - self.started  # the slowest rank's: all have come
             for cell in cells:
                 self._gather(cell)
-            if not self.machine.rank:
+            if not self.runtime.rank:
                 self._write(cells, self._kept(cells, counts, passes, seconds))
         if final:
             for cell, kept in zip(cells, self._kept(cells, counts, passes, seconds), strict=True):
@@ -491,7 +491,7 @@ class Showing:
 
     def _kept(self, cells, counts, passes, seconds):
         """Return what is known of each cell with what this run has added: when, where, how many odd answers."""
-        now = [circumstances(self.machine, passes / seconds)] if passes else []
+        now = [circumstances(self.runtime, passes / seconds)] if passes else []
         return [
             type(cell.kept)(
                 cell.kept.values,
@@ -508,13 +508,13 @@ class Showing:
         for network in dict.fromkeys(cell.network for cell in cells):
             mine = [(cell.identity, kept[cell]) for cell in cells if cell.network is network and self.asked[cell]]
             name = key_of([key_of(identity) for identity, _ in mine])
-            self.loop.store.save(name, mine, network.name, self.machine.rank)
+            self.loop.store.save(name, mine, network.name, self.runtime.rank)
 
     def _gather(self, cell):
         """Bring together what the ranks have seen of a cell; every image was one rank's."""
         new = self.asked_rows[cell] & (cell.kept.state != UNSEEN)
         if cell.kept.values.dtype.kind not in "biuf":
-            parts = [None] * self.machine.world
+            parts = [None] * self.runtime.world
             collected(torch.distributed.all_gather_object, parts, (new, cell.kept.values, cell.kept.state))
             for seen, values, state in parts:
                 cell.kept.values[seen], cell.kept.state[seen] = values[seen], state[seen]
@@ -522,7 +522,7 @@ class Showing:
         wide = np.float64 if cell.kept.values.dtype.kind == "f" else np.int64  # what every backend can add
         values = np.where(new.reshape(-1, *[1] * (cell.kept.values.ndim - 1)), cell.kept.values, 0).astype(wide)
         values, state = (
-            torch.from_numpy(np.ascontiguousarray(one)).to(self.machine.device)
+            torch.from_numpy(np.ascontiguousarray(one)).to(self.runtime.device)
             for one in (values, np.where(new, cell.kept.state, 0).astype(np.int64))
         )
         for one in (values, state):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError, noted
 from imagenet_biases.images.sets import NotGiven
-from imagenet_biases.vocabulary import Benchmark, Found, Responses
+from imagenet_biases.vocabulary import Benchmark, Responses, Results
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Job:
 def make_job(benchmark, data, given=None):
     """Find and check what a benchmark shows, before anything is computed. `given`: its options, where not defaults."""
     try:
-        options = benchmark.chosen(given)
+        options = benchmark.options_from(given)
     except ValueError as error:
         raise UserError(f"--option {benchmark.name}: {error}") from None
     with noted() as notes:
@@ -57,11 +57,11 @@ class Cell:
 
     network: object
     images: object
-    view: object
+    preprocessing: object
     condition: object
     readout: object
     identity: dict
-    kept: object = None  # responses.Kept: what is known of it; None of another shard's that is not complete
+    kept: object = None  # StoredResponses: what is known of it; None of another shard's that is not complete
     mine: bool = True  # whether it is this shard's to measure
 
     def responses(self):
@@ -83,7 +83,7 @@ class Group:
     """All cells over the same images in the same view that are shown together: they share every decoded batch."""
 
     images: object
-    view: object
+    preprocessing: object
     cells: list = field(default_factory=list)
 
     def shows(self, kinds):
@@ -115,14 +115,14 @@ class Plan:
 TOGETHER = 10
 
 
-def view_of(network, images, view):
-    """Return the View under which a network gets these images; `view` is 'study' or 'native'."""
+def preprocessing_of(network, images, preprocessing):
+    """Return the Preprocessing under which a network gets these images; `view` is 'study' or 'native'."""
     from imagenet_biases.images.preprocessing import STUDY
 
-    return images.view(STUDY if view == "study" else network.native_view)
+    return images.preprocessing(STUDY if preprocessing == "study" else network.native_preprocessing)
 
 
-def make_plan(jobs, networks, machine, mine=None):
+def make_plan(jobs, networks, runtime, mine=None):
     """Return the Plan of jobs on networks. `mine(cell)`: whether a cell is this shard's to measure (default: all are).
 
     Equal cells of several benchmarks are one. The plain images of the clean set come first, for all networks, so that a
@@ -140,7 +140,7 @@ def make_plan(jobs, networks, machine, mine=None):
                     )
                 for condition in one.conditions_for(network):
                     condition = _known(condition, known)
-                    cell = _cell(network, one, condition, machine)
+                    cell = _cell(network, one, condition, runtime)
                     key = repr(cell.identity)
                     asked.setdefault((job, network), []).append(cells.setdefault((network, key), cell))
             asked.setdefault((job, network), [])
@@ -173,29 +173,29 @@ def _known(condition, known):
     return before
 
 
-def _cell(network, one, condition, machine):
-    view = view_of(network, one.images, machine.view)
+def _cell(network, one, condition, runtime):
+    preprocessing = preprocessing_of(network, one.images, runtime.preprocessing)
     identity = {
         "network": network.identity["network"],
         "images": one.images.name,
         "fingerprint": one.images.fingerprint,
-        "view": str(view),
+        "view": str(preprocessing),
         **condition.identity(),
         "readout": one.readout.identity(),
-        "precision": machine.precision,
+        "precision": runtime.precision,
     }
     if condition.seeded or network.wants_batch:
-        identity["seed"] = machine.seed
+        identity["seed"] = runtime.seed
     if condition.batched:
-        identity["batch_size"] = machine.batch_size
-    return Cell(network, one.images, view, condition, one.readout, identity)
+        identity["batch_size"] = runtime.batch_size
+    return Cell(network, one.images, preprocessing, condition, one.readout, identity)
 
 
 def _place(groups, stage, cell, placed):
     if cell not in placed:
         placed.add(cell)
-        key = (*stage, cell.images.name, cell.images.fingerprint, str(cell.view))
-        groups.setdefault(key, Group(cell.images, cell.view)).cells.append(cell)
+        key = (*stage, cell.images.name, cell.images.fingerprint, str(cell.preprocessing))
+        groups.setdefault(key, Group(cell.images, cell.preprocessing)).cells.append(cell)
 
 
 def _cost(job, networks, cells, placed):
@@ -212,7 +212,7 @@ def rehearse(job, network):
     import torch
 
     from imagenet_biases.results.records import named
-    from imagenet_biases.vocabulary import Batch, Shown
+    from imagenet_biases.vocabulary import Batch, Presentation
 
     generator = torch.Generator().manual_seed(0)
     rows = {}
@@ -223,11 +223,11 @@ def rehearse(job, network):
             logits = torch.randn(8, 1000, generator=generator)
             words = [str(number) for number in range(8)] if one.readout.takes == "words" else None
             labels = torch.arange(8)
-            shown = Shown(logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits))
+            shown = Presentation(logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits))
             rows[one.readout] = np.asarray(one.readout(shown)).astype(one.readout.dtype)
         for condition in one.conditions_for(network):
             values = np.resize(rows[one.readout], (len(one.images), *one.readout.shape))
             made_up.append(Responses(one.images, condition, values, np.ones(len(values), bool), one.readout))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        named(job.benchmark.report(Found(made_up, network, job.options)), job.name)
+        named(job.benchmark.report(Results(made_up, network, job.options, "rehearsal")), job.name)

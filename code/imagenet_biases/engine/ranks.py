@@ -29,8 +29,8 @@ KEPT = "what was measured is kept: repeat the command"
 class _Company:
     """The store through which the ranks of this process's group see each other."""
 
-    def __init__(self, store, machine):
-        self.store, self.rank, self.world = store, machine.rank, machine.world
+    def __init__(self, store, runtime):
+        self.store, self.rank, self.world = store, runtime.rank, runtime.world
         self.turns, self.heard, self.left = itertools.count(), {}, threading.Event()
         store.set(f"host/{self.rank}", socket.gethostname())
         threading.Thread(target=self._beat, daemon=True).start()
@@ -77,15 +77,15 @@ _company = None
 
 
 @contextlib.contextmanager
-def ranks(machine):
+def ranks(runtime):
     """Join the other ranks that torchrun started, if any, and part from them at the end."""
     global _company
-    if machine.world == 1:
+    if runtime.world == 1:
         yield
         return
-    if machine.device.type == "cuda":
-        torch.cuda.set_device(machine.device)
-    _company = _Company(_join(machine), machine)
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)
+    _company = _Company(_join(runtime), runtime)
     try:
         yield
         meet()
@@ -119,12 +119,12 @@ def collected(collective, *arguments):
         raise UserError(f"another rank has ended ({str(error).splitlines()[0][:150]}); {KEPT}") from None
 
 
-def check_shared(machine, folder):
+def check_shared(runtime, folder):
     """See that every rank sees the results folder of rank 0. Raises UserError, on all ranks, where one does not."""
-    if machine.world == 1 or folder is None:
+    if runtime.world == 1 or folder is None:
         return
     store, folder = _company.store, Path(folder)
-    if machine.rank == 0:
+    if runtime.rank == 0:
         name = f".ranks-{uuid.uuid4().hex}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -134,12 +134,12 @@ def check_shared(machine, folder):
     until = time.monotonic() + 10  # other hosts' views of a folder may lag behind
     while not file.exists() and time.monotonic() < until:
         time.sleep(0.2)
-    store.set(f"sees/{machine.rank}", str(int(file.exists())))
+    store.set(f"sees/{runtime.rank}", str(int(file.exists())))
     meet()
-    blind = [rank for rank in range(machine.world) if store.get(f"sees/{rank}") == b"0"]
+    blind = [rank for rank in range(runtime.world) if store.get(f"sees/{rank}") == b"0"]
     names = _company._names(blind)
     collected(torch.distributed.barrier)  # all have looked
-    if machine.rank == 0:
+    if runtime.rank == 0:
         file.unlink(missing_ok=True)
     if blind:
         raise UserError(
@@ -149,24 +149,24 @@ def check_shared(machine, folder):
         )
 
 
-def _join(machine):
+def _join(runtime):
     """Meet the other ranks for the first time; return the store that all of them see."""
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    told = f"rank {machine.rank} waits at {where} for all {machine.world} ranks that WORLD_SIZE promises"
+    told = f"rank {runtime.rank} waits at {where} for all {runtime.world} ranks that WORLD_SIZE promises"
     try:
         store = _waited_for(
-            lambda: next(torch.distributed.rendezvous("env://", machine.rank, machine.world, timeout=MEETING))[0], told
+            lambda: next(torch.distributed.rendezvous("env://", runtime.rank, runtime.world, timeout=MEETING))[0], told
         )
         torch.distributed.init_process_group(
-            "nccl" if machine.device.type == "cuda" else "gloo",
+            "nccl" if runtime.device.type == "cuda" else "gloo",
             store=torch.distributed.PrefixStore("collectives", store),
-            rank=machine.rank,
-            world_size=machine.world,
+            rank=runtime.rank,
+            world_size=runtime.world,
             timeout=COLLECTIVE,
         )
     except (RuntimeError, ValueError, OverflowError, OSError) as error:
         raise UserError(
-            f"the {machine.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, "
+            f"the {runtime.world} processes that WORLD_SIZE promises did not meet at {where} (MASTER_ADDR, "
             f"MASTER_PORT) within {MEETING.total_seconds() / 60:.0f} minutes: {str(error).splitlines()[0]}; let "
             f"torchrun start them, or unset WORLD_SIZE"
         ) from None

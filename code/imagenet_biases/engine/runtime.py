@@ -16,13 +16,13 @@ COMPILE_FROM, COMPILE_TOGETHER_FROM = 20_000, 500_000
 
 
 @dataclass(frozen=True)
-class Machine:
+class Runtime:
     """Settings (vocabulary.Settings) as they hold on this machine. Nothing but precision, view and seed changes an
     answer."""
 
     device: torch.device
     precision: str
-    view: str
+    preprocessing: str
     seed: int
     batch_size: int
     workers: int
@@ -46,18 +46,10 @@ class Machine:
         return self.compile == "on" or (self.compile == "auto" and images >= least)
 
 
-def machine(settings, images):
-    """Return the Machine for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
-    if settings.workers is not None and not 0 <= settings.workers <= 1000:
-        raise UserError(f"--num-workers {settings.workers}: give 0 (decode in the main process) to 1000")
-    if settings.batch_size is not None and settings.batch_size < 1:
-        raise UserError(f"--batch-size {settings.batch_size}: give 1 or more")
+def make_runtime(settings, images):
+    """Return the Runtime for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
     rank, world, shard = _place(settings)
     device = _device(settings.device)
-    if settings.precision not in ("fp32", "tf32", "bf16", "fp16"):
-        raise UserError(f"precision '{settings.precision}' is unknown: it is fp32, tf32, bf16 or fp16")
-    if settings.view not in ("study", "native"):
-        raise UserError(f"view '{settings.view}' is unknown: it is study or native")
     if settings.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
     if device.type == "cpu":
@@ -69,10 +61,10 @@ def machine(settings, images):
         cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
         # on two cores, a process that decodes beside the network costs more than it gives: benchmarks/README.md
         workers = cores // 4 if device.type == "cpu" else min(16, max(1, cores))
-    return Machine(
+    return Runtime(
         device=device,
         precision=settings.precision,
-        view=settings.view,
+        preprocessing=settings.preprocessing,
         seed=settings.seed,
         batch_size=settings.batch_size or (256 if device.type == "cuda" else 32),
         workers=workers,
@@ -94,10 +86,6 @@ def _place(settings):
     if not 0 <= rank < world:
         raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
     number, count = settings.shard or (1, 1)
-    if not 1 <= number <= count:
-        raise UserError(f"--shard {number}/{count}: give i/n with i from 1 to n")
-    if settings.split not in ("networks", "images"):
-        raise UserError(f"--split {settings.split}: it is networks or images")
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if settings.split == "images" else ("RANK",)
     missing = [name for name in needed if name not in os.environ]
     if world > 1 and missing:

@@ -38,7 +38,7 @@ from imagenet_biases.humans.stimulus_sets import (
 from imagenet_biases.images.listing import Listing, Names
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import Z95, proportion
-from imagenet_biases.vocabulary import CLEAN, Categories, Estimate, Found, Option, Responses
+from imagenet_biases.vocabulary import CLEAN, Categories, Estimate, Option, Responses, Results
 
 COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename"]
 ANSWERS = (*CATEGORIES, "na")
@@ -50,7 +50,7 @@ ALL_SETS = tuple(PREFIX + name for name in STIMULUS_SETS)
 
 
 def trials(found, subj="network"):
-    """Return the trial table of one observer's responses (vocabulary.Found).
+    """Return the trial table of one observer's responses (vocabulary.Results).
 
     `subj` is the name of a network; responses that came from a trial file know theirs. Images left out as unreadable
     have no trial. Session and condition are what folder and file name say.
@@ -186,7 +186,7 @@ def write_trials(frame, path):
 
 
 def responses(frame, people):
-    """Return the trial table of one subject as a network's responses are (vocabulary.Found): the sets it has trials on.
+    """Return the trial table of one subject as a network's responses are (vocabulary.Results): the sets it has trials on.
 
     `people`: {set name: paths of the people's trial files}. A set of which it has less than all images is a subset.
     """
@@ -207,7 +207,7 @@ def responses(frame, people):
         )
         values = np.array([number[answer] for answer in part.object_response], np.int16)
         answered.append(Responses(images, CLEAN, values, np.ones(len(files), bool), READOUT))
-    return Found(answered)
+    return Results(answered)
 
 
 @cache
@@ -471,13 +471,13 @@ OPTIONS = (
 
 
 def from_files(data, trials=None, download=False):
-    """Return (name, Found) of every subject in trial files, None where none are given.
+    """Return (name, Results) of every subject in trial files, None where none are given.
 
     The comparison with people needs their trials under `data.model_vs_human`; without them it is left out.
     """
     if not trials:
         return None
     frame = read_trials(*trials)
-    root = release_folder(data, download) if data.model_vs_human or data.root else None
+    root = release_folder(data, download) if data.folders.get("model-vs-human") or data.root else None
     people = {name: human_trial_files(root, name, download) for name in frame.set.unique()} if root else {}
     return [(subj, responses(part, people)) for subj, part in frame.groupby("subj", sort=False)]

@@ -35,7 +35,7 @@ from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, PREFIX, STIMULUS_
 from imagenet_biases.images.listing import Listing, Names
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import proportion
-from imagenet_biases.vocabulary import Condition, Estimate, Found, Pass, Readout, Responses, between
+from imagenet_biases.vocabulary import Condition, Estimate, Pass, Readout, Responses, Results, between
 
 TASKS = ("vqa", "caption", "clip16")
 STEER = {
@@ -358,13 +358,13 @@ def export(found, label, folder):
 
 
 def from_files(data, answers=None, **options):
-    """Return (name, Found) of every file of answers to one task, None where none are given."""
+    """Return (name, Results) of every file of answers to one task, None where none are given."""
     if not answers:
         return None
     if len(options["task"]) > 1 or options["order"] != "alphabetical" or options["decode"] != ("greedy",):
         raise UserError("a file of answers is scored as one --task, in alphabetical order, as written answers")
     variant = Variant(options["task"][0])
-    return [(safe_name(Path(path).stem), Found([_responses(Path(path), variant, options)])) for path in answers]
+    return [(safe_name(Path(path).stem), Results([_responses(Path(path), variant, options)])) for path in answers]
 
 
 def _responses(path, variant, options):

@@ -174,7 +174,7 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
 
 def release_folder(data, download=False):
     """Return the folder of the release that `data` gives, made if there is something to download into it."""
-    given = data.model_vs_human or (data.root and Path(data.root) / "model-vs-human")
+    given = data.folders.get("model-vs-human") or (data.root and Path(data.root) / "model-vs-human")
     if download and given:
         Path(given).mkdir(parents=True, exist_ok=True)
     return folder_of("model-vs-human", data)

@@ -15,24 +15,24 @@ from imagenet_biases.images.preprocessing import Reader, Unreadable
 PREFETCH = 2  # batches that each process is ahead
 
 
-def batches(sets, tasks, machine):
+def batches(sets, tasks, runtime):
     """Yield (pixels uint8 [B, H, W, 3], {row: why it is unreadable}) for each task; unreadable rows are black.
 
     sets: pairs (ImageSet, View). tasks: pairs (number of the set, positions among its chosen images), all of a set
     together. The pixels are there until the next batch is asked for: their place is used again. Raises UserError for
     what ends the decoding.
     """
-    if not machine.workers or not tasks:
-        decoder = _Decoder(sets, machine.cache)
+    if not runtime.workers or not tasks:
+        decoder = _Decoder(sets, runtime.cache)
         for number, positions in tasks:
             pixels = np.empty((len(positions), *decoder.shape(number)), np.uint8)
             yield torch.from_numpy(pixels), decoder.decode(number, positions, pixels)
         return
-    decoder = _Decoder(sets, machine.cache)
+    decoder = _Decoder(sets, runtime.cache)
     if sys.platform == "linux":
-        _check_semaphores(machine.workers)
+        _check_semaphores(runtime.workers)
         # one batch is shown, the copy of the one before may still be on its way to a GPU
-        slots = PREFETCH * machine.workers + 2
+        slots = PREFETCH * runtime.workers + 2
         most = max(len(positions) * int(np.prod(decoder.shape(number))) for number, positions in tasks)
         decoder.ring = _shared_memory(slots, most)
     else:
@@ -41,15 +41,15 @@ def batches(sets, tasks, machine):
         decoder,
         sampler=[(index % slots, *task) for index, task in enumerate(tasks)],
         batch_size=None,
-        num_workers=machine.workers,
+        num_workers=runtime.workers,
         prefetch_factor=PREFETCH,
         worker_init_fn=_start,
         # the memory is inherited, which takes a fork
         multiprocessing_context="fork" if decoder.ring is not None else None,
     )
     iterator = iter(loader)
-    with _pinned(decoder.ring, machine.device):
-        yield from _received(iterator, tasks, decoder, machine.device)
+    with _pinned(decoder.ring, runtime.device):
+        yield from _received(iterator, tasks, decoder, runtime.device)
 
 
 def _received(iterator, tasks, decoder, device):
@@ -85,8 +85,8 @@ class _Decoder(torch.utils.data.Dataset):
 
     def shape(self, number):
         """Return the shape of an image of a set under its view."""
-        images, view = self.sets[number]
-        crop = images.view(view).crop
+        images, preprocessing = self.sets[number]
+        crop = images.preprocessing(preprocessing).crop
         return crop, crop, 3
 
     def place(self, slot, number, positions):
@@ -97,8 +97,8 @@ class _Decoder(torch.utils.data.Dataset):
     def decode(self, number, positions, pixels):
         """Write the images at positions into `pixels`; return {row: why it is unreadable}."""
         if self.reader[0] != number:
-            images, view = self.sets[number]
-            self.reader = number, Reader(images, view, self.cache)
+            images, preprocessing = self.sets[number]
+            self.reader = number, Reader(images, preprocessing, self.cache)
         reader, unreadable = self.reader[1], {}
         for row, position in enumerate(positions):
             try:

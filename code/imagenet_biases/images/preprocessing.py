@@ -28,7 +28,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
-class View:
+class Preprocessing:
     """How a decoded photograph becomes a square of pixels: short side to `resize`, then the central `crop` square.
 
     `resize` None: the files already have the size `crop` x `crop`; another size is an error.
@@ -59,15 +59,15 @@ class View:
         return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
 
 
-STUDY = View(VIEW_RESIZE, VIEW_CROP)
-AS_IS = View(None, VIEW_CROP)
+STUDY = Preprocessing(VIEW_RESIZE, VIEW_CROP)
+AS_IS = Preprocessing(None, VIEW_CROP)
 
 
 class Unreadable(Exception):
     """An image that cannot be decoded: its path and why."""
 
 
-def decode(path, view, data=None):
+def decode(path, preprocessing, data=None):
     """Decode an image file to uint8 pixels [crop, crop, 3] under a view (or to what any function of an image gives).
 
     `data`: a function that gives the file's bytes where they do not lie at `path`. Raises Unreadable for whatever a
@@ -76,10 +76,10 @@ def decode(path, view, data=None):
     try:
         data = data() if data else read_bytes(path)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if view == AS_IS and image.size == (view.crop, view.crop):
+            if preprocessing == AS_IS and image.size == (preprocessing.crop, preprocessing.crop):
                 pixels = _of_jpeg(image, data)
-                return view(image) if pixels is None else pixels
-            return view(image)
+                return preprocessing(image) if pixels is None else pixels
+            return preprocessing(image)
     except OSError as error:  # Pillow's own carry no number
         raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
     except Exception as error:
@@ -140,18 +140,18 @@ class Reader:
 
     STAMP = np.dtype([("crc", "<u4"), ("size", "<i8"), ("time", "<i8")])
 
-    def __init__(self, images, view, folder=None):
-        self.images, self.view, self.pixels = images, images.view(view), None
+    def __init__(self, images, preprocessing, folder=None):
+        self.images, self.preprocessing, self.pixels = images, images.preprocessing(preprocessing), None
         members = images.listing.members
         self.opened = Opened(members) if members else None
         if folder is not None and not images.as_is:  # ready-made images are small, and there are 7 million of them
             self._open(Path(folder))
 
     def _open(self, folder):
-        listing, crop = self.images.listing, self.view.crop
+        listing, crop = self.images.listing, self.preprocessing.crop
         root = os.fsencode(listing.root.resolve())
-        description = {"set": self.images.name, "view": str(self.view), "root": os.fsdecode(root)}
-        stem = f"{self.images.name.replace('/', '-')}-{self.view}-{hashlib.sha256(root).hexdigest()[:8]}"
+        description = {"set": self.images.name, "view": str(self.preprocessing), "root": os.fsdecode(root)}
+        stem = f"{self.images.name.replace('/', '-')}-{self.preprocessing}-{hashlib.sha256(root).hexdigest()[:8]}"
         names = hashlib.sha256("\n".join(listing.files).encode()).hexdigest()
         description |= {"images": len(listing.files), "names": names}
         paths = {kind: folder / f"{stem}.{kind}" for kind in ("json", "u8", "stamps")}
@@ -202,7 +202,7 @@ class Reader:
         Raises Unreadable.
         """
         if out is None:
-            out = np.empty((self.view.crop, self.view.crop, 3), np.uint8)
+            out = np.empty((self.preprocessing.crop, self.preprocessing.crop, 3), np.uint8)
         if self.pixels is None:
             out[...] = self.decoded(position)
             return out
@@ -228,7 +228,7 @@ class Reader:
         if self.opened:
             size = int(self.images.listing.sizes[position])
             data = functools.partial(self.opened.read, position, size)
-        return decode(self.images.path(position), self.view, data)
+        return decode(self.images.path(position), self.preprocessing, data)
 
     def _status(self, position):
         """Return size and time of the file (of the archive's, for an image in one)."""
@@ -246,7 +246,7 @@ def _checksum(pixels):
 
 
 def _write_at(file, data, offset):
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file.fileno(), view, offset)
-        view, offset = view[written:], offset + written
+    preprocessing = memoryview(data)
+    while preprocessing:
+        written = os.pwrite(file.fileno(), preprocessing, offset)
+        preprocessing, offset = preprocessing[written:], offset + written

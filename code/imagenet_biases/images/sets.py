@@ -67,9 +67,9 @@ class ImageSet:
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
         return digest.hexdigest()
 
-    def view(self, view):
+    def preprocessing(self, preprocessing):
         """Return the view that applies: `view`, or none at all where the files are ready-made."""
-        return AS_IS if self.as_is else view
+        return AS_IS if self.as_is else preprocessing
 
     def path(self, position):
         """Return the path of the image at a position of the listing; of one in an archive, what to call it."""
@@ -188,7 +188,7 @@ def folder_of(base, data):
 
 def _given(base, data):
     """Return the folder, or the archives, that `data` gives for an image set; NotGiven if it gives none."""
-    given = getattr(data, base.replace("-", "_"))
+    given = data.folders.get(base)
     if given:
         return places(given)
     if not data.root:

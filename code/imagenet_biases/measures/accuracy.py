@@ -4,8 +4,6 @@
 bool [N] (which images count), and `images` with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
 """
 
-import contextlib
-import contextvars
 import math
 from dataclasses import replace
 
@@ -62,24 +60,6 @@ def ratio(parts, wholes, highest=math.inf):
     return within(Estimate(value, float(middle - half), float(middle + half)), 0.0, highest)
 
 
-_resampling = contextvars.ContextVar("resampling", default=True)
-
-
-@contextlib.contextmanager
-def values_only():
-    """Leave out intervals that come from resampling: within the block they are None, which saves most of the time."""
-    token = _resampling.set(False)
-    try:
-        yield
-    finally:
-        _resampling.reset(token)
-
-
-def resamples(count):
-    """Return how many resamples to draw: `count`, or 0 within `values_only`."""
-    return count if _resampling.get() else 0
-
-
 def resampled_means(values, count=1000, seed=0, at_once=50):
     """Return the mean of values [labels, draws, images] over draws and images, both resampled, [count, labels].
 
@@ -87,7 +67,7 @@ def resampled_means(values, count=1000, seed=0, at_once=50):
     the pigeonhole bootstrap). The same seed and shape give the same resamples, so ratios can be taken.
     """
     (_, draws, images), random, found = values.shape, np.random.default_rng(seed), []
-    for _ in range(resamples(count) // at_once):
+    for _ in range(count // at_once):
         of_images = random.multinomial(images, np.full(images, 1 / images), at_once) / images
         of_draws = random.multinomial(draws, np.full(draws, 1 / draws), at_once) / draws
         found.append(np.einsum("ldr,rd->rl", values @ of_images.T, of_draws))

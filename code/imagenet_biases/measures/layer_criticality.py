@@ -196,7 +196,7 @@ class Recalibration:
         from imagenet_biases.images.preprocessing import STUDY, Reader
 
         if self.pixels is None:
-            reader = Reader(self.images, self.images.view(STUDY))
+            reader = Reader(self.images, self.images.preprocessing(STUDY))
             positions = self.images.chosen[:: max(len(self.images) // self.count, 1)][: self.count]
             self.pixels = torch.stack([torch.from_numpy(reader.read(int(one)).copy()) for one in positions])
         for chunk in self.pixels.split(CHUNK):
@@ -290,19 +290,21 @@ def outcomes(found):
     intact = correct(found["imagenet", CLEAN.name])[found["imagenet", CLEAN.name].counts]
     result = {}
     for number, measure in enumerate(("", "/l1", "/l2")):
-        result[measure] = _estimates({label: one[..., number] for label, one in distances.items()})
-    result["/recovered"] = _estimates(hits, intact.astype(np.float64))
+        result[measure] = _estimates(
+            {label: one[..., number] for label, one in distances.items()}, found.resamples(1000)
+        )
+    result["/recovered"] = _estimates(hits, found.resamples(1000), intact.astype(np.float64))
     return result
 
 
-def _estimates(values, yardstick=None):
+def _estimates(values, count, yardstick=None):
     """Return the Estimates of values by label, [draws, images], and of their mean; both divided by the yardstick's."""
     stacked = np.stack(list(values.values()))
-    means, resampled = stacked.mean(2).mean(1), resampled_means(stacked)
+    means, resampled = stacked.mean(2).mean(1), resampled_means(stacked, count)
     if yardstick is not None:
         if not yardstick.any():
             return {label: Estimate(None) for label in values}, Estimate(None)
-        means, resampled = means / yardstick.mean(), resampled / resampled_means(yardstick[None, None])
+        means, resampled = means / yardstick.mean(), resampled / resampled_means(yardstick[None, None], count)
     by_label = {label: with_percentiles(means[n], resampled[:, n]) for n, label in enumerate(values)}
     return by_label, with_percentiles(means.mean(), resampled.mean(1))
 
@@ -310,7 +312,7 @@ def _estimates(values, yardstick=None):
 def accuracy(found, ks=(1, 5)):
     """Return {k: top-k accuracy under the resets, mean over draws and labels}."""
     hits = {k: _by_label(found, TopClasses, lambda one, k=k: 100 * correct(one, k)) for k in ks}
-    return {k: _estimates(one)[1] for k, one in hits.items()}
+    return {k: _estimates(one, found.resamples(1000))[1] for k, one in hits.items()}
 
 
 def distributions(found):

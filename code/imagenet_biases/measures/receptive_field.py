@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from imagenet_biases.measures.accuracy import resamples, with_percentiles
+from imagenet_biases.measures.accuracy import with_percentiles
 from imagenet_biases.vocabulary import Condition, Readout, between, identified
 
 THRESHOLD = 1 - 0.9545
@@ -103,7 +103,7 @@ def field(maps, count=200, seed=0):
     if not len(maps):
         return {}
     random = np.random.default_rng(seed)
-    weights = random.multinomial(len(maps), np.full(len(maps), 1 / len(maps)), resamples(count)).astype(np.float32)
+    weights = random.multinomial(len(maps), np.full(len(maps), 1 / len(maps)), count).astype(np.float32)
     resampled = [_measures(np.tensordot(one, maps, 1)) for one in weights]
     values = _measures(maps.sum(0))
     return {name: with_percentiles(value, [one[name] for one in resampled]) for name, value in values.items()}

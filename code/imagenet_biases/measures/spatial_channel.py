@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imagenet_biases.measures.accuracy import resamples
 from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
 from imagenet_biases.vocabulary import Estimate
 
@@ -151,7 +150,7 @@ def resampled(hits, count=200, seed=0):
     """Return accuracy tables of images drawn with replacement, [count, 5, 7], from `hits`, bool [5, 7, images]."""
     images = hits.shape[-1]
     table, random = hits.reshape(-1, images).astype(np.float32), np.random.default_rng(seed)
-    draws = (np.bincount(random.integers(images, size=images), minlength=images) for _ in range(resamples(count)))
+    draws = (np.bincount(random.integers(images, size=images), minlength=images) for _ in range(count))
     tables = [table @ draw.astype(np.float32) for draw in draws]
     return np.reshape(tables, (-1, *hits.shape[:2])) * (100 / images)
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from imagenet_biases.base.errors import noted
-from imagenet_biases.measures.accuracy import values_only
 from imagenet_biases.stimuli.seeded import streams
-from imagenet_biases.vocabulary import Batch, Estimate, Found
+from imagenet_biases.vocabulary import Batch, Estimate, Results
 
 SPLITS = 16  # random ways of halving
 FEWEST = 32  # images
@@ -39,7 +38,7 @@ def halves(benchmark, found):
         return {}
     values = {}
     try:
-        with values_only(), noted():  # what there is to say of a report has been said of the whole
+        with noted():  # what there is to say of a report has been said of the whole
             for split, half in itertools.product(range(SPLITS), (0, 1)):
                 for name, one in benchmark.report(_half(found, split, half)):
                     value = one.value if isinstance(one, Estimate) else one
@@ -58,7 +57,7 @@ def _half(found, split, half):
         return in_first(images.keys, split) == (half == 0)
 
     responses = [dataclasses.replace(one, counts=one.counts & chosen(one.images)) for one in found.all()]
-    return Found(responses, found.network, found.options)
+    return Results(responses, found.network, found.options, "half")
 
 
 def standard_error(values):

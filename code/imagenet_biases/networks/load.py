@@ -19,7 +19,7 @@ from imagenet_biases.base.download import fetch, file_hash, hash_in_name
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.safe_pickle import read
-from imagenet_biases.images.preprocessing import STUDY, View
+from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.pins import Pins
@@ -55,13 +55,18 @@ class Network(torch.nn.Module):
         code="",
         category="",
         expected_top1=None,
-        view=STUDY,
+        preprocessing=STUDY,
         allow_unstable=False,
         check=True,
     ):
         super().__init__()
         self.body = body
-        self.name, self.category, self.expected_top1, self._view = safe_name(name), category, expected_top1, view
+        self.name, self.category, self.expected_top1, self._preprocessing = (
+            safe_name(name),
+            category,
+            expected_top1,
+            preprocessing,
+        )
         self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
         self.side = getattr(body, "side", None)
         self.asks = tuple(getattr(body, "asks", ()))
@@ -78,7 +83,7 @@ class Network(torch.nn.Module):
                 self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels, batch=None, question=None):
+    def forward(self, pixels, batch=None, prompt=None):
         for frontend in self.frontends:
             pixels = frontend(pixels, batch)
         if self.normalized:
@@ -89,7 +94,7 @@ class Network(torch.nn.Module):
             pixels = pixels.contiguous()
         more = {"batch": batch} if self._asks else {}
         if self.asks:  # nothing that depends on the question is in the way of tracing other networks
-            more |= {word: value for word, value in (question or {}).items() if word in self.asks}
+            more |= {word: value for word, value in (prompt or {}).items() if word in self.asks}
         return self.body(pixels, **more)
 
     def behind(self, frontend):
@@ -106,10 +111,12 @@ class Network(torch.nn.Module):
         return network
 
     @property
-    def native_view(self):
-        if not isinstance(self._view, View):
-            raise UserError(f"{self.name}: --view native cannot follow its own preprocessing ({self._view}); use study")
-        return self._view
+    def native_preprocessing(self):
+        if not isinstance(self._preprocessing, Preprocessing):
+            raise UserError(
+                f"{self.name}: --preprocessing native cannot follow its own preprocessing ({self._preprocessing}); use study"
+            )
+        return self._preprocessing
 
     def _check(self, allow_unstable):
         """Show two images together, again, each alone, and in channels-last order: what the measurement relies on.
@@ -117,7 +124,7 @@ class Network(torch.nn.Module):
         Sets `overwrites` and `channels_last`. Raises UserError for answers of another shape, and, unless
         `allow_unstable`, for answers that are no function of the image.
         """
-        size = self._view.crop if isinstance(self._view, View) else STUDY.crop
+        size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
         pixels = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
         def ask(*chosen, order=torch.contiguous_format):
@@ -331,13 +338,13 @@ def _from_registry(entry, checkpoints):
         fill(body, state, f"{entry.name} ({path})")
     _pin(hashes)
     location, config = entry.location, None
-    view = View(**entry.view) if entry.view else STUDY
+    preprocessing = Preprocessing(**entry.view) if entry.view else STUDY
     if entry.source == "timm":
         config = packages.timm_config(location)
-        view = view if entry.view else packages.timm_view(config)
+        preprocessing = preprocessing if entry.view else packages.timm_preprocessing(config)
     elif entry.source == "torchvision":
         packages.as_torchvision_evaluates(body)
-        view = view if entry.view else packages.torchvision_view(location)
+        preprocessing = preprocessing if entry.view else packages.torchvision_preprocessing(location)
     timms = entry.normalization == "timm"
     mean, std = (config["mean"], config["std"]) if timms else NORMALIZATIONS[entry.normalization]
     facts = {
@@ -347,7 +354,15 @@ def _from_registry(entry, checkpoints):
         "normalization": entry.normalization,
     }
     known = {"category": entry.category, "expected_top1": entry.expected_top1}
-    return {"body": body, "code": code, "mean": mean, "std": std, "view": view, "facts": facts, **known}
+    return {
+        "body": body,
+        "code": code,
+        "mean": mean,
+        "std": std,
+        "preprocessing": preprocessing,
+        "facts": facts,
+        **known,
+    }
 
 
 def _from_file(path, arch, normalization):
@@ -384,17 +399,17 @@ def _from_timm(name, checkpoints):
     _pin({address: sha256})
     config = packages.timm_config(name)
     facts = {"checkpoint_sha256": sha256, "source": address, "arch": name, "normalization": "timm"}
-    view = packages.timm_view(config)
-    return {"body": body, "mean": config["mean"], "std": config["std"], "view": view, "facts": facts}
+    preprocessing = packages.timm_preprocessing(config)
+    return {"body": body, "mean": config["mean"], "std": config["std"], "preprocessing": preprocessing, "facts": facts}
 
 
 def _from_open_clip(name, checkpoints):
     from imagenet_biases.networks.zero_shot import zero_shot_network
 
-    body, view, facts, hashes = zero_shot_network(name, checkpoints)
+    body, preprocessing, facts, hashes = zero_shot_network(name, checkpoints)
     _pin(hashes)
     mean, std = NORMALIZATIONS["none"]
-    return {"body": body, "mean": mean, "std": std, "view": view, "facts": facts}
+    return {"body": body, "mean": mean, "std": std, "preprocessing": preprocessing, "facts": facts}
 
 
 def _from_hub(name, trust_remote_code):

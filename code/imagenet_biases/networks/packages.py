@@ -48,14 +48,14 @@ def timm_config(name):
     )
 
 
-def timm_view(config):
-    """The View of a timm configuration, or, where a View cannot say it, a description."""
-    from imagenet_biases.images.preprocessing import View
+def timm_preprocessing(config):
+    """The Preprocessing of a timm configuration, or, where none can say it, a description."""
+    from imagenet_biases.images.preprocessing import Preprocessing
 
     _, height, width = config["input_size"]
     if config["crop_mode"] != "center" or height != width:
         return f"crop mode {config['crop_mode']}, {height} x {width}"
-    return View(math.floor(height / config["crop_pct"]), height, config["interpolation"])
+    return Preprocessing(math.floor(height / config["crop_pct"]), height, config["interpolation"])
 
 
 def torchvision_weights(location):
@@ -71,12 +71,12 @@ def torchvision_weights(location):
     return known[name]
 
 
-def torchvision_view(location):
-    """The View that torchvision evaluates weights with."""
-    from imagenet_biases.images.preprocessing import View
+def torchvision_preprocessing(location):
+    """The Preprocessing that torchvision evaluates weights with."""
+    from imagenet_biases.images.preprocessing import Preprocessing
 
     preset = torchvision_weights(location).transforms()
-    return View(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)
+    return Preprocessing(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)
 
 
 def xcit_medium_12():

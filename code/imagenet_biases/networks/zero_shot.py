@@ -20,7 +20,7 @@ from imagenet_biases.base.download import fetch
 from imagenet_biases.base.errors import UserError, nearest, some
 from imagenet_biases.base.files import atomic, demand_file
 from imagenet_biases.humans.stimulus_sets import CATEGORIES
-from imagenet_biases.images.preprocessing import View
+from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import class_id
@@ -59,7 +59,7 @@ class ZeroShot(torch.nn.Module):
         if pixels.shape[-1] != self.side:
             if names is None:
                 raise UserError(
-                    f"a network for images of {self.side} pixels was given {pixels.shape[-1]}: it runs under --view "
+                    f"a network for images of {self.side} pixels was given {pixels.shape[-1]}: it runs under --preprocessing "
                     f"native, and not on ready-made images of another size"
                 )
             pixels = torch.nn.functional.interpolate(pixels, size=(self.side,) * 2, mode="bicubic", antialias=True)
@@ -105,7 +105,7 @@ def texts(prompts):
 
 
 def zero_shot_network(name, checkpoints=None):
-    """Return (ZeroShot, View or a description of its own preprocessing, facts, the checkpoint's {address: sha256}).
+    """Return (ZeroShot, Preprocessing or a description of its own preprocessing, facts, the checkpoint's {address: sha256}).
 
     `checkpoints`: the folder of downloads, where the text weights are kept too. Raises UserError.
     """
@@ -129,7 +129,11 @@ def zero_shot_network(name, checkpoints=None):
         ]
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     shown = settings["resize_mode"] == "shortest"
-    view = View(body.side, body.side, settings["interpolation"]) if shown else f"resize mode {settings['resize_mode']}"
+    preprocessing = (
+        Preprocessing(body.side, body.side, settings["interpolation"])
+        if shown
+        else f"resize mode {settings['resize_mode']}"
+    )
     facts = {
         "checkpoint_sha256": sha256,
         "source": address if "://" in address else Path(address).name,
@@ -138,7 +142,7 @@ def zero_shot_network(name, checkpoints=None):
         "prompts": named.prompts,
         "texts_sha256": _digest(classes, templates),
     }
-    return body, view, facts, {address: sha256}
+    return body, preprocessing, facts, {address: sha256}
 
 
 def untrained(name):

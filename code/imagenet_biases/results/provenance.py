@@ -50,11 +50,11 @@ def _processor():
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def circumstances(machine, images_per_second=None):
+def circumstances(runtime, images_per_second=None):
     """Return when, where and by what something is measured now, JSON-able."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device_name(machine.device),
+        "device": device_name(runtime.device),
         "versions": versions(),
         "commit": commit(),
         "images_per_second": images_per_second and round(images_per_second, 2),

@@ -62,14 +62,14 @@ def named(pairs, benchmark):
     return metrics
 
 
-def make_record(benchmark, label, network, found, metrics, machine, *, options=None, image_sets=(), notes=()):
+def make_record(benchmark, label, network, found, metrics, runtime, *, options=None, image_sets=(), notes=()):
     """Return a record of `metrics` {name: Estimate}; its `halves` (halves.as_text) say how sure differences are.
 
     `network`: a Network, or None where the answers came from files; `found`: the Found behind the metrics;
     `image_sets`: those shown; `notes`: warnings.
     """
     partial = _partial(metrics, image_sets)
-    measured = _measured(found, machine)
+    measured = _measured(found, runtime)
     left_out = sorted(
         {
             f"{one.images.name}/{one.images.files[position]}"
@@ -114,9 +114,9 @@ def make_record(benchmark, label, network, found, metrics, machine, *, options=N
                 }
                 for images in image_sets
             },
-            "view": machine.view,
-            "precision": machine.precision,
-            "seed": machine.seed,
+            "view": runtime.preprocessing,
+            "precision": runtime.precision,
+            "seed": runtime.seed,
             **measured[-1],
             "measured": measured,
         },
@@ -129,10 +129,10 @@ def collection_of(image_sets):
     return "+".join(sorted({images.collection for images in image_sets})) or "none"
 
 
-def _measured(found, machine):
+def _measured(found, runtime):
     """Return when, where and by what the responses were measured, oldest first; now, where there are none."""
     distinct = {json.dumps(one, sort_keys=True): one for responses in found.all() for one in responses.measured}
-    return sorted(distinct.values(), key=lambda one: one["time"]) or [circumstances(machine)]
+    return sorted(distinct.values(), key=lambda one: one["time"]) or [circumstances(runtime)]
 
 
 def _number(value):

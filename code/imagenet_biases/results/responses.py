@@ -41,7 +41,7 @@ ENTRY = Fields(
 DAMAGED = (OSError, KeyError, Malformed)
 
 
-class Kept:
+class StoredResponses:
     """What is known of one cell: `values` [N, ...], `state` uint8 [N], and an entry's further facts.
 
     `stale`: what is stored is not this, it is of other images. Released, it has no values, and a state to be read only.
@@ -57,7 +57,7 @@ class Kept:
 
     def forgotten(self):
         """Return this without what is known."""
-        return Kept(np.zeros_like(self.values), np.zeros_like(self.state), stale=True)
+        return StoredResponses(np.zeros_like(self.values), np.zeros_like(self.state), stale=True)
 
     def release(self):
         """Let go of the values, and of the state where it is the same for all images."""
@@ -108,8 +108,8 @@ class ResponseStore:
         return [file for file in files if not self.fresh or file in self.mine]
 
     def load(self, identity, label, images, readout):
-        """Return what is known of a cell: Kept with [images, *shape] values of a readout, UNSEEN where nothing is."""
-        known = Kept(np.zeros((images, *readout.shape), readout.dtype), np.zeros(images, np.uint8))
+        """Return what is known of a cell: StoredResponses with [images, *shape] values of a readout, UNSEEN where nothing is."""
+        known = StoredResponses(np.zeros((images, *readout.shape), readout.dtype), np.zeros(images, np.uint8))
         if self.results is None:
             return known
         key = key_of(identity)
@@ -150,7 +150,7 @@ class ResponseStore:
         return [entry for file in self._folder(label).rglob("*.npz") for entry in self.index(file).values()]
 
     def save(self, name, cells, label, rank=0):
-        """Write cells, pairs (identity, Kept) of one image set, as the part called `name`: whole or not at all."""
+        """Write cells, pairs (identity, StoredResponses) of one image set, as the part called `name`: whole or not at all."""
         if self.results is None or not cells:
             return
         folder = self._folder(label) / f"{self._stem(cells[0][0])}.parts"
@@ -221,15 +221,15 @@ def _index(file, size, time):
 
 
 def _cell(arrays, key, entry):
-    """Return the Kept of a cell. Raises KeyError or Malformed."""
+    """Return the StoredResponses of a cell. Raises KeyError or Malformed."""
     values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
     if state.dtype != np.uint8 or values.shape[:1] != state.shape or state.max(initial=0) > LEFT_OUT:
         raise Malformed("a state that is none")
-    return Kept(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
+    return StoredResponses(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
 
 
 def _read(file):
-    """Return {key: (identity, Kept)} of a file, and whether that is all it should hold; what is damaged is said."""
+    """Return {key: (identity, StoredResponses)} of a file, and whether that is all it should hold; what is damaged is said."""
     found, whole = {}, True
     entries = _index(file, *(_stamp(file) or (0, 0)))
     if entries is None:
@@ -245,7 +245,7 @@ def _read(file):
 
 
 def _read_for_replacement(file):
-    """Return {key: (identity, Kept)} of a file that is about to be replaced; a damaged one is set aside, not lost."""
+    """Return {key: (identity, StoredResponses)} of a file that is about to be replaced; a damaged one is set aside, not lost."""
     found, whole = _read(file)
     if not whole:
         with suppress(FileNotFoundError):

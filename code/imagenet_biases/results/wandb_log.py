@@ -36,10 +36,10 @@ class WandbLogger:
 
     LIVE = 8  # runs that may be open at once: more benchmarks x networks are logged one by one, when each is done
 
-    def __init__(self, mode, results, machine, project=None, layout="study"):
+    def __init__(self, mode, results, runtime, project=None, layout="study"):
         if layout not in LAYOUTS:
             raise UserError(f"--wandb-layout {layout}: it is {' or '.join(LAYOUTS)}")
-        self.folder, self.machine = Path(results or "."), machine
+        self.folder, self.runtime = Path(results or "."), runtime
         self.project, self.layout = project or os.environ.get("WANDB_PROJECT") or PROJECT, layout
         self.runs, self.offline = {}, []
         self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
@@ -71,9 +71,16 @@ class WandbLogger:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
-        machine = self.machine
-        identity = [network.name, job.name, network.identity["network"], machine.view, machine.precision, machine.seed]
-        tags = [network.category, machine.view, machine.precision]
+        runtime = self.runtime
+        identity = [
+            network.name,
+            job.name,
+            network.identity["network"],
+            runtime.preprocessing,
+            runtime.precision,
+            runtime.seed,
+        ]
+        tags = [network.category, runtime.preprocessing, runtime.precision]
         tags += ["subset"] if any(images.subset for images in job.image_sets) else []
         run = wandb.init(
             project=(job.benchmark.project or job.name) if self.layout == "benchmarks" else self.project,
@@ -86,7 +93,7 @@ class WandbLogger:
                 "model": network.name,
                 "benchmark": job.name,
                 "options": _json(job.options),
-                "batch_size": machine.batch_size,
+                "batch_size": runtime.batch_size,
                 "command": shlex.join(sys.argv),
             },
             dir=str(self.folder),
