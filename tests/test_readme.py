@@ -34,7 +34,7 @@ def test_its_figures_are_those_of_the_answer():
     estimates = re.findall(r"−?\d\.\d\d \[[^]]+\]", re.sub(r"\s+", " ", section))
     assert len(estimates) == 6
     assert not [estimate for estimate in estimates if estimate not in answer]
-    for phrase in ("3 of the 28 pairs", "15 pairs", "0.65 is found in 80 %", "0.30 ", "7 %", "28 %"):
+    for phrase in ("3 of the 28 pairs", "15 pairs", "0.65 is detected in 80 %", "0.30 ", "7 %", "28 %"):
         assert phrase in " ".join(answer.split())
     for phrase in ("15 of the 28 pairs", "3 hold within categories", "0.65 is detected in 80 %", "0.30 in 7 %", "28 %"):
         assert phrase in " ".join(section.split())
