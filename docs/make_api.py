@@ -60,7 +60,8 @@ def plain(annotation):
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
     words = re.sub(r"<(?:class|function|factory) '?([\w.]+)'?[^>]*>", r"\1", words.replace("Ellipsis", "..."))
-    return MODULES.sub("", words)
+    words = re.sub(r"(\w+\(name='[^']*'), [^()]*\)", r"\1, ...)", words)
+    return MODULES.sub("", words).replace("torch.nn.modules.module.", "torch.nn.")
 
 
 def text(thing):
