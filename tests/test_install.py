@@ -11,7 +11,7 @@ import pytest
 from common import ROOT
 from imagenet_biases.results.table import PUBLISHED
 
-PARTS = ("code", "models", "raw-data", "pyproject.toml", "README.md", "LICENSE", "requirements.txt")
+PARTS = ("code", "models", "raw-data", "pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.txt")
 
 
 def ended(*command, **settings):

@@ -158,7 +158,7 @@ def test_a_number_of_studies_too_small_is_one_clear_line(tmp_path):
 def test_the_answer_quotes_the_simulations():
     many = pd.read_csv(MANY)
     text = " ".join((ROOT / "raw-data" / "ANSWER.md").read_text("utf-8").split())
-    text = text.split("What 48 networks can tell")[1].split("What does not follow")[0]
+    text = text.split("What 48 networks can show")[1].split("What does not follow")[0]
 
     def mean(column, mechanism, predictor, method):
         where = (many["mechanism"] == mechanism) & (many["predictor"] == predictor) & (many["method"] == method)
@@ -175,12 +175,12 @@ def test_the_answer_quotes_the_simulations():
         "p < 0.05 in {:.0f} % of the pairs, the one within categories in {:.0f} %, the one between lineages in "
         "{:.0f} %".format(*nothing),
         "after Holm's correction {:.0f} %, {:.0f} % and {:.0f} %".format(*after_holm),
-        f"categories of {could_not_miss(many):.2f} is found in 80 % of the studies",
+        f"categories of {could_not_miss(many):.2f} is detected in 80 % of the studies",
         f"one of {could_not_miss(many, 0.95):.2f} in 95 %",
-        f"One of {weak.estimate:.2f} is found in {100 * weak.alarm_holm:.0f} %",
-        "within categories ({:.2f} of the studies, if it is of middle strength) and is gone given accuracy "
+        f"One of {weak.estimate:.2f} is detected in {100 * weak.alarm_holm:.0f} %",
+        "within categories ({:.2f} of the studies, if it is of middle strength) and vanishes given accuracy "
         "({:.2f})".format(*through),
-        f"finds it in {100 * joint[0]:.0f} % of the studies, the one within categories in {100 * joint[1]:.0f} %",
+        f"detects it in {100 * joint[0]:.0f} % of the studies, the one within categories in {100 * joint[1]:.0f} %",
         f"single networks succeeds in {mean('alarm', 'nothing', 'all biases', OUT['network']):.0f} %",
         f"the truth in {mean('coverage', 'nothing', 'company', SPEARMAN):.0f} % of the studies",
         f"those within categories in {mean('coverage', 'nothing', 'company', WITHIN):.0f} %",

@@ -382,7 +382,7 @@ def test_the_answers_table_quotes_the_statistics(found):
 
 def test_the_answers_predictions_quote_the_statistics(found):
     text = " ".join(ANSWER.split())
-    inside = text.split("All seven biases together")[1].split("What only tells")[0]
+    inside = text.split("All seven biases together")[1].split("What only separates")[0]
     number = r"(-?\d\.\d\d)"
     quoted = re.findall(rf"{number} for (\w+), (?:where ImageNet accuracy )?alone (?:has )?{number}", inside)
     assert {score for _, score, _ in quoted} == set(SCORES)
