@@ -207,7 +207,7 @@ class Measurement:
             try:
                 with noted() as notes:
                     network = make()
-                    if self.machine.view == "study" and network.side not in (None, study.VIEW_CROP):
+                    if self.machine.view == "study" and network.side not in (None, study.STUDY_CROP):
                         raise UserError(f"it takes images of {network.side} pixels only: measure it with --view native")
                 network.notes = notes
                 networks.append(network)

@@ -18,11 +18,11 @@ import torch
 
 from imagenet_biases.errors import UserError, nearest, some
 from imagenet_biases.files import atomic, demand_file
-from imagenet_biases.humans.stimulus_sets import CATEGORIES
 from imagenet_biases.images.pixels import View
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.checkpoints import fetch
 from imagenet_biases.networks.filling import fill, find
+from imagenet_biases.study import CATEGORIES_16
 
 PROMPTS = ("80", "7", "photo", "name")
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -122,7 +122,7 @@ def zero_shot_network(name, checkpoints=None):
         classes, templates = texts(named.prompts)
         folder = registry.checkpoint_folder(checkpoints)
         weights = [
-            _kept(model, tokenizer, names, templates, key, folder) for names in (tuple(classes), tuple(CATEGORIES))
+            _kept(model, tokenizer, names, templates, key, folder) for names in (tuple(classes), tuple(CATEGORIES_16))
         ]
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     shown = settings["resize_mode"] == "shortest"
@@ -144,7 +144,7 @@ def untrained(name):
         settings = _settings(parsed(name))
         model, _ = _built(parsed(name), settings)
     width = model.visual.output_dim
-    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES), width)
+    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES_16), width)
     return ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
 
 
