@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 @cache
 def _class_list(name: str) -> tuple[str, ...]:
     """Return the lines of a class list that timm ships; read as a file, since importing timm would import torch."""
-    folder = Path(find_spec("timm").submodule_search_locations[0]) / "data" / "_info"
-    return tuple((folder / name).read_text("utf-8").split())
+    timm = find_spec("timm")
+    if timm is None or timm.origin is None:
+        raise UserError("timm is not installed: pip install -r requirements.txt")
+    return tuple((Path(timm.origin).parent / "data" / "_info" / name).read_text("utf-8").split())
 
 
 @cache
@@ -224,9 +226,11 @@ LISTS: dict[str, Iterable[Any]] = {  # what {NAME} stands for in a name of metri
     "middle_cutoff": MIDDLE_CUTOFFS,
     "layer": RESNET50_LAYERS,
 }
-_ABOUT = {key: kind for key, kind in get_type_hints(Metric).items() if key != "name"}
+_CHOICES = {"source": ("published, measured", "published", "measured"), "better": ("higher", "lower")}
+_ABOUT = {key: kind for key, kind in get_type_hints(Metric).items() if key != "name"} | _CHOICES
 _METRIC_KEYS = {"title": str, "names": list, "pattern": str} | _ABOUT
-_DERIVED_KEYS = {"name": str, "parts": list, "combine": str, "reported": str} | _ABOUT
+_DERIVED_KEYS = {"name": str, "parts": list, "combine": tuple(COMBINATIONS), "reported": str} | _ABOUT
+del _DERIVED_KEYS["script"], _DERIVED_KEYS["source"]
 
 
 def load_metrics(path: Path) -> tuple[tuple[Definition, ...], list[Derived]]:
@@ -236,37 +240,37 @@ def load_metrics(path: Path) -> tuple[tuple[Definition, ...], list[Derived]]:
         The definitions and the derived metrics, in the order of the file.
 
     Raises:
-        UserError: naming the first entry that is malformed, or repeats or misses a name.
+        UserError: names the first entry that is malformed, repeats a name or uses an unknown one.
     """
-    entry, definitions, derived = path.name, [], []
+    entry, definitions, derived = "", [], []
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
         _check(tables, {"metric": list, "derived": list}, ("metric",))
         for number, row in enumerate(tables["metric"], 1):
-            entry = f"{path.name}: metric {row.get('title', number)}"
+            entry = _label("metric", number, row)
             definitions.append(_definition(row, definitions))
         for number, row in enumerate(tables.get("derived", ()), 1):
-            entry = f"{path.name}: derived {row.get('name', number)}"
+            entry = _label("derived", number, row)
             derived.append(_derived(row, definitions, derived))
-    except (ValueError, AttributeError) as error:  # TOML's and Unicode's errors are ValueErrors; a row may be no table
-        raise UserError(f"{entry}: {error}") from None
+    except (ValueError, re.error) as error:  # the errors of TOML and of UTF-8 are ValueErrors
+        raise UserError(f"{path.name}: {entry}{error}") from None
     return tuple(definitions), derived
 
 
-def _definition(row: dict[str, Any], before: list[Definition]) -> Definition:
+def _label(kind: str, number: int, row: Any) -> str:
+    title = row.get("title") or row.get("name") if isinstance(row, dict) else None
+    return f"{kind} {title or number}: "
+
+
+def _definition(row: Any, before: list[Definition]) -> Definition:
     _check(row, _METRIC_KEYS, ("title", "unit", "meaning", "script"))
-    shared = {key: value for key, value in row.items() if key in _ABOUT}
-    about, names, pattern = Metric("", **shared), _expanded(row.get("names", [])), row.get("pattern")
-    if not names and pattern is None:
+    about = Metric("", **{key: value for key, value in row.items() if key in _ABOUT})
+    names, pattern = _expanded(row.get("names", [])), row.get("pattern")
+    if not names and not pattern:
         raise ValueError("it has neither names nor a pattern")
-    if about.source not in ("published, measured", "published", "measured"):
-        raise ValueError(f"source = {about.source!r} is not 'published, measured', 'published' or 'measured'")
     if (about.script == "-") != (about.source == "published"):
         raise ValueError("script = '-' and source = 'published' go together")
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ValueError(f"pattern is not a regular expression: {error}") from None
+    re.compile(pattern or "")
     taken = {name for definition in before for name in definition.names}
     for name in names:
         if name in taken or not name:
@@ -277,29 +281,40 @@ def _definition(row: dict[str, Any], before: list[Definition]) -> Definition:
     return Definition(row["title"], names, about, pattern)
 
 
-def _derived(row: dict[str, Any], definitions: list[Definition], before: list[Derived]) -> Derived:
+def _derived(row: Any, definitions: list[Definition], before: list[Derived]) -> Derived:
     _check(row, _DERIVED_KEYS, ("name", "parts", "unit", "meaning"))
     shared = {key: value for key, value in row.items() if key in _ABOUT}
     about, parts = Metric(row["name"], **shared, script="-", source="derived"), _expanded(row["parts"])
     combine, reported = row.get("combine", "mean"), row.get("reported", "")
     names = {derived.about.name for derived in before}
-    if about.name in names or any(definition.defines(about.name) for definition in definitions):
+    if about.name in names or _defined(about.name, definitions):
         raise ValueError("the name is defined twice")
-    for part in (*parts, *filter(None, [reported])):
-        if part not in names and not any(definition.defines(part) for definition in definitions):
+    for part in parts:
+        if part not in names and not _defined(part, definitions):
             raise ValueError(f"{part!r} is neither a metric nor derived above")
-    if combine not in COMBINATIONS:
-        raise ValueError(f"combine = {combine!r} is not one of {', '.join(COMBINATIONS)}")
+    if reported and not _defined(reported, definitions):
+        raise ValueError(f"reported = {reported!r} is not a metric")
+    if combine == "high_share" and len(parts) != 2:
+        raise ValueError(f"high_share takes two parts, not {len(parts)}")
     return Derived(about, parts, COMBINATIONS[combine], reported)
 
 
-def _check(row: dict[str, Any], kinds: dict[str, Any], required: tuple[str, ...]) -> None:
-    """Raise ValueError for a key that is unknown or missing, or for a value of another type."""
+def _defined(name: str, definitions: list[Definition]) -> bool:
+    return any(definition.defines(name) for definition in definitions)
+
+
+def _check(row: Any, kinds: dict[str, Any], required: tuple[str, ...]) -> None:
+    """Raise ValueError for a key that is unknown or missing, or for a value that is not of its type or choices."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{row!r} is not a table")
     for key, value in row.items():
         if key not in kinds:
             raise ValueError(f"unknown key {key!r}; the keys are {', '.join(kinds)}")
         kind = kinds[key]
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        if isinstance(kind, tuple):
+            if value not in kind:
+                raise ValueError(f"{key} = {value!r} is not one of {', '.join(map(repr, kind))}")
+        elif not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{key} = {value!r} is not of type {getattr(kind, '__name__', kind)}")
     for key in required:
         if not row.get(key):
@@ -315,7 +330,7 @@ def _expanded(templates: list[Any]) -> tuple[str, ...]:
         keys = re.findall(r"\{(.*?)\}", template)
         if unknown := [key for key in keys if key not in LISTS]:
             raise ValueError(f"unknown list {{{unknown[0]}}}; the lists are {', '.join(LISTS)}")
-        for values in product(*map(LISTS.get, keys)):
+        for values in product(*(LISTS[key] for key in keys)):
             names.append(template.format(**dict(zip(keys, values, strict=True))))
     return tuple(names)
 
@@ -326,6 +341,7 @@ _PATTERNS = {
     d: re.compile(definition.pattern) for d, definition in enumerate(DEFINITIONS) if definition.pattern is not None
 }
 FLAGGED = frozenset(name for definition in DEFINITIONS if definition.about.slip for name in definition.names)
+"""The metrics whose published values have a slip."""
 
 
 @cache
@@ -381,7 +397,7 @@ def derive(name: str, values: "Mapping[str, Any] | pd.DataFrame") -> Any:
 
     Args:
         name: a key of DERIVED.
-        values: metric names to numbers, arrays [images] or table columns: a dict or a pandas DataFrame.
+        values: maps metric names to numbers, arrays [images] or table columns; a dict or a pandas DataFrame.
 
     Raises:
         KeyError: a part is missing.
