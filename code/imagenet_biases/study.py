@@ -77,20 +77,29 @@ DECLARATIONS = {  # the one list of image sets: a new one is an entry here
     "imagenet-c": Declaration("ImageNet-C", 50_000, per_class=50, as_is=True, variants=True),
     "imagenet-cbar": Declaration("ImageNet-C-bar", 50_000, per_class=50, as_is=True, variants=True),
 }
-CLEAN_SET = "imagenet"  # a network that is loaded incorrectly shows on its clean images
+CLEAN_SET = "imagenet"  # its clean images reveal a network that is loaded incorrectly
 MODEL_VS_HUMAN = "model-vs-human"  # a folder of 17 image sets, declared in humans/stimulus_sets.py
 IMAGE_FOLDERS: dict[str, str] = {
     name: f"{declared.title}: {declared.images:,} images, unpacked or as .tar, .parquet"
     for name, declared in DECLARATIONS.items()
 } | {MODEL_VS_HUMAN: "the data sets of model-vs-human"}
-"""What the folder NAME holds that the flag --NAME gives, or that --data ROOT finds as ROOT/NAME."""
+"""What each folder contains: --NAME DIR gives it, and --data ROOT finds it as ROOT/NAME."""
 
 STUDY_RESIZE, STUDY_CROP = 256, 224  # the study's preprocessing: short side (bilinear), then the centre, in pixels
 
-STUDY_CATEGORIES = (
-    *("baseline", "training_recipes", "augmentation", "stylized", "freezing", "adversarial_training", "contrastive"),
+STUDY_CATEGORIES = (  # of networks
+    "baseline",
+    "training_recipes",
+    "augmentation",
+    "stylized",
+    "freezing",
+    "adversarial_training",
+    "contrastive",
 )
-DRAWN_CATEGORIES = ("calibration", "dial")  # networks made for drawn images, which have no place among photographs
+DRAWN_CATEGORIES = (
+    "calibration",
+    "dial",
+)  # networks for drawn images, which are not compared with those of photographs
 
 # Conditions ----------------------------------------------------------------------------------------------------------
 
@@ -130,7 +139,7 @@ CORRUPTIONS_BAR = (
     "single_frequency_greyscale",
     "sparkles",
 )
-HUMAN_SETS = (  # Geirhos et al., NeurIPS 2021
+HUMAN_SETS = (  # of Geirhos et al., NeurIPS 2021
     *("edge", "silhouette", "cue-conflict", "colour", "contrast", "high-pass", "low-pass", "phase-scrambling"),
     *("power-equalisation", "false-colour", "rotation", "eidolonI", "eidolonII", "eidolonIII", "uniform-noise"),
     *("sketch", "stylized"),
@@ -140,20 +149,21 @@ MIDDLE_CUTOFFS = (0.1, 0.2, 0.3, 0.4, 0.5)  # those of LPP and HPP
 NOISE_SDS = (0.02, 0.04, 0.08, 0.16)  # of pixels in [0, 1]
 BAND_CENTRES = tuple(1.75 * 2**f for f in range(7))  # octave bands of the noise, cycles per image of 224 pixels
 ATTACK_EPSILONS = {"low": 0.5 / 255, "high": 4 / 255}  # ε of the l-infinity attacks
-RESNET50_LAYERS = (  # those with weights, in order
-    "conv1",
-    "bn1",
-    *(
-        f"layer{stage}.{block}.{part}"
-        for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3))
-        for block in range(blocks)
-        for part in (
-            *("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
-            *(("downsample.0", "downsample.1") if block == 0 else ()),
-        )
-    ),
-    "fc",
-)
+
+
+def _resnet50_layers() -> tuple[str, ...]:
+    """Return the names of the layers with weights, in order."""
+    layers = ["conv1", "bn1"]
+    for stage, blocks in enumerate((3, 4, 6, 3), 1):
+        for block in range(blocks):
+            parts = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3"]
+            if block == 0:
+                parts += ["downsample.0", "downsample.1"]
+            layers += [f"layer{stage}.{block}.{part}" for part in parts]
+    return (*layers, "fc")
+
+
+RESNET50_LAYERS = _resnet50_layers()
 
 # Metrics -------------------------------------------------------------------------------------------------------------
 
@@ -336,10 +346,6 @@ def _expanded(templates: list[Any]) -> tuple[str, ...]:
 
 
 DEFINITIONS, _DERIVED = load_metrics(Path(__file__).with_name("metrics.toml"))
-_PLACES = {name: (d, n) for d, definition in enumerate(DEFINITIONS) for n, name in enumerate(definition.names)}
-_PATTERNS = {
-    d: re.compile(definition.pattern) for d, definition in enumerate(DEFINITIONS) if definition.pattern is not None
-}
 FLAGGED = frozenset(name for definition in DEFINITIONS if definition.about.slip for name in definition.names)
 """The metrics whose published values have a slip."""
 
@@ -351,13 +357,14 @@ def place(name: str) -> tuple[int, int, tuple]:
     Raises:
         UserError: metrics.toml does not define the name.
     """
-    if name in _PLACES:
-        return (*_PLACES[name], ())
-    for number, pattern in _PATTERNS.items():
-        if pattern.fullmatch(name):
+    for number, definition in enumerate(DEFINITIONS):
+        if name in definition.names:
+            return number, definition.names.index(name), ()
+    for number, definition in enumerate(DEFINITIONS):
+        if definition.defines(name):
             parts = re.findall(r"\d+(?:\.\d+)?|\D+", name)
             natural = tuple((0, float(part), "") if part[0].isdigit() else (1, 0.0, part) for part in parts)
-            return number, len(DEFINITIONS[number].names), natural
+            return number, len(definition.names), natural
     raise UserError(f"no definition matches the metric {name!r}: add it to imagenet_biases/metrics.toml")
 
 
