@@ -132,11 +132,12 @@ def loaded(folder, text):
 
 
 def test_an_entry_is_read(tmp_path):
-    (definition,), (derived,) = loaded(tmp_path, METRIC + DERIVED)
+    (definition,), derived = loaded(tmp_path, METRIC + DERIVED)
     names = [f"top{k}_acc/dim-{severity}" for k in (1, 5) for severity in (1, 2, 3, 4, 5)]
     shared = study.Metric("", "%", "accuracy on dimmed images", "eval_dim", "measured")
     assert definition == study.Definition("Dimmed", tuple(names), shared, r"dim/\d+")
-    assert derived.parts == (*names[:5], "dim/1") and derived.combine is study.mean
+    assert [*derived] == ["dimness"] and derived["dimness"].combine is study.mean
+    assert derived["dimness"].parts == (*names[:5], "dim/1")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,7 @@ def test_an_entry_is_read(tmp_path):
         ),
         ("[[derived]]", METRIC.replace("names", "#") + "[[derived]]", "metric Dimmed: the title is used twice"),
         ("dim/1", "dim/one", r"derived dimness: 'dim/one' is neither a metric nor derived above"),
+        ("[[derived]]", DERIVED + "[[derived]]", "derived dimness: the name is defined twice"),
         ('"dimness"', '"dim/3"', "derived dim/3: the name is defined twice"),
         ("parts", 'combine = "median"\nparts', "combine = 'median' is not one of 'mean', 'high_share'"),
         ("parts", 'combine = "high_share"\nparts', "high_share takes"),
@@ -183,6 +185,12 @@ def test_a_wrong_entry_is_named(tmp_path, before, after, message):
     with pytest.raises(UserError, match=message) as caught:
         loaded(tmp_path, text.replace(before, after, 1))
     assert str(caught.value).startswith("metrics.toml: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "metrics.toml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"^metrics\.toml: .*utf-8"):
+        study.load_metrics(tmp_path / "metrics.toml")
 
 
 def test_every_script_of_a_metric_exists_and_every_benchmark_has_metrics():

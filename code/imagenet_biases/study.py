@@ -147,7 +147,7 @@ HUMAN_SETS = (  # of Geirhos et al., NeurIPS 2021
 CUTOFFS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)  # share of the spectrum that is kept
 MIDDLE_CUTOFFS = (0.1, 0.2, 0.3, 0.4, 0.5)  # those of LPP and HPP
 NOISE_SDS = (0.02, 0.04, 0.08, 0.16)  # of pixels in [0, 1]
-BAND_CENTRES = tuple(1.75 * 2**f for f in range(7))  # octave bands of the noise, cycles per image of 224 pixels
+BAND_CENTRES = (1.75, 3.5, 7.0, 14.0, 28.0, 56.0, 112.0)  # octave bands of the noise, cycles per image of 224 pixels
 ATTACK_EPSILONS = {"low": 0.5 / 255, "high": 4 / 255}  # ε of the l-infinity attacks
 
 
@@ -224,7 +224,7 @@ def high_share(low: Any, high: Any) -> Any:
     return high / (low + high)
 
 
-COMBINATIONS = {function.__name__: function for function in (mean, high_share)}
+COMBINATIONS = {"mean": mean, "high_share": high_share}
 LISTS: dict[str, Iterable[Any]] = {  # what {NAME} stands for in a name of metrics.toml
     "k": (1, 5),
     "corruption": CORRUPTIONS,
@@ -243,25 +243,27 @@ _DERIVED_KEYS = {"name": str, "parts": list, "combine": tuple(COMBINATIONS), "re
 del _DERIVED_KEYS["script"], _DERIVED_KEYS["source"]
 
 
-def load_metrics(path: Path) -> tuple[tuple[Definition, ...], list[Derived]]:
+def load_metrics(path: Path) -> tuple[tuple[Definition, ...], dict[str, Derived]]:
     """Read and check metrics.toml, whose head explains its entries.
 
     Returns:
-        The definitions and the derived metrics, in the order of the file.
+        The definitions, and the derived metrics by name, in the order of the file.
 
     Raises:
         UserError: names the first entry that is malformed, repeats a name or uses an unknown one.
     """
-    entry, definitions, derived = "", [], []
+    entry, definitions, derived = "", [], {}
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
         _check(tables, {"metric": list, "derived": list}, ("metric",))
         for number, row in enumerate(tables["metric"], 1):
             entry = _label("metric", number, row)
+            _check(row, _METRIC_KEYS, ("title", "unit", "meaning", "script"))
             definitions.append(_definition(row, definitions))
         for number, row in enumerate(tables.get("derived", ()), 1):
             entry = _label("derived", number, row)
-            derived.append(_derived(row, definitions, derived))
+            _check(row, _DERIVED_KEYS, ("name", "parts", "unit", "meaning"))
+            derived[row["name"]] = _derived(row, definitions, derived)
     except (ValueError, re.error) as error:  # the errors of TOML and of UTF-8 are ValueErrors
         raise UserError(f"{path.name}: {entry}{error}") from None
     return tuple(definitions), derived
@@ -272,8 +274,7 @@ def _label(kind: str, number: int, row: Any) -> str:
     return f"{kind} {title or number}: "
 
 
-def _definition(row: Any, before: list[Definition]) -> Definition:
-    _check(row, _METRIC_KEYS, ("title", "unit", "meaning", "script"))
+def _definition(row: dict[str, Any], before: list[Definition]) -> Definition:
     about = Metric("", **{key: value for key, value in row.items() if key in _ABOUT})
     names, pattern = _expanded(row.get("names", [])), row.get("pattern")
     if not names and not pattern:
@@ -291,16 +292,14 @@ def _definition(row: Any, before: list[Definition]) -> Definition:
     return Definition(row["title"], names, about, pattern)
 
 
-def _derived(row: Any, definitions: list[Definition], before: list[Derived]) -> Derived:
-    _check(row, _DERIVED_KEYS, ("name", "parts", "unit", "meaning"))
+def _derived(row: dict[str, Any], definitions: list[Definition], before: dict[str, Derived]) -> Derived:
     shared = {key: value for key, value in row.items() if key in _ABOUT}
     about, parts = Metric(row["name"], **shared, script="-", source="derived"), _expanded(row["parts"])
     combine, reported = row.get("combine", "mean"), row.get("reported", "")
-    names = {derived.about.name for derived in before}
-    if about.name in names or _defined(about.name, definitions):
+    if about.name in before or _defined(about.name, definitions):
         raise ValueError("the name is defined twice")
     for part in parts:
-        if part not in names and not _defined(part, definitions):
+        if part not in before and not _defined(part, definitions):
             raise ValueError(f"{part!r} is neither a metric nor derived above")
     if reported and not _defined(reported, definitions):
         raise ValueError(f"reported = {reported!r} is not a metric")
@@ -338,14 +337,15 @@ def _expanded(templates: list[Any]) -> tuple[str, ...]:
         if not isinstance(template, str):
             raise ValueError(f"{template!r} is not a name")
         keys = re.findall(r"\{(.*?)\}", template)
-        if unknown := [key for key in keys if key not in LISTS]:
-            raise ValueError(f"unknown list {{{unknown[0]}}}; the lists are {', '.join(LISTS)}")
+        for key in keys:
+            if key not in LISTS:
+                raise ValueError(f"unknown list {{{key}}}; the lists are {', '.join(LISTS)}")
         for values in product(*(LISTS[key] for key in keys)):
             names.append(template.format(**dict(zip(keys, values, strict=True))))
     return tuple(names)
 
 
-DEFINITIONS, _DERIVED = load_metrics(Path(__file__).with_name("metrics.toml"))
+DEFINITIONS, DERIVED = load_metrics(Path(__file__).with_name("metrics.toml"))
 FLAGGED = frozenset(name for definition in DEFINITIONS if definition.about.slip for name in definition.names)
 """The metrics whose published values have a slip."""
 
@@ -385,7 +385,6 @@ CONTROL = "top1_acc/imagenet"
 CORRECTED = {f"top1_acc/PGD-40/{level}": f"top1_acc/PGD-40/{level}/corrected" for level in ATTACK_EPSILONS}
 """Metric -> the published column without its slip. A measured value has no slip and stands for its own correction."""
 
-DERIVED = {derived.about.name: derived for derived in _DERIVED}
 SCORES = ("ID", "Robustness", "Concepts", "Adversarial")
 BIASES = ("shape-bias", "LPP", "HPP", "spectral bias", "bw_norm", "cf_norm", "pns_norm")
 FURTHER_BIASES = ("criticality", "variance entropy", "sparsity", "orthogonality")  # of the group's other papers
@@ -395,7 +394,9 @@ FAMILY_MEASURES = (  # of families of networks that differ in one budget
     *FURTHER_BIASES,
     *SCORES[1:],
     "top1_acc/ood_mean",
-    *(f"metric/human/{measure}" for measure in ("accuracy-difference", "observed-consistency", "error-consistency")),
+    "metric/human/accuracy-difference",
+    "metric/human/observed-consistency",
+    "metric/human/error-consistency",
 )
 
 
