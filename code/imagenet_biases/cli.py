@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields
 
 from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
-from imagenet_biases.study import DECLARATIONS
+from imagenet_biases.study import IMAGE_FOLDERS
 from imagenet_biases.vocabulary import Data, Settings
 
 
@@ -50,7 +50,7 @@ def _folder(text):
     return text
 
 
-def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
+def make_parser(description, sets=tuple(IMAGE_FOLDERS)):
     """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
     parser = Parser(description)
     networks = parser.add_argument_group("networks")
@@ -116,11 +116,7 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
 
 def _add_images(group, sets):
     for name in sets:
-        declared = DECLARATIONS.get(name)
-        told = f"{declared.title}: {declared.images:,} images" if declared else "the data sets of model-vs-human"
-        group.add_argument(
-            f"--{name}", metavar="DIR", help=told + (", unpacked or as .tar, .parquet" if declared else "")
-        )
+        group.add_argument(f"--{name}", metavar="DIR", help=IMAGE_FOLDERS[name])
     group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
     group.add_argument(
         "--preprocessing",
@@ -155,7 +151,7 @@ def add_options(parser, options):
 def data_of(args):
     """Return the Data that a command line gives."""
     flags = vars(args)
-    folders = {name: flags.get(name.replace("-", "_")) for name in (*DECLARATIONS, "model-vs-human")}
+    folders = {name: flags.get(name.replace("-", "_")) for name in IMAGE_FOLDERS}
     names = ("limit", "allow_partial", "skip_unreadable", "imagenet_labels")
     values = {name: flags[name] for name in names if flags.get(name) is not None}
     return Data(flags.get("data"), {name: folder for name, folder in folders.items() if folder is not None}, **values)

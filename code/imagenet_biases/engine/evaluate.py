@@ -208,7 +208,7 @@ class Measurement:
             try:
                 with noted() as notes:
                     network = make()
-                    if self.runtime.preprocessing == "study" and network.side not in (None, study.VIEW_CROP):
+                    if self.runtime.preprocessing == "study" and network.side not in (None, study.STUDY_CROP):
                         raise UserError(
                             f"it takes images of {network.side} pixels only: measure it with --preprocessing native"
                         )

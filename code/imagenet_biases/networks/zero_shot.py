@@ -19,11 +19,11 @@ import torch
 from imagenet_biases.base.download import fetch
 from imagenet_biases.base.errors import UserError, nearest, some
 from imagenet_biases.base.files import atomic, demand_file
-from imagenet_biases.humans.stimulus_sets import CATEGORIES
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import class_id
+from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import identified
 
 PROMPTS = ("80", "7", "photo", "name")
@@ -125,7 +125,7 @@ def zero_shot_network(name, checkpoints=None):
         classes, templates = texts(named.prompts)
         folder = registry.checkpoint_folder(checkpoints)
         weights = [
-            _kept(model, tokenizer, names, templates, key, folder) for names in (tuple(classes), tuple(CATEGORIES))
+            _kept(model, tokenizer, names, templates, key, folder) for names in (tuple(classes), tuple(CATEGORIES_16))
         ]
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     shown = settings["resize_mode"] == "shortest"
@@ -151,7 +151,7 @@ def untrained(name):
         settings = _settings(parsed(name))
         model, _ = _built(parsed(name), settings)
     width = model.visual.output_dim
-    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES), width)
+    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES_16), width)
     return ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
 
 
