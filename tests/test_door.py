@@ -329,7 +329,7 @@ def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypa
     )
     gates = []
     monkeypatch.setattr(
-        "imagenet_biases.engine.evaluate.Measurement._doubt",
+        "imagenet_biases.engine.evaluate.Run._clean_warning",
         staticmethod(lambda network, accuracy, images: gates.append((network.name, len(events)))),
     )
     names = ["spectral", "criticalband", "imagenet_real", "imagenet", "imagenet_ood"]
@@ -498,5 +498,5 @@ def test_sigterm_saves_and_says_how_to_go_on(drawn, tmp_path):
             break
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and "the same command goes on from there" in err and "Traceback" not in err
+    assert process.returncode == 143 and "the same command resumes there" in err and "Traceback" not in err
     assert list(clean.rglob("*.npz"))

@@ -14,7 +14,7 @@ import torch
 from common import CODE, ROOT, run, script
 from imagenet_biases import benchmarks, evaluate
 from imagenet_biases.base.errors import Parser, UserError
-from imagenet_biases.engine.evaluate import Measurement
+from imagenet_biases.engine.evaluate import Request
 from imagenet_biases.images.sets import DECLARATIONS
 from imagenet_biases.networks.registry import SOURCES, groups, registry
 from imagenet_biases.results.table import PUBLISHED
@@ -148,9 +148,7 @@ def test_the_first_numbers_costs_are_the_plans(drawn):
     """Passes an image as planned for a ResNet-50 on the drawn set, images as declared, hours by the measured pace."""
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$", FIRST_NUMBER, re.M)
     assert STUDY_BENCHMARKS - {"filters"} <= {name for name, *_ in rows} <= {*benchmarks.names()}  # filters: of weights
-    measurement = Measurement(
-        "resnet50_augmix_180ep", [name for name, *_ in rows], Data(root=drawn), Settings(device="cpu")
-    )
+    request = Request("resnet50_augmix_180ep", [name for name, *_ in rows], Data(root=drawn), Settings(device="cpu"))
     kept = json.loads((ROOT / "benchmarks" / "throughput-cpu.json").read_text())["figures"][0]
     pace = kept["images_x_conditions_per_second"]["harness"]
     sets = {name: one.images for name, one in DECLARATIONS.items()}
@@ -160,12 +158,12 @@ def test_the_first_numbers_costs_are_the_plans(drawn):
         "imagenet_cbar": 50 * sets["imagenet-cbar"],
         "model_vs_human": 18_080,
     }
-    for job, (name, shown, each, passes, hours) in zip(measurement.jobs, rows, strict=True):
+    for job, (name, shown, each, passes, hours) in zip(request.jobs, rows, strict=True):
         assert job.name == name
         probe = next((one.default for one in job.benchmark.options if one.name == "probe"), None)
         planned = {}  # a condition that several passes show is shown once
         for one in job.passes:
-            network = measurement.built("resnet50_augmix_180ep") if callable(one.conditions) else None
+            network = request.built("resnet50_augmix_180ep") if callable(one.conditions) else None
             for condition in one.conditions_for(network):
                 planned[one.images.name, repr(condition.identity())] = len(one.images) * condition.cost
         assert int(each) == sum(planned.values()) / sum(len(found) for found in job.image_sets), name

@@ -10,6 +10,8 @@ import sys
 import threading
 import warnings
 
+from imagenet_biases.base.messages import show_messages
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
@@ -76,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
-KEPT = "what was measured so far is kept, the same command goes on from there"
+KEPT = "what was measured so far is kept; the same command resumes there"
 
 
 def exit_on_user_error(main):
@@ -93,6 +95,7 @@ def exit_on_user_error(main):
         warnings.formatwarning = lambda message, *_, **__: f"warning: {clean(message)}\n"
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminated)
+        show_messages()
         with _standard_streams():
             line, status, result = None, None, None
             try:
