@@ -14,8 +14,10 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 
 import sys
 from functools import partial
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
@@ -23,7 +25,7 @@ from imagenet_biases.measures import spatial_channel
 from imagenet_biases.measures.accuracy import correct, top
 from imagenet_biases.stimuli.octave_noise import OCTAVES, grey, octave_noise
 from imagenet_biases.study import NOISE_SDS
-from imagenet_biases.vocabulary import Benchmark, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
 
 CRITERIA = {"": lambda accuracy: 50.0, "_norm": spatial_channel.own_criterion}  # suffix: accuracy table -> per cent
 FINE = "_fine"  # suffix of what rests on interpolated thresholds
@@ -31,43 +33,48 @@ PLAIN = grey()
 MASKED = {(sd, f): octave_noise(f, sd) for sd in NOISE_SDS for f in range(OCTAVES)}
 
 
-def passes(data):
+def passes(data: Data) -> list[Pass]:
     """Show the validation images in grey and low contrast, without noise and under 7 bands x 4 levels of it."""
     return [Pass(image_set("imagenet", data), (PLAIN, *MASKED.values()))]
 
 
-def hits(found):
-    """Return what was recognised, bool [5, 7, images]: noise levels x bands; row 0 is the same image."""
-    shown = [[MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)] for sd in spatial_channel.SDS]
-    counted = found["imagenet", PLAIN.name].counts
-    return np.array([[correct(found["imagenet", one.name])[counted] for one in row] for row in shown])
+def hits(results: Results) -> Bool[np.ndarray, "5 7 N"]:
+    """Return what was recognised, by noise level and band; row 0 is without noise, the same for all bands."""
+    counted = results["imagenet", PLAIN.name].counts
+    rows = []
+    for sd in spatial_channel.SDS:
+        conditions = [MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)]
+        rows.append([correct(results["imagenet", condition.name])[counted] for condition in conditions])
+    return np.array(rows)
 
 
-def profiles(accuracy):
+def profiles(accuracy: Float[np.ndarray, "5 7"]) -> dict[str, np.ndarray]:
     """Return {suffix: thresholds [7]} of an accuracy table: both criteria, in whole steps and interpolated."""
-    return {
-        suffix + kind: measure(accuracy, criterion(accuracy))
-        for suffix, criterion in CRITERIA.items()
-        for kind, measure in (("", spatial_channel.thresholds), (FINE, spatial_channel.fine_thresholds))
-    }
+    thresholds = {}
+    for suffix, criterion in CRITERIA.items():
+        thresholds[suffix] = spatial_channel.thresholds(accuracy, criterion(accuracy))
+        thresholds[suffix + FINE] = spatial_channel.fine_thresholds(accuracy, criterion(accuracy))
+    return thresholds
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
-    right = hits(found)
-    resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right, found.resamples(200))]
+    right = hits(results)
+    resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right, results.resamples(200))]
     for suffix, steps in profiles(100 * right.mean(2)).items():
-        others = [spatial_channel.fit(one[suffix]) for one in resampled] if suffix.endswith(FINE) else []
+        others = []
+        if suffix.endswith(FINE):
+            others = [spatial_channel.fit(profile[suffix]) for profile in resampled]
         for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), others).items():
             yield f"metric/criticalband/{name}{suffix}", estimate
-    yield "top1_acc/criticalband/sd0", top(found["imagenet", PLAIN.name])
+    yield "top1_acc/criticalband/sd0", top(results["imagenet", PLAIN.name])
     for (sd, f), condition in MASKED.items():
-        yield f"top1_acc/criticalband/sd{sd}/f{f}", top(found["imagenet", condition.name])
+        yield f"top1_acc/criticalband/sd{sd}/f{f}", top(results["imagenet", condition.name])
 
 
-def details(found):
-    """Return the thresholds behind each channel, and why one is none."""
-    steps_of = profiles(100 * hits(found).mean(2))
+def details(results: Results) -> dict[str, Any]:
+    """Return the thresholds behind each channel, and why a fit is not a channel."""
+    steps_of = profiles(100 * hits(results).mean(2))
     return {
         f"channel{suffix}": {"thresholds": steps.tolist(), "problem": spatial_channel.fit(steps).problem}
         for suffix, steps in steps_of.items()

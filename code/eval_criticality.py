@@ -18,16 +18,18 @@ import re
 import sys
 import warnings
 from functools import partial
+from typing import Any
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.measures import layer_criticality
 from imagenet_biases.measures.accuracy import top
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
+from imagenet_biases.networks.load import Network
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Condition, Data, Estimate, Metrics, Option, Pass, Results
 
 LAYERS = ("conv", "fc")
 OPTIONS = (
-    Option("reset", "fresh", "what becomes of a layer", choices=layer_criticality.WAYS),
+    Option("reset", "fresh", "what a layer is reset to", choices=layer_criticality.RESETS),
     Option("draws", 3, "of the reset's random numbers", type=int),
     Option("layers", LAYERS, "conv, fc, bn, spatial, all, or patterns of layers' names", several=True),
     Option("probe", 10_000, "images", type=int),
@@ -37,7 +39,7 @@ OPTIONS = (
 )
 
 
-def passes(data, probe, recalibrate, **options):
+def passes(data: Data, probe: int, recalibrate: int, **options: Any) -> list[Pass]:
     """Show a sample of the images to the network as it is and after every draw of every reset."""
     images = sampled(image_set("imagenet", data), probe, data.seed)
     recalibration = layer_criticality.Recalibration(images, recalibrate) if recalibrate else None
@@ -45,57 +47,58 @@ def passes(data, probe, recalibrate, **options):
     return [Pass(images), Pass(images, changed), Pass(images, changed, layer_criticality.SoftmaxDistances())]
 
 
-def conditions(network, reset, draws, layers, joint, untrained, seed, recalibration):
+def conditions(network: Network, seed: int, recalibration: Any, **options: Any) -> list[Condition]:
     """Return the resets that a network meets: layer by layer, or all at once."""
-    way, maker = layer_criticality.way_for(network, reset, untrained)
-    names = layer_criticality.layers_of(network, layers)
-    groups = {"joint": names} if joint else {name: [name] for name in names}
-    return [
-        layer_criticality.reset(label, group, way, draw, seed, maker, recalibration)
-        for label, group in groups.items()
-        for draw in range(draws)
-    ]
+    kind, source = layer_criticality.resolved_reset(network, options["reset"], options["untrained"])
+    names, draws = layer_criticality.layers_of(network, options["layers"]), range(options["draws"])
+    groups = {"joint": names} if options["joint"] else {name: [name] for name in names}
+    resets = []
+    for label, group in groups.items():
+        resets += [layer_criticality.reset(label, group, kind, draw, seed, source, recalibration) for draw in draws]
+    return resets
 
 
-def prefix(found):
-    """Return how the names begin: the plain name is that of the published setting."""
-    options, way = found.options, layer_criticality.settings_of(found)["way"]
-    words = [way] if way != "fresh" else []
+def prefix(results: Results) -> str:
+    """Return how metric names begin: the plain name is that of the published setting."""
+    options, kind = results.options, layer_criticality.settings_of(results)["way"]
+    words = [kind] if kind != "fresh" else []
     words += [re.sub(r"\W+", "_", "_".join(options["layers"]))] if tuple(options["layers"]) != LAYERS else []
     return "-".join(["metric/criticality", *words, *(["recalibrated"] if options["recalibrate"] else [])])
 
 
-def report(found):
-    """Yield the means over layers, or what all of them together make."""
-    options, way = found.options, layer_criticality.settings_of(found).get("way")
-    if way is None:
+def report(results: Results) -> Metrics:
+    """Yield the means over layers, or the values of the joint reset."""
+    options, kind = results.options, layer_criticality.settings_of(results).get("way")
+    if kind is None:
         warnings.warn(f"it has no such layers ({', '.join(options['layers'])}): nothing was measured", stacklevel=2)
         return
-    if way != options["reset"]:
-        text = f"nothing says how to build it untrained (--untrained file.py:function): the reset is {way}"
+    if kind != options["reset"]:
+        text = f"nothing says how to build it untrained (--untrained file.py:function): the reset is {kind}"
         warnings.warn(text, stacklevel=2)
-    for measure, (_, mean) in layer_criticality.outcomes(found).items():
-        yield f"{prefix(found)}/{'joint' if options['joint'] else 'mean'}{measure}", mean
-    if options["joint"] and (way, tuple(options["layers"])) == ("moments", ("spatial",)):
-        for k, accuracy in layer_criticality.accuracy(found).items():
+    for measure, (_, mean) in layer_criticality.outcomes(results).items():
+        yield f"{prefix(results)}/{'joint' if options['joint'] else 'mean'}{measure}", mean
+    if options["joint"] and (kind, tuple(options["layers"])) == ("moments", ("spatial",)):
+        for k, accuracy in layer_criticality.accuracy(results).items():
             yield f"top{k}_acc/random-spatial{'/bn-recalibrated' if options['recalibrate'] else ''}", accuracy
 
 
-def by_layer(found):
+def by_layer(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return the measures by layer."""
-    if not layer_criticality.settings_of(found):
+    if not layer_criticality.settings_of(results):
         return {}
-    return {f"{prefix(found)}{measure}": layers for measure, (layers, _) in layer_criticality.outcomes(found).items()}
-
-
-def details(found):
-    """Return the reset, what it puts into each layer, and the intact network's accuracy on the images shown."""
-    if not layer_criticality.settings_of(found):
-        return {}
-    intact = top(found["imagenet", CLEAN.name]).value
     return {
-        "reset": layer_criticality.settings_of(found),
-        "layers": layer_criticality.distributions(found),
+        f"{prefix(results)}{measure}": layers for measure, (layers, _) in layer_criticality.outcomes(results).items()
+    }
+
+
+def details(results: Results) -> dict[str, Any]:
+    """Return the reset, what it puts into each layer, and the intact network's accuracy on the same images."""
+    if not layer_criticality.settings_of(results):
+        return {}
+    intact = top(results["imagenet", CLEAN.name]).value
+    return {
+        "reset": layer_criticality.settings_of(results),
+        "layers": layer_criticality.distributions(results),
         "intact_top1": intact,
     }
 

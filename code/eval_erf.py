@@ -18,24 +18,25 @@ from functools import partial
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.measures.receptive_field import GradientMap, centre_gradient, field
-from imagenet_biases.vocabulary import Benchmark, Option, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Results
 
 CENTRE = centre_gradient()
 NAMES = ("area", "size", "sd")
 
 
-def passes(data, probe):
+def passes(data: Data, probe: int) -> list[Pass]:
     """Show a sample of the images and keep each one's gradient map."""
     return [Pass(sampled(image_set("imagenet", data), probe, data.seed), (CENTRE,), GradientMap())]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield the field's area, size and standard deviation."""
-    shown = found["imagenet", CENTRE.name]
-    values = field(shown.values[shown.counts], found.resamples(200))
+    maps = results["imagenet", CENTRE.name]
+    values = field(maps.values[maps.counts], results.resamples(200))
     if not values:
         warnings.warn(
-            "it has no feature map, or its centre does not depend on the pixels: nothing measured", stacklevel=2
+            "the network has no feature map, or its centre does not depend on the pixels: nothing was measured",
+            stacklevel=2,
         )
     for name in NAMES:
         yield f"metric/erf-luo/{name}", values.get(name)

@@ -16,14 +16,19 @@ Gives:  metric/quality/ve_..., sparsity_..., orthogonality_... as published, ove
 import math
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from typing import Any
+
+from jaxtyping import Float64
+from torch import Tensor
 
 from imagenet_biases.base.errors import some
 from imagenet_biases.cli import run
 from imagenet_biases.measures import filter_quality
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import network_name
-from imagenet_biases.vocabulary import Benchmark, Estimate, Option
+from imagenet_biases.vocabulary import Benchmark, Data, Estimate, Metrics, Option, Pass, Results
 
 OPTIONS = (
     Option("kernel", "3", "all: filters of every size above 1 x 1", choices=("3", "all")),
@@ -40,66 +45,65 @@ AGGREGATES = {
 LONG = {"sp": "sparsity", "or": "orthogonality"}
 
 
-def passes(data, shift_to, **_):
-    """Show nothing; a network to compare with that does not exist is said before anything is computed."""
-    for name in shift_to or ():
+def passes(data: Data, shift_to: Sequence[str] | None, **_: Any) -> list[Pass]:
+    """Show nothing; check the networks to compare with before anything is computed."""
+    for name in shift_to or []:
         network_name(name)
     return []
 
 
-def prefix(options):
+def prefix(options: Mapping[str, Any]) -> str:
     """Return how the names of the measures begin: only the published settings get the published names."""
     published = math.isclose(options["sparsity_threshold"], filter_quality.SPARSITY_THRESHOLD)
-    own = "" if published else f"-threshold-{options['sparsity_threshold']:g}"
-    return f"metric/quality{'-all' if options['kernel'] == 'all' else ''}{own}"
+    suffix = "" if published else f"-threshold-{options['sparsity_threshold']:g}"
+    return f"metric/quality{'-all' if options['kernel'] == 'all' else ''}{suffix}"
 
 
-def layers_of(found):
+def layers_of(results: Results) -> tuple[dict[str, Tensor], dict[str, filter_quality.Measures]]:
     """Return {layer: weight} and {layer: measures} of a network."""
-    weights = filter_quality.convolutions(found.network, found.options["kernel"])
-    threshold = found.options["sparsity_threshold"]
+    weights = filter_quality.convolutions(results.network, results.options["kernel"])
+    threshold = results.options["sparsity_threshold"]
     return weights, {name: filter_quality.quality(weight, threshold) for name, weight in weights.items()}
 
 
 @cache
-def reference(name):
+def reference(name: str) -> Float64[Tensor, "n 9"]:
     """Return the 3 x 3 filters [n, 9] of the network that `--shift-to` names."""
     return filter_quality.pooled(load_model(name))
 
 
-def report(found):
-    """Yield the aggregates over layers and the shifts; what could not be measured is said."""
-    weights, layers = layers_of(found)
+def report(results: Results) -> Metrics:
+    """Yield the aggregates over layers and the shifts; warn of what could not be measured."""
+    weights, layers = layers_of(results)
     if not layers:
         warnings.warn("it has no Conv2d layer with such filters: nothing was measured", stacklevel=2)
-    dead = {name: one["dead_channels"] for name, one in layers.items() if one["dead_channels"]}
+    dead = {name: measures["dead_channels"] for name, measures in layers.items() if measures["dead_channels"]}
     if dead:
         text = f"{sum(dead.values())} dead output channels are left out of the orthogonality ({some(dead)})"
         warnings.warn(text, stacklevel=2)
-    tiny = [name for name, one in layers.items() if one["ve"] is None or one["or"] is None]
+    tiny = [name for name, measures in layers.items() if measures["ve"] is None or measures["or"] is None]
     if tiny:
         warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({some(tiny)})", stacklevel=2)
+    start = prefix(results.options)
     for key, kinds in AGGREGATES.items():
         for kind in kinds:
-            yield f"{prefix(found.options)}/{LONG.get(key, key)}_{kind}", filter_quality.over_layers(layers, key, kind)
+            yield f"{start}/{LONG.get(key, key)}_{kind}", filter_quality.over_layers(layers, key, kind)
     random = filter_quality.random_layers(layers, weights)
-    yield f"{prefix(found.options)}/random_share", sum(random.values()) / len(random) if random else None
-    yield f"{prefix(found.options)}/gauss-ks", filter_quality.over_layers(layers, "ks", "max")
-    for name in found.options["shift_to"] or ():
-        yield (
-            f"metric/filter-shift/{network_name(name)}",
-            filter_quality.shift(filter_quality.pooled(found.network), reference(name)),
-        )
+    yield f"{start}/random_share", sum(random.values()) / len(random) if random else None
+    yield f"{start}/gauss-ks", filter_quality.over_layers(layers, "ks", "max")
+    for name in results.options["shift_to"] or []:
+        shift = filter_quality.shift(filter_quality.pooled(results.network), reference(name))
+        yield f"metric/filter-shift/{network_name(name)}", shift
 
 
-def by_layer(found):
+def by_layer(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return all measures by layer."""
-    _, layers = layers_of(found)
-    names = next(iter(layers.values()), {})
-    return {
-        f"{prefix(found.options)}/layer/{key}": {layer: Estimate(one[key]) for layer, one in layers.items()}
-        for key in names
-    }
+    _, layers = layers_of(results)
+    by_measure: dict[str, dict[str, Estimate]] = {}
+    for layer, measures in layers.items():
+        for key, value in measures.items():
+            by_measure.setdefault(f"{prefix(results.options)}/layer/{key}", {})[layer] = Estimate(value)
+    return by_measure
 
 
 BENCHMARK = Benchmark(

@@ -12,17 +12,17 @@ from functools import partial
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies
-from imagenet_biases.vocabulary import Benchmark, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
 
 
-def passes(data):
+def passes(data: Data) -> list[Pass]:
     """Show the validation images as they are."""
     return [Pass(image_set("imagenet", data))]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield top-1 and top-5."""
-    yield from accuracies(found["imagenet", "clean"], "imagenet")
+    yield from accuracies(results["imagenet", "clean"], "imagenet")
 
 
 BENCHMARK = Benchmark("imagenet", passes, report)

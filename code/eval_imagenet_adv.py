@@ -16,7 +16,9 @@ Gives:  top1_acc/ATTACK/low (eps = 0.5/255) and /high (4/255) for PGD-40, FGSM a
 import math
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
@@ -24,7 +26,7 @@ from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies, correct, top
 from imagenet_biases.stimuli.attacks import auto_attack, fgsm, length, linf_size, pgd, pgd_l2, tuned_pgd
 from imagenet_biases.study import ATTACK_EPSILONS
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Condition, Data, Metrics, Option, Pass, Results
 
 STEPS, STEP_SIZE = 40, 2 / 255  # published
 ATTACKS = ("pgd", "fgsm", "tuned", "autoattack", "pgd-l2")
@@ -37,8 +39,10 @@ OPTIONS = (
 )
 
 
-def conditions(attack, eps, eps_l2, steps, step_size):
-    """Yield the attacks that are asked for; only the published settings get the published names."""
+def conditions(
+    attack: Sequence[str], eps: float | None, eps_l2: Sequence[float], steps: int, step_size: float
+) -> Iterator[Condition]:
+    """Yield the requested attacks; only the published settings get the published names."""
     if steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
     for level, size in ATTACK_EPSILONS.items() if eps is None else [(level_of(eps), eps)]:
@@ -56,30 +60,33 @@ def conditions(attack, eps, eps_l2, steps, step_size):
             yield tuned_pgd(f"PGD-tuned/{level}{count}", size, steps)
         if "autoattack" in attack:
             yield auto_attack(f"AutoAttack/{level}", size)
-    for size in eps_l2 if "pgd-l2" in attack else ():
+    for size in eps_l2 if "pgd-l2" in attack else []:
         yield pgd_l2(f"PGD-l2-{steps}/eps-{size:g}", size, steps)
 
 
-def level_of(eps):
-    """Return 'low' or 'high' for the published levels, else the number in 255ths."""
-    return next((level for level, value in ATTACK_EPSILONS.items() if math.isclose(eps, value)), f"eps-{255 * eps:g}")
+def level_of(eps: float) -> str:
+    """Return 'low' or 'high' for a published level, else the number in 255ths."""
+    for level, value in ATTACK_EPSILONS.items():
+        if math.isclose(eps, value):
+            return level
+    return f"eps-{255 * eps:g}"
 
 
-def passes(data, **options):
+def passes(data: Data, **options: Any) -> list[Pass]:
     """Show the validation images as they are and as each attack changes them."""
     return [Pass(image_set("imagenet", data), (CLEAN, *conditions(**options)))]
 
 
-def report(found):
-    """Yield the clean accuracy and the accuracy under each attack; an attack that raises it is no attack."""
-    clean = found["imagenet", CLEAN.name]
+def report(results: Results) -> Metrics:
+    """Yield the clean accuracy and the accuracy under each attack; warn of an attack that raises it."""
+    clean = results["imagenet", CLEAN.name]
     yield from accuracies(clean, "imagenet")
-    for (_, name), attacked in found.items():
+    for (_, name), attacked in results.items():
         if attacked is clean:
             continue
         if correct(attacked).sum() > correct(clean).sum():
             warnings.warn(
-                f"accuracy under {name} is above the clean one: this network's gradients mislead", stacklevel=2
+                f"accuracy under {name} is above the clean one: this network's gradients are misleading", stacklevel=2
             )
         yield f"top1_acc/{name}", top(attacked)
 

@@ -10,14 +10,16 @@ Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-c, the mean over
        the paper's ResNet-50).
 """
 
+import itertools
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
 from imagenet_biases.measures.accuracy import accuracies, mean_accuracy, mean_corruption_error
 from imagenet_biases.study import CORRUPTIONS, SEVERITIES, USUAL_CORRUPTIONS
-from imagenet_biases.vocabulary import Benchmark, Option, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Responses, Results
 
 OPTIONS = (
     Option("corruptions", CORRUPTIONS, "which of the 19", choices=CORRUPTIONS, several=True),
@@ -25,26 +27,26 @@ OPTIONS = (
 )
 
 
-def passes(data, corruptions, severities):
-    """Show every chosen corruption at every chosen severity, as far as they are there."""
+def passes(data: Data, corruptions: Sequence[str], severities: Sequence[int]) -> list[Pass]:
+    """Show every chosen corruption at every chosen severity, if it is there."""
     variants = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
     return [Pass(images) for images in image_sets("imagenet-c", variants, data)]
 
 
-def report(found):
-    """Yield each accuracy, and the means where all that they need was shown."""
-    by_corruption = {}
-    for (name, _), one in found.items():
+def report(results: Results) -> Metrics:
+    """Yield each accuracy, and the means for which everything was shown."""
+    by_corruption: dict[str, list[Responses]] = {}
+    for (name, _), responses in results.items():
         _, corruption, severity = name.split("/")
-        by_corruption.setdefault(corruption, []).append(one)
-        yield from accuracies(one, f"{corruption}_{severity}")
-    whole = {corruption for corruption, shown in by_corruption.items() if len(shown) == len(SEVERITIES)}
+        by_corruption.setdefault(corruption, []).append(responses)
+        yield from accuracies(responses, f"{corruption}_{severity}")
+    whole = {corruption for corruption, severities in by_corruption.items() if len(severities) == len(SEVERITIES)}
     if whole.issuperset(USUAL_CORRUPTIONS):
         usual = {corruption: by_corruption[corruption] for corruption in USUAL_CORRUPTIONS}
-        yield "top1_acc/imagenet-c-15", mean_accuracy(one for shown in usual.values() for one in shown)
+        yield "top1_acc/imagenet-c-15", mean_accuracy(itertools.chain(*usual.values()))
         yield "mCE/imagenet-c", mean_corruption_error(usual)
     if whole.issuperset(CORRUPTIONS):
-        yield "top1_acc/imagenet-c", mean_accuracy(found.values())
+        yield "top1_acc/imagenet-c", mean_accuracy(results.values())
 
 
 BENCHMARK = Benchmark(

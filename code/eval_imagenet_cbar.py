@@ -9,13 +9,14 @@ Gives: top1_acc/CORRUPTION_SEVERITY and top5; top1_acc/imagenet-cbar, their mean
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_sets
 from imagenet_biases.measures.accuracy import accuracies, mean_accuracy
 from imagenet_biases.study import CORRUPTIONS_BAR, SEVERITIES
-from imagenet_biases.vocabulary import Benchmark, Option, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Results
 
 OPTIONS = (
     Option("corruptions", CORRUPTIONS_BAR, "which of the 10", choices=CORRUPTIONS_BAR, several=True),
@@ -23,18 +24,18 @@ OPTIONS = (
 )
 
 
-def passes(data, corruptions, severities):
-    """Show every chosen corruption at every chosen severity, as far as they are there."""
+def passes(data: Data, corruptions: Sequence[str], severities: Sequence[int]) -> list[Pass]:
+    """Show every chosen corruption at every chosen severity, if it is there."""
     variants = [f"{corruption}/{severity}" for corruption in corruptions for severity in severities]
     return [Pass(images) for images in image_sets("imagenet-cbar", variants, data)]
 
 
-def report(found):
-    """Yield each accuracy, and the mean where all were shown."""
-    for (name, _), one in found.items():
-        yield from accuracies(one, "_".join(name.split("/")[1:]))
-    if len(found) == len(CORRUPTIONS_BAR) * len(SEVERITIES):
-        yield "top1_acc/imagenet-cbar", mean_accuracy(found.values())
+def report(results: Results) -> Metrics:
+    """Yield each accuracy, and the mean if all were shown."""
+    for (name, _), responses in results.items():
+        yield from accuracies(responses, "_".join(name.split("/")[1:]))
+    if len(results) == len(CORRUPTIONS_BAR) * len(SEVERITIES):
+        yield "top1_acc/imagenet-cbar", mean_accuracy(results.values())
 
 
 BENCHMARK = Benchmark(

@@ -14,19 +14,19 @@ from functools import partial
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import given_sets
 from imagenet_biases.measures.accuracy import accuracies
-from imagenet_biases.vocabulary import Benchmark, Pass, TopClasses
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results, TopClasses
 
 SETS = ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 
 
-def passes(data):
+def passes(data: Data) -> list[Pass]:
     """Show each set that is given as it is, its logits restricted to its classes."""
     return [Pass(images, readout=TopClasses(classes=images.classes)) for images in given_sets(SETS, data)]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield top-1 and top-5 of each set."""
-    for (name, _), responses in found.items():
+    for (name, _), responses in results.items():
         yield from accuracies(responses, name)
 
 

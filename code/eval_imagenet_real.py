@@ -10,30 +10,31 @@ Gives: top1_acc/imagenet-real over the 46,837 images with a label. The answers o
 
 import sys
 from functools import partial
+from typing import Any
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.labels import real_labels
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import among
-from imagenet_biases.vocabulary import Benchmark, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
 
 
-def passes(data):
+def passes(data: Data) -> list[Pass]:
     """Show the validation images as they are."""
     images = image_set("imagenet", data)
     real_labels(images)  # names and labels are checked before anything is computed
     return [Pass(images)]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield the share of first answers that are in the image's label set."""
-    clean = found["imagenet", "clean"]
+    clean = results["imagenet", "clean"]
     yield "top1_acc/imagenet-real", among(clean, real_labels(clean.images))
 
 
-def details(found):
+def details(results: Results) -> dict[str, Any]:
     """Return how many images have a label at all."""
-    return {"labelled_images": sum(bool(labels) for labels in real_labels(found["imagenet", "clean"].images))}
+    return {"labelled_images": sum(bool(labels) for labels in real_labels(results["imagenet", "clean"].images))}
 
 
 BENCHMARK = Benchmark("imagenet_real", passes, report, project="imagenet_ReaL", details=details)

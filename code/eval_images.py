@@ -15,7 +15,7 @@ from imagenet_biases.cli import run
 from imagenet_biases.images.custom import PREFIX, accepted, own_set
 from imagenet_biases.images.sets import NotGiven
 from imagenet_biases.measures.accuracy import among
-from imagenet_biases.vocabulary import Benchmark, Option, Pass, TopClasses
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Results, TopClasses
 
 OPTIONS = (
     Option("images", None, "folder or archive of the images"),
@@ -25,19 +25,20 @@ OPTIONS = (
 )
 
 
-def passes(data, images, images_name, classes, labels):
+def passes(data: Data, images: str | None, images_name: str, classes: str | None, labels: str | None) -> list[Pass]:
     """Show the images as they are."""
     if images is None:
         raise NotGiven("images: no images of your own were given; add --images DIR")
-    own = own_set(images_name, images, data, classes, labels)
-    return [Pass(own, readout=TopClasses(k=min(5, len(own.classes or range(5))), classes=own.classes))]
+    custom = own_set(images_name, images, data, classes, labels)
+    k = min(5, len(custom.classes)) if custom.classes else 5
+    return [Pass(custom, readout=TopClasses(k=k, classes=custom.classes))]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield top-1 and top-5."""
-    for (name, _), shown in found.items():
+    for (name, _), responses in results.items():
         for k in (1, 5):
-            yield f"top{k}_acc/own/{name.removeprefix(PREFIX)}", among(shown, accepted(shown.images), k)
+            yield f"top{k}_acc/own/{name.removeprefix(PREFIX)}", among(responses, accepted(responses.images), k)
 
 
 BENCHMARK = Benchmark("images", passes, report, sets=(), options=OPTIONS)

@@ -15,35 +15,36 @@ Gives:  top1_acc/NAME (the category, of 16, with the highest mean probability); 
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
 from imagenet_biases.humans import people
 from imagenet_biases.humans.stimulus_sets import image_sets
-from imagenet_biases.vocabulary import Benchmark, Pass
+from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
 
 HEADLINE = ("top1_acc/cue-conflict", "top1_acc/ood_mean", "shape-bias")
 HUMAN = tuple(f"metric/human/{measure}" for measure in people.MEASURES)
 
 
-def passes(data, download, trials):
-    """Show every image of every set that is there once, as it is."""
+def passes(data: Data, download: bool, trials: Sequence[str] | None) -> list[Pass]:
+    """Show each image of each set that is there once, unchanged."""
     if trials:
         raise UserError("--trials scores files without a network: give it to eval_model_vs_human.py alone")
     return [Pass(images, readout=people.READOUT) for images in image_sets(data, download)]
 
 
-def report(found):
-    """Yield what can be told from the sets that are there."""
-    trials = people.trials(found)
+def report(results: Results) -> Metrics:
+    """Yield what the sets that are there allow."""
+    trials = people.trials(results)
     for name, accuracy in people.accuracies(trials).items():
         yield f"top1_acc/{name}", accuracy
     if (mean := people.mean_accuracy(trials)).value is not None:
         yield "top1_acc/ood_mean", mean
     if (bias := people.shape_bias(people.decisions(trials))).value is not None:
         yield "shape-bias", bias
-    if compared := people.comparisons(found):
+    if compared := people.comparisons(results):
         yield from zip(HUMAN, people.combined(compared.values()).values(), strict=True)
 
 

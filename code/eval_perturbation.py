@@ -16,15 +16,18 @@ Gives:  by source, metric/border/SOURCE/ring-D (mean size D pixels from the bord
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.measures import perturbation_maps
 from imagenet_biases.measures.accuracy import accuracies, correct
 from imagenet_biases.measures.perturbation_maps import Radii, Rings
+from imagenet_biases.networks.load import Network
 from imagenet_biases.stimuli.attacks import length, linf_size, pgd, pgd_l2
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass, TopClasses
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Condition, Data, Metrics, Option, Pass, Results, TopClasses
 
 STEPS, EPS, EPS_L2, MODES = 40, 4 / 255, 0.5, perturbation_maps.MODES
 OPTIONS = (
@@ -39,65 +42,71 @@ PLACES = (*(f"ring-{number}" for number in range(8)), "anomaly", "asymmetry-x", 
 FREQUENCIES = ("1", "2", "4", "7", "14", "28", "56", "112", "median")
 
 
-def shown(source, eps, eps_l2, mask, **_):
-    """Return {name in the metrics: condition} of what every network meets; steps that reach every point of a ball."""
+def shown(source: Sequence[str], eps: float, eps_l2: float, mask: Sequence[int], **_: Any) -> dict[str, Condition]:
+    """Return {name in the metrics: condition} for every network; the attacks' steps reach every point of a ball."""
     linf = "pgd-linf" if math.isclose(eps, EPS) else f"pgd-linf-eps-{255 * eps:g}"
     l2 = "pgd-l2" if math.isclose(eps_l2, EPS_L2) else f"pgd-l2-eps-{eps_l2:g}"
-    made = {
-        "gradient": ("gradient", perturbation_maps.slope()),
+    sources = {
+        "gradient": ("gradient", perturbation_maps.loss_gradient()),
         "pgd-linf": (linf, pgd(linf, eps, STEPS, 2.5 * eps / STEPS)),
         "pgd-l2": (l2, pgd_l2(l2, eps_l2, STEPS)),
     }
-    return dict(made[one] for one in source) | {f"gradient-masked-{one}": perturbation_maps.slope(one) for one in mask}
+    masked = {f"gradient-masked-{width}": perturbation_maps.loss_gradient(width) for width in mask}
+    return dict(sources[name] for name in source) | masked
 
 
-def padded(network, padding, **_):
-    """Return {name in the metrics: condition} of a network's padding; none where it pads by other means."""
-    can = perturbation_maps.padding_convolutions(network)[0]
-    return {f"gradient-padding-{mode}": perturbation_maps.slope_padded(mode) for mode in padding if can}
+def padded(network: Network, padding: Sequence[str], **_: Any) -> dict[str, Condition]:
+    """Return {name in the metrics: condition} for a network's padding; {} if it pads by other means."""
+    if not perturbation_maps.padding_convolutions(network)[0]:
+        return {}
+    return {f"gradient-padding-{mode}": perturbation_maps.loss_gradient_padded(mode) for mode in padding}
 
 
-def passes(data, probe, **options):
+def passes(data: Data, probe: int, **options: Any) -> list[Pass]:
     """Show a sample of the images, plain and perturbed, and keep answers, places and frequencies."""
     images = sampled(image_set("imagenet", data), probe, data.seed)
     always = tuple(shown(**options).values())
 
-    def conditions(network):
+    def conditions(network: Network) -> tuple[Condition, ...]:
         return (*always, *padded(network, **options).values())
 
     return [Pass(images), *(Pass(images, conditions, readout) for readout in (TopClasses(), Rings(), Radii()))]
 
 
-def profiles(found):
+def profiles(results: Results) -> dict[str, dict[str, Any]]:
     """Return {name: {measure: Estimate}} over the images that the network gets right."""
-    right = correct(found["imagenet", CLEAN.name])
-    result = {}
-    for name, condition in (shown(**found.options) | padded(found.network, **found.options)).items():
-        rings, radii = (found["imagenet", condition.name, one].values[right] for one in (Rings, Radii))
-        result[name] = perturbation_maps.border(rings) | perturbation_maps.spectrum(radii)
-    return result
+    right = correct(results["imagenet", CLEAN.name])
+    by_name = {}
+    for name, condition in (shown(**results.options) | padded(results.network, **results.options)).items():
+        rings = results["imagenet", condition.name, Rings].values[right]
+        radii = results["imagenet", condition.name, Radii].values[right]
+        by_name[name] = perturbation_maps.border(rings) | perturbation_maps.spectrum(radii)
+    return by_name
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield the profiles, and the accuracy under each padding and mask."""
-    for name, measures in profiles(found).items():
+    for name, measures in profiles(results).items():
         yield from ((f"metric/border/{name}/{place}", measures[place]) for place in PLACES)
         yield from ((f"metric/perturbation-spectrum/{name}/{place}", measures[place]) for place in FREQUENCIES)
-    for width in found.options["mask"]:
-        yield from accuracies(found["imagenet", f"gradient masked {width}", TopClasses], f"border-masked/{width}")
-    for name, condition in padded(found.network, **found.options).items():
-        yield from accuracies(found["imagenet", condition.name, TopClasses], f"padding/{name.rpartition('-')[2]}")
-    if said := perturbation_maps.unswitched(found.network):
-        warnings.warn(said, stacklevel=2)
+    for width in results.options["mask"]:
+        yield from accuracies(results["imagenet", f"gradient masked {width}", TopClasses], f"border-masked/{width}")
+    for name, condition in padded(results.network, **results.options).items():
+        yield from accuracies(results["imagenet", condition.name, TopClasses], f"padding/{name.rpartition('-')[2]}")
+    if note := perturbation_maps.unswitched(results.network):
+        warnings.warn(note, stacklevel=2)
 
 
-def details(found):
-    """Return how many convolutions were switched, on how many images the profiles rest, and the whole profiles."""
-    clean = found["imagenet", CLEAN.name]
+def details(results: Results) -> dict[str, Any]:
+    """Return how many convolutions were switched, how many images the profiles rest on, and the whole profiles."""
+    values = {}
+    for name, measures in profiles(results).items():
+        values[name] = {key: estimate.value for key, estimate in measures.items()}
+    clean = results["imagenet", CLEAN.name]
     return {
-        "switched_convolutions": len(perturbation_maps.padding_convolutions(found.network)[0]),
+        "switched_convolutions": len(perturbation_maps.padding_convolutions(results.network)[0]),
         "images": {"shown": int(clean.counts.sum()), "right": int(correct(clean).sum())},
-        "profiles": {n: {key: one.value for key, one in parts.items()} for n, parts in profiles(found).items()},
+        "profiles": values,
     }
 
 

@@ -14,6 +14,7 @@ Gives: top1_acc/solarize/A for the published thresholds A = 0, 0.01, ..., 1 (A =
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,19 +24,19 @@ from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set, sampled
 from imagenet_biases.measures.accuracy import accuracies, correct, mean_accuracy, mean_over_images, proportion, top
 from imagenet_biases.stimuli.attacks import random_solarization
-from imagenet_biases.stimuli.solarization import LEVELS, solarized, threshold_level
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
+from imagenet_biases.stimuli.solarization import PIXEL_VALUES, solarized, threshold_level
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Condition, Data, Metrics, Option, Pass, Results
 
 GRID = 101  # points of the published grid
 OPTIONS = (
     Option("alpha", str(GRID), "a number of thresholds between 0 and 1, or all: also every one of 8-bit pixels"),
-    Option("draws", 10, "random thresholds an image", type=int),
-    Option("target", ("top1", "top5"), "what the draws are against", choices=("top1", "top5"), several=True),
-    Option("probe", None, "show so many images, drawn by class (default: all)", type=int),
+    Option("draws", 10, "random thresholds per image", type=int),
+    Option("target", ("top1", "top5"), "the answers that the draws attack", choices=("top1", "top5"), several=True),
+    Option("probe", None, "show only so many images, drawn by class (default: all)", type=int),
 )
 
 
-def grid(alpha):
+def grid(alpha: str) -> dict[str, int]:
     """Return {threshold: level} of the thresholds between 0 and 1; a pixel value from the level on is inverted."""
     points = GRID if alpha == "all" else int(alpha) if alpha.isdigit() else 0
     if not 2 <= points <= 1001:
@@ -43,42 +44,43 @@ def grid(alpha):
     return {f"{number / (points - 1):.4g}": threshold_level(number, points - 1) for number in range(points)}
 
 
-def attacks(draws, target):
+def attacks(draws: int, target: Sequence[str]) -> dict[str, Condition]:
     """Return {target: condition} of the random thresholds."""
     if draws < 1:
         raise UserError(f"--draws {draws}: give 1 or more")
-    return {one: random_solarization(f"RandSol-{draws}/{one}", draws, int(one[3:])) for one in target}
+    return {name: random_solarization(f"RandSol-{draws}/{name}", draws, int(name[3:])) for name in target}
 
 
-def passes(data, alpha, draws, target, probe):
+def passes(data: Data, alpha: str, draws: int, target: Sequence[str], probe: int | None) -> list[Pass]:
     """Show the images as they are, under each threshold, and under random ones."""
     images = image_set("imagenet", data)
-    levels = set(grid(alpha).values()) | (set(range(LEVELS)) if alpha == "all" else set())
+    levels = set(grid(alpha).values()) | (set(range(PIXEL_VALUES)) if alpha == "all" else set())
     conditions = (CLEAN, *map(solarized, sorted(levels)), *attacks(draws, target).values())
     return [Pass(images if probe is None else sampled(images, probe, data.seed), conditions)]
 
 
-def report(found):
-    """Yield the accuracies by threshold, their least and mean, and those under thresholds drawn at random."""
-    options = found.options
-    clean = found["imagenet", CLEAN.name]
+def report(results: Results) -> Metrics:
+    """Yield the accuracies by threshold, their minimum and mean, and those under random thresholds."""
+    options = results.options
+    clean = results["imagenet", CLEAN.name]
     yield from accuracies(clean, "imagenet")
-    at = {alpha: found["imagenet", solarized(level).name] for alpha, level in grid(options["alpha"]).items()}
-    for alpha, shown in at.items():
-        yield f"top1_acc/solarize/{alpha}", top(shown)
-    own = "" if len(at) == GRID else f"-{len(at)}"
-    worst = min(at, key=lambda alpha: top(at[alpha]).value)
-    yield f"top1_acc/solarize/min{own}", top(at[worst])
-    yield f"metric/solarize/worst-alpha{own}", float(worst)
-    yield f"top1_acc/solarize/mean{own}", mean_accuracy(at.values())
+    levels = grid(options["alpha"])
+    by_alpha = {alpha: results["imagenet", solarized(level).name] for alpha, level in levels.items()}
+    for alpha, responses in by_alpha.items():
+        yield f"top1_acc/solarize/{alpha}", top(responses)
+    suffix = "" if len(by_alpha) == GRID else f"-{len(by_alpha)}"
+    worst = min(by_alpha, key=lambda alpha: top(by_alpha[alpha]).value)
+    yield f"top1_acc/solarize/min{suffix}", top(by_alpha[worst])
+    yield f"metric/solarize/worst-alpha{suffix}", float(worst)
+    yield f"top1_acc/solarize/mean{suffix}", mean_accuracy(by_alpha.values())
     name = f"RandSol-{options['draws']}"
     for target, attack in attacks(options["draws"], options["target"]).items():
-        shown = found["imagenet", attack.name]
-        yield from accuracies(shown, f"{name}/{target}")
-        both = correct(shown) & correct(clean)
-        yield f"top1_acc/{name}/{target}/clean", proportion(int(both.sum()), int(shown.counts.sum()))
+        solarised = results["imagenet", attack.name]
+        yield from accuracies(solarised, f"{name}/{target}")
+        survivors = correct(solarised) & correct(clean)
+        yield f"top1_acc/{name}/{target}/clean", proportion(int(survivors.sum()), int(solarised.counts.sum()))
     if options["alpha"] == "all":
-        survived = [correct(found["imagenet", solarized(level).name]) for level in range(1, LEVELS)]
+        survived = [correct(results["imagenet", solarized(level).name]) for level in range(1, PIXEL_VALUES)]
         share = np.mean(survived, 0)[clean.counts]
         yield f"top1_acc/{name}/expected", mean_over_images(100 * share ** options["draws"], 0.0, 100.0)
         yield "top1_acc/solarize/worst", proportion(int((share == 1).sum()), len(share))

@@ -19,27 +19,27 @@ from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies, correct, ratio
 from imagenet_biases.stimuli.bandpass import high_pass, low_pass
 from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, mean
-from imagenet_biases.vocabulary import CLEAN, Benchmark, Pass
+from imagenet_biases.vocabulary import CLEAN, Benchmark, Data, Metrics, Pass, Results
 
 FILTERS = {"LFC": low_pass, "HFC": high_pass}
 
 
-def passes(data):
+def passes(data: Data) -> list[Pass]:
     """Show the validation images as they are and through the 22 filters."""
     filters = [make(cutoff) for make in FILTERS.values() for cutoff in CUTOFFS]
     return [Pass(image_set("imagenet", data), (CLEAN, *filters))]
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield the clean accuracy, every ratio to it, LPP, HPP and the spectral bias."""
-    clean = found["imagenet", "clean"]
+    clean = results["imagenet", "clean"]
     counted = clean.counts
     right = correct(clean)[counted]
     yield from accuracies(clean, "imagenet")
     under = {}
     for band, make in FILTERS.items():
-        shown = [found["imagenet", make(cutoff).name] for cutoff in CUTOFFS]
-        under[band] = np.array([correct(one)[counted] for one in shown])
+        filtered = [results["imagenet", make(cutoff).name] for cutoff in CUTOFFS]
+        under[band] = np.array([correct(responses)[counted] for responses in filtered])
         for cutoff, hits in zip(CUTOFFS, under[band], strict=True):
             yield f"metric/bandpass/{band}/{cutoff}", ratio(hits, right)
     middle = [CUTOFFS.index(cutoff) for cutoff in MIDDLE_CUTOFFS]

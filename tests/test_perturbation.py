@@ -22,8 +22,8 @@ from imagenet_biases.measures.perturbation_maps import (
     masked,
     pad,
     padding_convolutions,
-    slope,
-    slope_padded,
+    loss_gradient,
+    loss_gradient_padded,
     spectrum,
 )
 from imagenet_biases.networks.load import from_module
@@ -67,7 +67,7 @@ def test_ring_0_of_a_convolution_of_ones_is_the_closed_form(mode, size, expected
     network = Sums()
     pad(network, mode=mode)
     pixels = torch.rand(3, 3, size, size)
-    _, gradient = slope().attack(
+    _, gradient = loss_gradient().attack(
         lambda pixels, rows=None: network(pixels), pixels, torch.zeros(3, dtype=torch.int64), None
     )
     rows = Rings()(shown(gradient))
@@ -184,7 +184,7 @@ def test_a_feature_map_too_small_for_a_padding_is_one_clear_line(mode, size, fit
 
 
 def test_a_change_and_an_attack_go_together_and_others_do_not():
-    both = slope_padded("reflect")
+    both = loss_gradient_padded("reflect")
     assert both.kind == "change" and both.identity()["function"] == "pad _slope"
     with pytest.raises(ValueError, match="one of them"):
         Condition("x", stimulus=identified("x")(lambda pixels, batch: pixels), change=pad)

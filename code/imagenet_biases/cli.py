@@ -175,7 +175,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """Return the Settings that a command line gives. Raises UserError for a value that a flag does not allow."""
     flags: dict[str, Any] = vars(args) | {"workers": getattr(args, "num_workers", None)}
     try:
-        return Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
+        return Settings(**{item.name: flags[item.name] for item in fields(Settings) if item.name in flags})
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -39,7 +39,7 @@ class Data:
         limit: show only so many images of each set, spread over it: a declared subset.
         allow_partial: measure incomplete sets, as declared subsets.
         skip_unreadable: leave out images that cannot be decoded; the record names them.
-        imagenet_labels: a text file of two columns, file name and WordNet id or class number, for a flat ImageNet folder.
+        imagenet_labels: labels of a flat ImageNet folder: two columns, file name and WordNet id or class number.
         listings: a folder that keeps listings of corrupted sets (7.25 million files) and indexes of archives.
         seed: of what passes draw (samples, resets); a run puts its Settings' seed here.
         listed: the image sets found so far, so that each is listed once for all benchmarks of a run.
@@ -197,7 +197,7 @@ class Condition:
 
     Attributes:
         seeded: whether batch.seed matters.
-        batched: whether the result depends on the other images of the batch; the batch size is then part of the identity.
+        batched: whether the result depends on the rest of the batch; the batch size is then part of the identity.
         cost: forward passes per image, for estimates of time (a gradient counts as two more).
 
     Raises:
@@ -344,7 +344,7 @@ class Readout:
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the readout, JSON-able."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return json.loads(json.dumps({"readout": self.id, "version": self.version, **values}))
 
 
@@ -490,8 +490,9 @@ class Results(Mapping[tuple, Responses]):
     ) -> None:
         self.network, self.options, self.purpose = network, dict(options or {}), purpose
         self._by_key: dict[tuple[str, str], dict[type[Readout], Responses]] = {}
-        for each in responses:
-            self._by_key.setdefault((each.images.name, each.condition.name), {})[type(each.readout)] = each
+        for answers in responses:
+            by_readout = self._by_key.setdefault((answers.images.name, answers.condition.name), {})
+            by_readout[type(answers.readout)] = answers
 
     def __getitem__(self, key: tuple) -> Responses:
         images, condition, *readout = key

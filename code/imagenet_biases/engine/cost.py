@@ -41,13 +41,13 @@ def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
     stored = {label: _stored(store.labelled(label)) for _, label in request.labels()}
     for job in request.jobs:
         cost = BenchmarkCost(sum(len(images) for images in job.image_sets))
-        for name, label, each, condition in _presentations(request, job):
-            identity = _identity(each, condition, request.runtime)
+        for name, label, image_pass, condition in _presentations(request, job):
+            identity = _identity(image_pass, condition, request.runtime)
             if (label, identity[:3]) in counted:
                 continue
             counted.add((label, identity[:3]))
-            cost.passes += len(each.images) * condition.cost
-            todo = (len(each.images) - stored[label].get(identity, 0)) * condition.cost
+            cost.passes += len(image_pass.images) * condition.cost
+            todo = (len(image_pass.images) - stored[label].get(identity, 0)) * condition.cost
             if todo:
                 cost.todo += todo
                 pace = _pace(request.built(name), request.runtime, paces)
@@ -58,19 +58,21 @@ def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
 def _presentations(request: "Request", job: Job) -> Iterator[tuple[str, str, Pass, Condition]]:
     """Yield (name, label, pass, condition) of all that this shard shows for a job."""
     for name, label in request.labels():
-        for each in job.passes:
-            for condition in each.conditions_for(request.built(name) if callable(each.conditions) else None):
-                if request.has(name, each.images.name, condition.kind):
-                    yield name, label, each, condition
+        for image_pass in job.passes:
+            for condition in image_pass.conditions_for(
+                request.built(name) if callable(image_pass.conditions) else None
+            ):
+                if request.has(name, image_pass.images.name, condition.kind):
+                    yield name, label, image_pass, condition
 
 
 Identity = tuple[str, str, str, str]
 
 
-def _identity(each: Pass, condition: Condition, runtime: Runtime) -> Identity:
+def _identity(image_pass: Pass, condition: Condition, runtime: Runtime) -> Identity:
     """What tells stored responses apart, except the weights and the preprocessing; the readout comes last."""
     words = [condition.identity(), runtime.precision, runtime.seed if condition.seeded else None]
-    return each.images.name, each.images.fingerprint, repr(words), repr(each.readout.identity())
+    return image_pass.images.name, image_pass.images.fingerprint, repr(words), repr(image_pass.readout.identity())
 
 
 def _stored(entries: Iterable[Mapping[str, Any]]) -> dict[Identity, int]:

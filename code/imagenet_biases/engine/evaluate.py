@@ -245,8 +245,8 @@ def _benchmarks(
     benchmarks: str | Benchmark | Sequence[str | Benchmark], options: Mapping[str, Mapping[str, Any]]
 ) -> list[Benchmark]:
     several = [benchmarks] if isinstance(benchmarks, str | Benchmark) else list(benchmarks)
-    chosen = [find(each) if isinstance(each, str) else each for each in several]
-    names = [each.name for each in chosen]
+    chosen = [find(benchmark) if isinstance(benchmark, str) else benchmark for benchmark in several]
+    names = [benchmark.name for benchmark in chosen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the benchmark {twice[0]} is named twice; name it once")
     if unknown := sorted(set(options) - set(names)):
@@ -260,7 +260,7 @@ def _jobs(
     if skip_missing:
         jobs, missing = make_jobs(benchmarks, data, options)
     else:
-        jobs, missing = [make_job(each, data, options.get(each.name)) for each in benchmarks], []
+        jobs, missing = [make_job(benchmark, data, options.get(benchmark.name)) for benchmark in benchmarks], []
     if not jobs:
         raise UserError("no image set was given for any benchmark; " + "; ".join(missing))
     return jobs, missing

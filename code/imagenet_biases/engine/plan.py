@@ -48,7 +48,7 @@ class Job:
     @property
     def image_sets(self) -> list[ImageSet]:
         """The image sets that it shows, each once."""
-        return list({each.images.name: each.images for each in self.passes}.values())
+        return list({image_pass.images.name: image_pass.images for image_pass in self.passes}.values())
 
 
 def make_job(benchmark: Benchmark, data: Data, options: Mapping[str, Any] | None = None) -> Job:
@@ -178,13 +178,13 @@ def make_plan(
     conditions: dict[str, Condition] = {}
     for job, network in itertools.product(jobs, networks):
         pair_cells = []
-        for each in job.passes:
-            if each.readout.takes != network.answers:
+        for image_pass in job.passes:
+            if image_pass.readout.takes != network.answers:
                 raise UserError(
-                    f"{network.name} answers in {network.answers}, and {job.name} needs {each.readout.takes}"
+                    f"{network.name} answers in {network.answers}, and {job.name} needs {image_pass.readout.takes}"
                 )
-            for condition in each.conditions_for(network):
-                cell = _cell(network, each, _representative(condition, conditions), runtime)
+            for condition in image_pass.conditions_for(network):
+                cell = _cell(network, image_pass, _representative(condition, conditions), runtime)
                 pair_cells.append(cells.setdefault((network, repr(cell.identity)), cell))
         cells_of[job, network] = list(dict.fromkeys(pair_cells))
     for cell in cells.values():
@@ -233,22 +233,22 @@ def _representative(condition: Condition, conditions: dict[str, Condition]) -> C
     return first
 
 
-def _cell(network: Network, each: Pass, condition: Condition, runtime: Runtime) -> Cell:
-    preprocessing = preprocessing_of(network, each.images, runtime.preprocessing)
+def _cell(network: Network, image_pass: Pass, condition: Condition, runtime: Runtime) -> Cell:
+    preprocessing = preprocessing_of(network, image_pass.images, runtime.preprocessing)
     identity = {
         "network": network.identity["network"],
-        "images": each.images.name,
-        "fingerprint": each.images.fingerprint,
+        "images": image_pass.images.name,
+        "fingerprint": image_pass.images.fingerprint,
         "view": str(preprocessing),
         **condition.identity(),
-        "readout": each.readout.identity(),
+        "readout": image_pass.readout.identity(),
         "precision": runtime.precision,
     }
     if condition.seeded or network.wants_batch:
         identity["seed"] = runtime.seed
     if condition.batched:
         identity["batch_size"] = runtime.batch_size
-    return Cell(network, each.images, preprocessing, condition, each.readout, identity)
+    return Cell(network, image_pass.images, preprocessing, condition, image_pass.readout, identity)
 
 
 def _new_passes(
@@ -275,8 +275,8 @@ def rehearse(job: Job, network: Network) -> None:
     generator = torch.Generator().manual_seed(0)
     rows: dict[Readout, Any] = {}
     responses = []
-    for each in job.passes:
-        readout = each.readout
+    for image_pass in job.passes:
+        readout = image_pass.readout
         if readout not in rows:
             pixels = torch.rand(8, 3, 224, 224, generator=generator)
             logits = torch.randn(8, 1000, generator=generator)
@@ -286,9 +286,9 @@ def rehearse(job: Job, network: Network) -> None:
                 logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits)
             )
             rows[readout] = np.asarray(readout(presentation)).astype(readout.dtype)
-        for condition in each.conditions_for(network):
-            values = np.resize(rows[readout], (len(each.images), *readout.shape))
-            responses.append(Responses(each.images, condition, values, np.ones(len(values), bool), readout))
+        for condition in image_pass.conditions_for(network):
+            values = np.resize(rows[readout], (len(image_pass.images), *readout.shape))
+            responses.append(Responses(image_pass.images, condition, values, np.ones(len(values), bool), readout))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         named(job.benchmark.report(Results(responses, network, job.options, "rehearsal")), job.name)

@@ -37,13 +37,13 @@ def _costs(network: str, jobs: Iterable[Job], build: Callable[[str], Network]) -
     for job in jobs:
         if not job.passes:
             costs[network, "", job.name] = 1
-        for each in job.passes:
-            for condition in each.conditions_for(build(network) if callable(each.conditions) else None):
-                key = each.images.name, each.images.fingerprint, repr(condition.identity())
+        for image_pass in job.passes:
+            for condition in image_pass.conditions_for(build(network) if callable(image_pass.conditions) else None):
+                key = image_pass.images.name, image_pass.images.fingerprint, repr(condition.identity())
                 if key not in counted:
                     counted.add(key)
-                    unit = network, each.images.name, condition.kind
-                    costs[unit] = costs.get(unit, 0) + len(each.images) * condition.cost
+                    unit = network, image_pass.images.name, condition.kind
+                    costs[unit] = costs.get(unit, 0) + len(image_pass.images) * condition.cost
     return costs
 
 

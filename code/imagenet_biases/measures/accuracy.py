@@ -4,51 +4,58 @@
 bool [N] (which images count), and `images` with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
 """
 
+import functools
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool, Float, Shaped
 
 from imagenet_biases.study import ALEXNET_ERROR
-from imagenet_biases.vocabulary import Estimate
+from imagenet_biases.vocabulary import Estimate, Responses
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
-def proportion(hits, images):
+def proportion(hits: int, images: int) -> Estimate:
     """Return 100 * hits / images with the Wilson interval (Wilson 1927, JASA 22); None without images."""
     if not images:
         return Estimate(None)
-    share, square = hits / images, Z95**2 / images
-    middle = (share + square / 2) / (1 + square)
-    half = Z95 / (1 + square) * math.sqrt(share * (1 - share) / images + square / (4 * images))
-    low = 0.0 if hits == 0 else middle - half  # exact at the ends, where rounding would leave 1e-17
-    high = 1.0 if hits == images else middle + half
-    return Estimate(100 * share, 100 * low, 100 * high)
+    low, high = _wilson(hits, images)
+    return Estimate(100 * hits / images, 100 * low, 100 * high)
 
 
-def within(estimate, lowest, highest):
+@functools.lru_cache(maxsize=1 << 16)
+def _wilson(hits: int, images: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, images).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def within(estimate: Estimate, lowest: float, highest: float) -> Estimate:
     """Return an Estimate whose interval does not leave [lowest, highest], where the quantity lies by its definition."""
-    if estimate.low is None:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
         return estimate
     low, high = max(estimate.low, lowest), min(estimate.high, highest)
     return replace(estimate, low=min(low, estimate.value), high=max(high, estimate.value))
 
 
-def mean_over_images(values, lowest=-math.inf, highest=math.inf):
-    """Return the mean of one number an image [N] with its normal interval, cut to [lowest, highest]; None without."""
+def mean_over_images(values: Float[np.ndarray, " N"], lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
+    """Return the mean of one number per image, its normal interval within [lowest, highest]; None without images."""
     if not len(values):
         return Estimate(None)
     value, half = float(np.mean(values)), Z95 * float(np.std(values)) / math.sqrt(len(values))
     return within(Estimate(value, value - half, value + half), lowest, highest)
 
 
-def ratio(parts, wholes, highest=math.inf):
-    """Return sum(parts) / sum(wholes) over images [N], both >= 0, with its interval in [0, highest]; or None for 0 / 0.
+def ratio(parts: Shaped[np.ndarray, " N"], wholes: Shaped[np.ndarray, " N"], highest: float = math.inf) -> Estimate:
+    """Return sum(parts) / sum(wholes) over images, both >= 0, with its interval in [0, highest]; None for 0 / 0.
 
     The linearised variance of a ratio (Cochran 1977, Sampling Techniques, 2.11) after two images of ratio 1 and two of
-    ratio 0 were added, as Agresti & Coull (1998, The American Statistician 52) do for a proportion: else an interval
-    has no width where no image, or every one, has its part, and too little near there.
+    ratio 0 are added, as Agresti & Coull (1998, The American Statistician 52) do for a proportion: otherwise an
+    interval has no width where no image, or every image, has its part, and too little near there.
     """
     total = wholes.sum()
     if not total:
@@ -60,47 +67,49 @@ def ratio(parts, wholes, highest=math.inf):
     return within(Estimate(value, float(middle - half), float(middle + half)), 0.0, highest)
 
 
-def resampled_means(values, count=1000, seed=0, at_once=50):
-    """Return the mean of values [labels, draws, images] over draws and images, both resampled, [count, labels].
+def resampled_means(
+    values: Float[np.ndarray, "labels draws N"], count: int = 1000, seed: int = 0, at_once: int = 50
+) -> Float[np.ndarray, "resamples labels"]:
+    """Return the mean of values over draws and images, both resampled, by label.
 
     Images and draws are resampled independently and the same for all labels (Owen 2007, Annals of Applied Statistics 1,
     the pigeonhole bootstrap). The same seed and shape give the same resamples, so ratios can be taken.
     """
-    (_, draws, images), random, found = values.shape, np.random.default_rng(seed), []
+    (_, draws, images), random, means = values.shape, np.random.default_rng(seed), []
     for _ in range(count // at_once):
         of_images = random.multinomial(images, np.full(images, 1 / images), at_once) / images
         of_draws = random.multinomial(draws, np.full(draws, 1 / draws), at_once) / draws
-        found.append(np.einsum("ldr,rd->rl", values @ of_images.T, of_draws))
-    return np.concatenate(found) if found else np.empty((0, len(values)))
+        means.append(np.einsum("ldr,rd->rl", values @ of_images.T, of_draws))
+    return np.concatenate(means) if means else np.empty((0, len(values)))
 
 
-def with_percentiles(value, resampled):
-    """Return a value with the 2.5 % and 97.5 % quantiles of its resamples [count]; without any, no interval."""
+def with_percentiles(value: float, resampled: Sequence[float] | Float[np.ndarray, " resamples"]) -> Estimate:
+    """Return a value with the 2.5 % and 97.5 % quantiles of its resamples; no interval without resamples."""
     if not len(resampled):
         return Estimate(float(value))
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Estimate(float(value), float(low), float(high))
 
 
-def correct(responses, k=1):
-    """Return for each image whether its label is among the first k answers, bool [N]."""
+def correct(responses: Responses, k: int = 1) -> Bool[np.ndarray, " N"]:
+    """Return whether each image's label is among the first k answers."""
     ranked = responses.values.reshape(len(responses.values), -1)
     return (ranked[:, :k] == responses.labels[:, None]).any(1) & responses.counts
 
 
-def top(responses, k=1):
+def top(responses: Responses, k: int = 1) -> Estimate:
     """Return the top-k accuracy."""
     estimate = proportion(int(correct(responses, k).sum()), int(responses.counts.sum()))
     return replace(estimate, sets=(responses.images.name,))
 
 
-def accuracies(responses, name, ks=(1, 5)):
+def accuracies(responses: Responses, name: str, ks: Iterable[int] = (1, 5)) -> Iterator[tuple[str, Estimate]]:
     """Yield `top1_acc/NAME` and `top5_acc/NAME`."""
     for k in ks:
         yield f"top{k}_acc/{name}", top(responses, k)
 
 
-def among(responses, label_sets, k=1):
+def among(responses: Responses, label_sets: Sequence[Set[int]], k: int = 1) -> Estimate:
     """Return the share of images with one of the first k answers in the image's label set, in per cent.
 
     Images with an empty set are left out. With the ReaL labels and k = 1 this is the ReaL accuracy.
@@ -110,7 +119,7 @@ def among(responses, label_sets, k=1):
     return replace(proportion(hits, int(counts.sum())), sets=(responses.images.name,))
 
 
-def combined(parts, constant=0.0):
+def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) -> Estimate:
     """Return constant + the sum of weight * top-1 accuracy over `parts`, pairs (weight, responses).
 
     The interval treats images as the unit: the same photograph under several corruptions is one draw, so its share of
@@ -132,13 +141,13 @@ def combined(parts, constant=0.0):
     return Estimate(value, value - half, value + half, sets)
 
 
-def mean_accuracy(parts):
+def mean_accuracy(parts: Iterable[Responses]) -> Estimate:
     """Return the mean top-1 accuracy over several responses of one network."""
     parts = list(parts)
     return within(combined([(1 / len(parts), part) for part in parts]), 0.0, 100.0)
 
 
-def mean_corruption_error(severities):
+def mean_corruption_error(severities: Mapping[str, Sequence[Responses]]) -> Estimate:
     """Return mCE in per cent from {corruption: [responses of severity 1..5]} for the 15 corruptions of ALEXNET_ERROR.
 
     Mean over corruptions of the error summed over severities, divided by AlexNet's (Hendrycks & Dietterich 2019, 3).
@@ -151,8 +160,8 @@ def mean_corruption_error(severities):
     return within(combined(parts, constant), 0.0, math.inf)
 
 
-def per_class(responses):
-    """Return {class number: (hits, images)} of the top-1 answers."""
+def per_class(responses: Responses) -> dict[int, tuple[int, int]]:
+    """Return {class number: (hits, images)} of top-1 answers."""
     counted, hits, labels = responses.counts, correct(responses), responses.labels
     return {
         int(number): (int(hits[counted & (labels == number)].sum()), int((counted & (labels == number)).sum()))

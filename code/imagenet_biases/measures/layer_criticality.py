@@ -1,10 +1,10 @@
 """Resets: changes that replace what layers have learned, and what the answers then differ by.
 
 A reset is a function of the network, the layers' names (as in `network.body`), the seed and the number of the draw: the
-order of the layers, the device and the batches do not matter. Ways of resetting a layer:
+order of the layers, the device and the batches do not matter. A layer can be reset in these ways (RESETS):
 
-- fresh: all state of the layer (statistics, too) as an untrained network of the same architecture has it
-- pytorch: the layer's parameters as PyTorch's own default for its type makes them, with its statistics
+- fresh: all state of the layer, statistics included, as in an untrained network of the same architecture
+- pytorch: the layer's parameters as PyTorch's own default for its type makes them; its statistics stay
 - permute: each parameter's numbers in random order; moments: Gaussian numbers of each parameter's mean and SD;
   zero: parameters 0. The statistics stay.
 """
@@ -13,209 +13,273 @@ import copy
 import fnmatch
 import hashlib
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.preprocessing import STUDY, Reader
+from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import correct, resampled_means, with_percentiles
+from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.user_code import build
 from imagenet_biases.stimuli.seeded import bits, normal
-from imagenet_biases.vocabulary import CLEAN, Condition, Estimate, Readout, TopClasses, between, identified
+from imagenet_biases.vocabulary import (
+    CLEAN,
+    Condition,
+    Estimate,
+    Presentation,
+    Readout,
+    Responses,
+    Results,
+    TopClasses,
+    between,
+    identified,
+)
 
-WAYS = ("fresh", "pytorch", "permute", "moments", "zero")
+RESETS = ("fresh", "pytorch", "permute", "moments", "zero")
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 NORMS = torch.nn.modules.batchnorm._BatchNorm
 CHUNK = 50  # images that batch-norm statistics are estimated on at a time
+RESAMPLES = 1000
 
+Source = dict[str, str]  # {build: argument of user_code.build, code: hash of its file}
 
 # Which layers ---------------------------------------------------------------------------------------------------------
 
+LAYER_KINDS: dict[str, Callable[[torch.nn.Module], bool]] = {
+    "conv": lambda module: isinstance(module, CONVOLUTIONS),
+    "fc": lambda module: isinstance(module, torch.nn.Linear),
+    "bn": lambda module: isinstance(module, NORMS),
+    "spatial": lambda module: isinstance(module, CONVOLUTIONS) and math.prod(module.kernel_size) > 1,
+    "all": lambda module: True,
+}
 
-def layers_of(network, chosen):
-    """Return the names of the layers that `chosen` words select, in the network's order.
 
-    conv, fc (linear), bn (batch norm), spatial (convolutions of more than one weight a filter), all (every module with
-    parameters of its own), or a pattern of names. Subclasses count. Raises UserError for a word that selects none.
+def layers_of(network: Network, selection: Iterable[str]) -> list[str]:
+    """Return the names of the selected layers, in the network's order. Subclasses count.
+
+    Args:
+        selection: words: conv, fc (linear), bn (batch norm), spatial (convolutions of more than one weight per filter),
+            all (every module with parameters of its own), or a pattern of names.
+
+    Raises:
+        UserError: a word that selects no layer.
     """
-    layers = {name: one for name, one in network.body.named_modules() if name and one._parameters}
-    layers = {name: one for name, one in layers.items() if any(p is not None for p in one._parameters.values())}
-    kinds = {
-        "conv": lambda one: isinstance(one, CONVOLUTIONS),
-        "fc": lambda one: isinstance(one, torch.nn.Linear),
-        "bn": lambda one: isinstance(one, NORMS),
-        "spatial": lambda one: isinstance(one, CONVOLUTIONS) and math.prod(one.kernel_size) > 1,
-        "all": lambda one: True,
-    }
-    found = set()
-    for word in chosen:
-        if word in kinds:
-            found |= {name for name, one in layers.items() if kinds[word](one)}
-        elif hits := fnmatch.filter(layers, word):
-            found |= set(hits)
+    layers = {}
+    for name, module in network.body.named_modules():
+        if name and any(parameter is not None for parameter in module._parameters.values()):
+            layers[name] = module
+    selected: set[str] = set()
+    for word in selection:
+        if word in LAYER_KINDS:
+            selected |= {name for name, module in layers.items() if LAYER_KINDS[word](module)}
+        elif matches := fnmatch.filter(layers, word):
+            selected |= set(matches)
         else:
-            raise UserError(
-                f"--layers {word}: neither one of {', '.join(kinds)} nor a pattern that a layer's name fits"
-            )
-    return [name for name in layers if name in found]
+            kinds = ", ".join(LAYER_KINDS)
+            raise UserError(f"--layers {word}: neither one of {kinds} nor a pattern that fits a layer's name")
+    return [name for name in layers if name in selected]
 
 
 # Resets ---------------------------------------------------------------------------------------------------------------
 
 
-def reset(label, layers, way, draw, seed, maker=None, recalibration=None):
-    """Return the condition that resets the layers together; `label` is what stands for them, a layer's name or a word.
+def reset(
+    label: str,
+    layers: Iterable[str],
+    kind: str,
+    draw: int,
+    seed: int,
+    source: Source | None = None,
+    recalibration: "Recalibration | None" = None,
+) -> Condition:
+    """Return the condition that resets layers together.
 
-    maker: for `fresh`, what builds the network, see `way_for`; recalibration: a Recalibration to follow.
+    Args:
+        label: stands for the layers: one's name, or a word.
+        kind: one of RESETS.
+        source: for `fresh`, what builds an untrained network, see `resolved_reset`.
+        recalibration: of the batch-norm statistics, to follow.
     """
-    settings = {"layers": list(layers), "way": way, "draw": draw, "seed": seed, "maker": maker}
+    settings: dict[str, Any] = {"layers": list(layers), "way": kind, "draw": draw, "seed": seed, "maker": source}
     if recalibration is None:
-        return Condition(f"{way} {label} {draw}", change=apply, settings=settings)
+        return Condition(f"{kind} {label} {draw}", change=apply, settings=settings)
 
     @identified("reset.<locals>.recalibrated")
-    def recalibrated(network, recalibrated, **settings):
+    def reset_and_recalibrate(network: Network, recalibrated: Any, **settings: Any) -> None:
         apply(network, **settings)
         recalibration(network, settings)
 
     settings |= {"recalibrated": recalibration.identity()}
-    return Condition(f"{way} {label} {draw} recalibrated", change=recalibrated, settings=settings)
+    return Condition(f"{kind} {label} {draw} recalibrated", change=reset_and_recalibrate, settings=settings)
 
 
-def way_for(network, way, untrained=None):
-    """Return (way, maker): `fresh` becomes `pytorch` where nothing builds an untrained network of the architecture.
+def resolved_reset(network: Network, kind: str, untrained: str | None = None) -> tuple[str, Source | None]:
+    """Return (kind, source): `fresh` becomes `pytorch` where nothing builds an untrained network of the architecture.
 
-    maker: {build: what `own_code.build` takes, code: hash of the user's file}, None where it is not needed. The user's
-    own modules come with their weights: of these `untrained` builds one, file.py:function.
+    Args:
+        untrained: file.py:function that builds one, for users' own modules, which come with their weights.
     """
-    if way != "fresh":
-        return way, None
-    arch = untrained or (network.identity.get("arch") if network.identity.get("normalization") != "its own" else None)
+    if kind != "fresh":
+        return kind, None
+    arch = untrained
+    if not arch and network.identity.get("normalization") != "its own":
+        arch = network.identity.get("arch")
     return ("fresh", {"build": arch, "code": _code(arch)}) if arch else ("pytorch", None)
 
 
 @lru_cache
-def _code(arch):
+def _code(arch: str) -> str:
     return build(arch)[1] if ".py:" in arch else ""
 
 
 @identified("apply")
-def apply(network, *, layers, way, draw, seed, maker):
-    """Reset layers of a network in place."""
-    state = {name: value for layer in layers for name, value in reset_state(network, layer, way, draw, seed, maker)}
+def apply(network: Network, *, layers: Iterable[str], **settings: Any) -> None:
+    """Reset layers of a network in place; `settings` are those of `reset`."""
+    state = {}
+    for layer in layers:
+        state |= dict(reset_state(network, layer, *_arguments(settings)))
     tensors = dict(_tensors(network.body, "", recurse=True))
     with torch.no_grad():
         for name, value in state.items():
             tensors[name].copy_(value)
 
 
-def _tensors(module, prefix, recurse=False):
+def _arguments(settings: Mapping[str, Any]) -> tuple[str, int, int, Source | None]:
+    """Return (kind, draw, seed, source) from a reset's settings."""
+    return settings["way"], settings["draw"], settings["seed"], settings["maker"]
+
+
+def _tensors(module: torch.nn.Module, prefix: str, recurse: bool = False) -> list[tuple[str, Tensor]]:
     """Return (name, tensor) of a module's parameters and buffers."""
     return [*module.named_parameters(prefix, recurse), *module.named_buffers(prefix, recurse)]
 
 
-def reset_state(network, layer, way, draw, seed, maker=None):
-    """Yield (name, tensor) of what a layer holds after a reset; what it does not name stays as it is."""
+def reset_state(
+    network: Network, layer: str, kind: str, draw: int, seed: int, source: Source | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of a layer's state after a reset; tensors that it does not name stay as they are."""
     module = network.body.get_submodule(layer)
-    if way in ("fresh", "pytorch"):
-        made = fresh(maker["build"], seed, draw) if way == "fresh" else _as_pytorch(module, layer, draw, seed)
-        for name, value in _tensors(module, layer):
-            if name not in made or made[name].shape != value.shape:
-                raise UserError(f"{maker['build']} builds another network: no {name} of shape {[*value.shape]} in it")
-            yield name, made[name]
-        return
-    for name, value in module.named_parameters(layer, recurse=False):
-        states = torch.tensor([_number(way, name, seed, draw)], device=value.device)
-        if way == "zero":
-            yield name, torch.zeros_like(value)
-        elif way == "permute":
-            order = bits(states, value.numel())[0].argsort()
-            yield name, value.detach().flatten()[order].view(value.shape)
-        else:
-            mean, sd = value.detach().double().mean(), value.detach().double().std(correction=0)
-            yield name, (normal(states, value.shape)[0].double() * sd + mean).to(value.dtype)
+    if kind == "fresh":
+        assert source is not None
+        yield from _matching(fresh(source["build"], seed, draw), module, layer, source["build"])
+    elif kind == "pytorch":
+        yield from _matching(_pytorch_default(module, layer, draw, seed), module, layer, "PyTorch")
+    else:
+        for name, value in module.named_parameters(layer, recurse=False):
+            yield name, _redrawn(kind, name, value.detach(), seed, draw)
 
 
-def _number(*words):
-    """Return a number that depends on all words alike, int64."""
+def _redrawn(kind: str, name: str, value: Tensor, seed: int, draw: int) -> Tensor:
+    """Return a parameter's numbers after a reset of kind permute, moments or zero."""
+    if kind == "zero":
+        return torch.zeros_like(value)
+    states = torch.tensor([_number(kind, name, seed, draw)], device=value.device)
+    if kind == "permute":
+        return value.flatten()[bits(states, value.numel())[0].argsort()].view(value.shape)
+    mean, sd = value.double().mean(), value.double().std(correction=0)
+    return (normal(states, value.shape)[0].double() * sd + mean).to(value.dtype)
+
+
+def _matching(
+    state: Mapping[str, Tensor], module: torch.nn.Module, layer: str, builder: str
+) -> Iterator[tuple[str, Tensor]]:
+    for name, value in _tensors(module, layer):
+        if name not in state or state[name].shape != value.shape:
+            raise UserError(f"{builder} builds another network: it has no {name} of shape {[*value.shape]}")
+        yield name, state[name]
+
+
+def _number(*words: Any) -> int:
+    """Return an int64 that depends on all words."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 @lru_cache(maxsize=16)
-def fresh(arch, seed, draw):
-    """Return the state of an untrained network, {name: tensor}, as its constructor makes it: here by (seed, draw)."""
+def fresh(arch: str, seed: int, draw: int) -> dict[str, Tensor]:
+    """Return the state of an untrained network as its constructor initialises it, by (seed, draw)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_number("fresh", seed, draw))
         body, _ = build(arch)
     return {name: value.detach() for name, value in _tensors(body, "", recurse=True)}
 
 
-def _as_pytorch(module, layer, draw, seed):
-    """Return what a layer's own default makes of it, on the CPU: where that is random, by (seed, layer, draw)."""
-    made = copy.deepcopy(module).cpu()
-    default = getattr(made, "reset_parameters", None) or getattr(made, "_reset_parameters", None)
+def _pytorch_default(module: torch.nn.Module, layer: str, draw: int, seed: int) -> dict[str, Tensor]:
+    """Return a layer's state as its own default initialises it, on the CPU; random by (seed, layer, draw)."""
+    untrained = copy.deepcopy(module).cpu()
+    default: Any = getattr(untrained, "reset_parameters", None) or getattr(untrained, "_reset_parameters", None)
     if default is None:
         raise UserError(
-            f"the layer {layer} ({type(module).__name__}) has no default of PyTorch's: leave it out by --layers, or "
-            f"say by --untrained file.py:function how the network is made"
+            f"the layer {layer} ({type(module).__name__}) has no default of PyTorch's: leave it out with --layers, or "
+            f"give --untrained file.py:function, which builds the untrained network"
         )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(_number("pytorch", layer, seed, draw))
         default()
-    return {name: value.detach() for name, value in _tensors(made, layer)}
+    return {name: value.detach() for name, value in _tensors(untrained, layer)}
 
 
 class Recalibration:
     """Batch-norm statistics estimated anew on `count` images after a change, from its first layer on.
 
-    The images are read once, in the study's view; the statistics of each change are estimated once.
+    The images are read once, with the study's preprocessing; the statistics of each change are estimated once.
     """
 
-    def __init__(self, images, count):
+    def __init__(self, images: ImageSet, count: int) -> None:
         self.images, self.count = images, min(count, len(images))
-        self.pixels, self.known = None, {}
+        self.pixels: Tensor | None = None
+        self.statistics: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor]]] = {}
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """What determines the estimates, JSON-able."""
         return {"images": self.count, "of": self.images.fingerprint, "view": "study"}
 
-    def __call__(self, network, settings):
+    def __call__(self, network: Network, settings: Mapping[str, Any]) -> None:
         key = id(network), repr(settings)
-        norms = {name: one for name, one in network.body.named_modules() if isinstance(one, NORMS)}
-        if key not in self.known:
-            self.known[key] = estimated_statistics(network, settings["layers"], norms, self._chunks(network))
+        norms = {name: module for name, module in network.body.named_modules() if isinstance(module, NORMS)}
+        if key not in self.statistics:
+            chunks = self._chunks(next(network.buffers()).device)
+            self.statistics[key] = estimated_statistics(network, settings["layers"], norms, chunks)
         with torch.no_grad():
-            for name, (mean, variance) in self.known[key].items():
-                norms[name].running_mean.copy_(mean)
-                norms[name].running_var.copy_(variance)
+            for name, (mean, variance) in self.statistics[key].items():
+                norms[name].running_mean.copy_(mean)  # type: ignore[union-attr]
+                norms[name].running_var.copy_(variance)  # type: ignore[union-attr]
 
-    def _chunks(self, network):
-        from imagenet_biases.images.preprocessing import STUDY, Reader
-
+    def _chunks(self, device: torch.device) -> Iterator[Float[Tensor, "B 3 H W"]]:
         if self.pixels is None:
             reader = Reader(self.images, self.images.preprocessing(STUDY))
             positions = self.images.chosen[:: max(len(self.images) // self.count, 1)][: self.count]
-            self.pixels = torch.stack([torch.from_numpy(reader.read(int(one)).copy()) for one in positions])
+            images = [torch.from_numpy(reader.read(int(position)).copy()) for position in positions]
+            self.pixels = torch.stack(images)
         for chunk in self.pixels.split(CHUNK):
-            yield chunk.to(network.mean.device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+            yield chunk.to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
-def estimated_statistics(network, layers, norms, chunks):
-    """Return {name: (mean, variance)} of those batch norms that are called from the first of the layers on.
+def estimated_statistics(
+    network: Network, layers: Iterable[str], norms: Mapping[str, Any], chunks: Iterable[Float[Tensor, "B 3 H W"]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return {name: (mean, variance)} of the batch norms that are called from the first of the layers on.
 
-    Mean over chunks of images of what each chunk has; within a chunk each norm goes by the chunk's own statistics.
+    Means over chunks of images; within a chunk each norm normalises by the chunk's own statistics.
     """
-    sums, reached = {}, []
+    sums: dict[str, tuple[Any, Any, int]] = {}
+    reached: list[bool] = []
 
-    def reach(*_):
+    def reach(*_: Any) -> None:
         reached.append(True)
 
-    def estimate(norm, inputs, name):
+    def estimate(norm: Any, inputs: tuple[Tensor], name: str) -> None:
         if reached and norm.running_mean is not None:
-            variance, mean = torch.var_mean(inputs[0], [n for n in range(inputs[0].dim()) if n != 1])
+            dimensions = [dimension for dimension in range(inputs[0].dim()) if dimension != 1]
+            variance, mean = torch.var_mean(inputs[0], dimensions)
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
             before = sums.get(name, (0, 0, 0))
@@ -245,85 +309,113 @@ class SoftmaxDistances(Readout):
     shape: ClassVar[tuple[int, ...]] = (3,)
     intact: ClassVar[bool] = True
 
-    def __call__(self, shown):
-        wide = torch.float32 if shown.logits.device.type == "mps" else torch.float64  # which has no float64
-        p, q = (logits.to(wide).softmax(1) for logits in (shown.intact, shown.logits))
+    def __call__(self, presentation: Presentation) -> Float[Tensor, "B 3"]:
+        assert presentation.logits is not None and presentation.intact is not None
+        wide = torch.float32 if presentation.logits.device.type == "mps" else torch.float64  # MPS has no float64
+        p, q = (logits.to(wide).softmax(1) for logits in (presentation.intact, presentation.logits))
         gap = p - q
         # |p|, |q| from their sum of squares: 1 - cosine is exactly 0 for equal vectors
         cosine = (p * q).sum(1) / ((p * p).sum(1) * (q * q).sum(1)).sqrt()
         return torch.stack([1 - cosine, gap.abs().sum(1), gap.square().sum(1).sqrt()], 1)
 
-    def possible(self, rows):
+    def possible(self, rows: np.ndarray) -> bool:
         return between(rows, -1e-5, np.array([1, 2, np.sqrt(2)]) + 1e-5)
 
 
-def settings_of(found):
-    """Return the settings that all resets of a Found share, and the number of draws; {} where there is no reset."""
-    shared = [one.condition.settings for one in found.all() if one.condition.change]
-    if not shared:
+Draws = Float[np.ndarray, "draws N"]
+
+
+def settings_of(results: Results) -> dict[str, Any]:
+    """Return the settings that all resets share, and the number of draws; {} if there is no reset."""
+    settings = [responses.condition.settings for responses in _resets(results)]
+    if not settings:
         return {}
-    draws = 1 + max(settings["draw"] for settings in shared)
-    return {key: value for key, value in shared[0].items() if key not in ("layers", "draw")} | {"draws": draws}
+    draws = 1 + max(reset_settings["draw"] for reset_settings in settings)
+    return {key: value for key, value in settings[0].items() if key not in ("layers", "draw")} | {"draws": draws}
 
 
-def _by_label(found, readout, read):
-    """Return {layer, or 'joint': [draws, images, ...]} of what `read` makes of the responses to the resets."""
-    counted, rows = found["imagenet", CLEAN.name].counts, {}
-    for one in found.all():
-        if one.condition.change and isinstance(one.readout, readout):
-            rows.setdefault(_label(one.condition), []).append(read(one)[counted])
-    return {label: np.array(one, np.float64) for label, one in rows.items()}
+def _resets(results: Results) -> list[Responses]:
+    return [responses for responses in results.all() if responses.condition.change]
 
 
-def _label(condition):
+def _by_label(
+    results: Results, readout: type[Readout], measure: Callable[[Responses], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return {layer, or 'joint': [draws, images, ...]} of a measure of the responses to the resets."""
+    counted = results["imagenet", CLEAN.name].counts
+    rows: dict[str, list[np.ndarray]] = {}
+    for responses in _resets(results):
+        if isinstance(responses.readout, readout):
+            rows.setdefault(_label(responses.condition), []).append(measure(responses)[counted])
+    return {label: np.array(draws, np.float64) for label, draws in rows.items()}
+
+
+def _label(condition: Condition) -> str:
     layers = condition.settings["layers"]
     return layers[0] if len(layers) == 1 else "joint"
 
 
-def outcomes(found):
+def outcomes(results: Results) -> dict[str, tuple[dict[str, Estimate], Estimate]]:
     """Return {measure: (Estimate by label, Estimate of their mean)}: '' criticality, /l1, /l2, /recovered.
 
-    Rows an image are averaged in the order of the images in float64, then draws, then layers.
+    Rows are averaged over images in their order, in float64, then over draws, then over layers.
     """
-    distances = _by_label(found, SoftmaxDistances, lambda one: one.values)
-    hits = _by_label(found, TopClasses, correct)
-    intact = correct(found["imagenet", CLEAN.name])[found["imagenet", CLEAN.name].counts]
-    result = {}
-    for number, measure in enumerate(("", "/l1", "/l2")):
-        result[measure] = _estimates(
-            {label: one[..., number] for label, one in distances.items()}, found.resamples(1000)
-        )
-    result["/recovered"] = _estimates(hits, found.resamples(1000), intact.astype(np.float64))
-    return result
+    distances = _by_label(results, SoftmaxDistances, lambda responses: responses.values)
+    hits = _by_label(results, TopClasses, correct)
+    clean = results["imagenet", CLEAN.name]
+    intact, count = correct(clean)[clean.counts], results.resamples(RESAMPLES)
+    estimates = {}
+    for column, measure in enumerate(("", "/l1", "/l2")):
+        estimates[measure] = _estimates({label: rows[..., column] for label, rows in distances.items()}, count)
+    estimates["/recovered"] = _estimates(hits, count, intact.astype(np.float64))
+    return estimates
 
 
-def _estimates(values, count, yardstick=None):
-    """Return the Estimates of values by label, [draws, images], and of their mean; both divided by the yardstick's."""
+def _estimates(
+    values: Mapping[str, Draws], count: int, reference: Float[np.ndarray, " N"] | None = None
+) -> tuple[dict[str, Estimate], Estimate]:
+    """Return the Estimates of values by label and of their mean, relative to the reference's mean if there is one."""
     stacked = np.stack(list(values.values()))
     means, resampled = stacked.mean(2).mean(1), resampled_means(stacked, count)
-    if yardstick is not None:
-        if not yardstick.any():
+    if reference is not None:
+        if not reference.any():
             return {label: Estimate(None) for label in values}, Estimate(None)
-        means, resampled = means / yardstick.mean(), resampled / resampled_means(yardstick[None, None], count)
+        means = means / reference.mean()
+        resampled = resampled / resampled_means(reference[None, None], count)
     by_label = {label: with_percentiles(means[n], resampled[:, n]) for n, label in enumerate(values)}
     return by_label, with_percentiles(means.mean(), resampled.mean(1))
 
 
-def accuracy(found, ks=(1, 5)):
+def accuracy(results: Results, ks: Iterable[int] = (1, 5)) -> dict[int, Estimate]:
     """Return {k: top-k accuracy under the resets, mean over draws and labels}."""
-    hits = {k: _by_label(found, TopClasses, lambda one, k=k: 100 * correct(one, k)) for k in ks}
-    return {k: _estimates(one, found.resamples(1000))[1] for k, one in hits.items()}
+    accuracies = {}
+    for k in ks:
+        hits = _by_label(results, TopClasses, lambda responses, k=k: 100 * correct(responses, k))
+        accuracies[k] = _estimates(hits, results.resamples(RESAMPLES))[1]
+    return accuracies
 
 
-def distributions(found):
-    """Return {parameter: its SD before, SD and largest number after the first draw} of the layers that were reset."""
-    result = {}
-    for settings in [one.condition.settings for one in found.all() if one.condition.change]:
-        for layer in settings["layers"] if not settings["draw"] else ():
-            before = dict(_tensors(found.network.body.get_submodule(layer), layer))
-            how = {key: settings[key] for key in ("way", "draw", "seed", "maker")}
-            for name, value in () if layer in result else reset_state(found.network, layer, **how):
-                sds = (float(one.double().std(correction=0)) for one in (before[name], value))
-                facts = zip(("sd_before", "sd", "largest"), (*sds, float(value.abs().max())), strict=True)
-                result.setdefault(layer, {})[name] = {key: float(f"{number:.5g}") for key, number in facts}
-    return result
+def distributions(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {layer: {parameter: its SD before, SD and largest number after the first draw}} of the reset layers."""
+    facts: dict[str, dict[str, dict[str, float]]] = {}
+    assert results.network is not None
+    for responses in _resets(results):
+        layers, settings = responses.condition.settings["layers"], dict(responses.condition.settings)
+        settings.pop("layers")
+        for layer in layers:
+            if settings["draw"] == 0 and layer not in facts:
+                facts[layer] = _distribution(results.network, layer, settings)
+    return facts
+
+
+def _distribution(network: Network, layer: str, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    before = dict(_tensors(network.body.get_submodule(layer), layer))
+    facts = {}
+    for name, value in reset_state(network, layer, *_arguments(settings)):
+        numbers = {
+            "sd_before": float(before[name].double().std(correction=0)),
+            "sd": float(value.double().std(correction=0)),
+            "largest": float(value.abs().max()),
+        }
+        facts[name] = {key: float(f"{number:.5g}") for key, number in numbers.items()}
+    return facts

@@ -9,9 +9,12 @@ f = 0 ... 6 from coarse to fine, centred at FREQUENCIES. Without noise the bands
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
 from imagenet_biases.vocabulary import Estimate
@@ -19,11 +22,12 @@ from imagenet_biases.vocabulary import Estimate
 SDS = (0.0, *NOISE_SDS)
 FREQUENCIES = np.array(BAND_CENTRES)  # cycles per image
 BANDS = np.arange(len(FREQUENCIES))
+Accuracy = ArrayLike  # [5, 7], in per cent
 FWHM = 2 * math.sqrt(math.log(4))  # full width at half maximum of a Gaussian of standard deviation 1
 
 
-def thresholds(accuracy, criterion=50.0):
-    """Return for each band how many noise levels must be taken away before the accuracy exceeds the criterion, int [7].
+def thresholds(accuracy: Accuracy, criterion: float = 50.0) -> Int[np.ndarray, "7"]:
+    """Return, per band, how many noise levels must be taken away before the accuracy exceeds the criterion.
 
     Counted from the strongest noise: 0 if the accuracy exceeds it at sd 0.16, 1 at 0.08, 2 at 0.04, 3 at 0.02, else 4.
     `criterion` in per cent; half the network's accuracy without noise is `own_criterion`.
@@ -32,8 +36,8 @@ def thresholds(accuracy, criterion=50.0):
     return np.where(above.any(0), above.argmax(0), len(SDS) - 1)
 
 
-def fine_thresholds(accuracy, criterion=50.0):
-    """Return at which noise the accuracy falls to the criterion, in octaves below sd 0.16, float [7] from 0 to 4.
+def fine_thresholds(accuracy: Accuracy, criterion: float = 50.0) -> Float[np.ndarray, "7"]:
+    """Return the noise at which the accuracy falls to the criterion, in octaves below sd 0.16, from 0 to 4.
 
     The accuracy is interpolated between neighbouring noise levels on the axis of log noise, on which they are one
     octave apart; no noise stands one octave below 0.02, as it does for `thresholds`, which are these values rounded up.
@@ -47,12 +51,12 @@ def fine_thresholds(accuracy, criterion=50.0):
     return np.where(above[0], 0.0, np.where(above.any(0), crossing, len(SDS) - 1.0))
 
 
-def own_criterion(accuracy):
+def own_criterion(accuracy: Accuracy) -> float:
     """Return half the network's own accuracy without noise, in per cent: the criterion of the `_norm` metrics."""
     return float(np.mean(np.asarray(accuracy)[0])) / 2
 
 
-def _descending(accuracy):
+def _descending(accuracy: Accuracy) -> Float[np.ndarray, "5 7"]:
     table = np.asarray(accuracy, float)
     if table.shape != (len(SDS), len(BANDS)):
         raise ValueError(f"accuracy must be {len(SDS)} noise levels x {len(BANDS)} bands, not {table.shape}")
@@ -61,7 +65,7 @@ def _descending(accuracy):
 
 @dataclass(frozen=True)
 class Channel:
-    """A Gaussian over the bands, A exp(-(f - mu)^2 / 2 sigma^2), or why it is no channel (`problem`)."""
+    """A Gaussian over the bands, A exp(-(f - mu)^2 / 2 sigma^2), or why it is not a channel (`problem`)."""
 
     amplitude: float | None
     mu: float | None
@@ -69,33 +73,34 @@ class Channel:
     problem: str | None = None
 
     @property
-    def bandwidth(self):
+    def bandwidth(self) -> float | None:
         """Full width at half maximum in octaves; None where there is no channel."""
-        return None if self.problem else FWHM * abs(self.sigma)
+        return None if self.problem or self.sigma is None else FWHM * abs(self.sigma)
 
     @property
-    def centre_frequency(self):
+    def centre_frequency(self) -> float | None:
         """Frequency of the peak in cycles per image; None where there is no channel."""
-        return None if self.problem else float(FREQUENCIES[0] * 2**self.mu)
+        return None if self.problem or self.mu is None else float(FREQUENCIES[0] * 2**self.mu)
 
     @property
-    def peak_noise_sensitivity(self):
+    def peak_noise_sensitivity(self) -> float | None:
         """0.01 / (sd of the noise that brings the accuracy to the criterion, at the peak); None without a channel."""
-        return None if self.problem else 2 ** (self.amplitude - 4)
+        return None if self.problem or self.amplitude is None else 2 ** (self.amplitude - 4)
 
-    def __call__(self, bands):
+    def __call__(self, bands: ArrayLike) -> Float[np.ndarray, "..."]:
         """Return the fitted thresholds at the bands."""
+        assert self.amplitude is not None and self.mu is not None and self.sigma is not None
         return self.amplitude * np.exp(-((np.asarray(bands) - self.mu) ** 2) / (2 * self.sigma**2))
 
 
-def fit(thresholds):
+def fit(thresholds: ArrayLike) -> Channel:
     """Fit a Channel to the thresholds of the 7 bands (whole or not, 0 to 4) by least squares, 0 <= A <= 4.
 
-    The published start (1, 0, 1) comes first. Where it leads to no channel, or to one narrower than the octave that a
-    band of noise is wide, a second fit starts at the highest threshold and keeps to what 7 octave bands can tell: a
-    centre among them, a bandwidth of at least one octave.
+    The published start (1, 0, 1) comes first. If it leads to no channel, or to one narrower than a band of noise (an
+    octave), a second fit starts at the highest threshold and is confined to what 7 octave bands can tell: a centre
+    among them and a bandwidth of at least one octave.
 
-    A fit is no channel (`problem` says so, and bandwidth, centre and sensitivity are None) if
+    A fit is not a channel (`problem` says so, and bandwidth, centre and sensitivity are None) if
     - all thresholds are equal: every Gaussian that is wide enough fits them;
     - it does not converge;
     - its centre lies outside the bands (more than half a band beyond the first or the last): no peak was seen;
@@ -111,7 +116,7 @@ def fit(thresholds):
     if np.ptp(profile) == 0:
         return Channel(None, None, None, "flat: the noise of every band has the same effect")
     published = _least_squares(profile, (1, 0, 1), ((0, -np.inf, -np.inf), (4, np.inf, np.inf)))
-    if published.problem is None and published.bandwidth >= 1:
+    if published.bandwidth is not None and published.bandwidth >= 1:
         return published
     top = profile.max()
     start = (top, float(BANDS[profile == top].mean()), 1)
@@ -119,20 +124,21 @@ def fit(thresholds):
     return confined if confined.problem is None else published
 
 
-def _least_squares(profile, start, bounds):
+def _least_squares(profile: Float[np.ndarray, "7"], start: Sequence[float], bounds: tuple) -> Channel:
     from scipy.optimize import OptimizeWarning, curve_fit
 
-    def gaussian(f, amplitude, mu, sigma):
+    def gaussian(f: np.ndarray, amplitude: float, mu: float, sigma: float) -> np.ndarray:
         return amplitude * np.exp(-((f - mu) ** 2) / (2 * sigma**2))
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)  # no covariance: it is not used
-            found, _ = curve_fit(gaussian, BANDS.astype(float), profile, p0=start, bounds=bounds)
+            parameters, _ = curve_fit(gaussian, BANDS.astype(float), profile, p0=start, bounds=bounds)
     except RuntimeError:
         return Channel(None, None, None, "the fit does not converge")
-    channel = Channel(*map(float, found))
+    channel = Channel(*map(float, parameters))
     fitted = channel(BANDS)
+    assert channel.mu is not None and channel.bandwidth is not None
     if not BANDS[0] - 0.5 <= channel.mu <= BANDS[-1] + 0.5:
         problem = f"the centre of the fit, 1.75 * 2^{channel.mu:.1f} cycles/image, is outside the bands"
     elif np.ptp(fitted) < 0.5:
@@ -146,8 +152,8 @@ def _least_squares(profile, start, bounds):
     return Channel(channel.amplitude, channel.mu, channel.sigma, problem)
 
 
-def resampled(hits, count=200, seed=0):
-    """Return accuracy tables of images drawn with replacement, [count, 5, 7], from `hits`, bool [5, 7, images]."""
+def resampled(hits: Bool[np.ndarray, "5 7 N"], count: int = 200, seed: int = 0) -> Float[np.ndarray, "resamples 5 7"]:
+    """Return accuracy tables of images drawn with replacement."""
     images = hits.shape[-1]
     table, random = hits.reshape(-1, images).astype(np.float32), np.random.default_rng(seed)
     draws = (np.bincount(random.integers(images, size=images), minlength=images) for _ in range(count))
@@ -155,17 +161,17 @@ def resampled(hits, count=200, seed=0):
     return np.reshape(tables, (-1, *hits.shape[:2])) * (100 / images)
 
 
-def estimates(channel, others):
+def estimates(channel: Channel, others: Sequence[Channel]) -> dict[str, Estimate]:
     """Return {'bw', 'cf', 'pns'} of a channel as Estimates, with 95 % intervals from the channels of resampled images.
 
-    There is no interval without `others`, nor where more than 5 % of them are no channel.
+    There is no interval without `others`, nor if more than 5 % of them are not channels.
     """
-    found = [other for other in others if other.problem is None]
+    valid = [other for other in others if other.problem is None]
     values = {"bw": "bandwidth", "cf": "centre_frequency", "pns": "peak_noise_sensitivity"}
-    bounds = dict.fromkeys(values, (None, None))
-    if found and channel.problem is None and len(found) >= 0.95 * len(others):
-        bounds = {
-            name: tuple(np.percentile([getattr(other, value) for other in found], (2.5, 97.5)).tolist())
-            for name, value in values.items()
-        }
-    return {name: Estimate(getattr(channel, value), *bounds[name]) for name, value in values.items()}
+    measured = {}
+    for name, attribute in values.items():
+        bounds = (None, None)
+        if valid and channel.problem is None and len(valid) >= 0.95 * len(others):
+            bounds = np.percentile([getattr(other, attribute) for other in valid], (2.5, 97.5)).tolist()
+        measured[name] = Estimate(getattr(channel, attribute), *bounds)
+    return measured

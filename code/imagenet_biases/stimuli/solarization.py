@@ -6,7 +6,7 @@ from torch import Tensor
 
 from imagenet_biases.vocabulary import Batch, Condition, identified
 
-LEVELS = 256  # values of an 8-bit pixel
+PIXEL_VALUES = 256  # of 8 bits
 
 
 def solarized(level: int) -> Condition:
@@ -16,7 +16,7 @@ def solarized(level: int) -> Condition:
 
 def threshold_level(numerator: int, denominator: int = 1) -> int:
     """Return the least 8-bit value that a threshold numerator / denominator in [0, 1] on pixels in [0, 1] inverts."""
-    return -(-(LEVELS - 1) * numerator // denominator)
+    return -(-(PIXEL_VALUES - 1) * numerator // denominator)
 
 
 @identified("_solarized")
