@@ -95,12 +95,8 @@ def details(results: Results) -> dict[str, Any]:
     """Return the reset, what it puts into each layer, and the intact network's accuracy on the same images."""
     if not layer_criticality.settings_of(results):
         return {}
-    intact = top(results["imagenet", CLEAN.name]).value
-    return {
-        "reset": layer_criticality.settings_of(results),
-        "layers": layer_criticality.distributions(results),
-        "intact_top1": intact,
-    }
+    intact, layers = top(results["imagenet", CLEAN.name]).value, layer_criticality.distributions(results)
+    return {"reset": layer_criticality.settings_of(results), "layers": layers, "intact_top1": intact}
 
 
 HEADLINE = ("*mean", "*joint", "*recovered", "*random*")

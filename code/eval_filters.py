@@ -16,12 +16,9 @@ Gives:  metric/quality/ve_..., sparsity_..., orthogonality_... as published, ove
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
-
-from jaxtyping import Float64
-from torch import Tensor
 
 from imagenet_biases.base.errors import some
 from imagenet_biases.cli import run
@@ -39,8 +36,7 @@ AGGREGATES = {
     "ve": ("wmean", "max", "min"),
     "sp": ("wmean", "max"),
     "or": ("wmean", "max", "min"),
-    "ve_rel": ("wmean",),
-    "or_rel": ("wmean",),
+    **dict.fromkeys(("ve_rel", "or_rel"), ("wmean",)),
 }
 LONG = {"sp": "sparsity", "or": "orthogonality"}
 
@@ -52,14 +48,14 @@ def passes(data: Data, shift_to: Sequence[str] | None, **_: Any) -> list[Pass]:
     return []
 
 
-def prefix(options: Mapping[str, Any]) -> str:
+def prefix(options: dict[str, Any]) -> str:
     """Return how the names of the measures begin: only the published settings get the published names."""
     published = math.isclose(options["sparsity_threshold"], filter_quality.SPARSITY_THRESHOLD)
     suffix = "" if published else f"-threshold-{options['sparsity_threshold']:g}"
     return f"metric/quality{'-all' if options['kernel'] == 'all' else ''}{suffix}"
 
 
-def layers_of(results: Results) -> tuple[dict[str, Tensor], dict[str, filter_quality.Measures]]:
+def layers_of(results: Results) -> tuple[dict[str, Any], dict[str, filter_quality.Measures]]:
     """Return {layer: weight} and {layer: measures} of a network."""
     weights = filter_quality.convolutions(results.network, results.options["kernel"])
     threshold = results.options["sparsity_threshold"]
@@ -67,7 +63,7 @@ def layers_of(results: Results) -> tuple[dict[str, Tensor], dict[str, filter_qua
 
 
 @cache
-def reference(name: str) -> Float64[Tensor, "n 9"]:
+def reference(name: str) -> Any:
     """Return the 3 x 3 filters [n, 9] of the network that `--shift-to` names."""
     return filter_quality.pooled(load_model(name))
 
@@ -79,8 +75,8 @@ def report(results: Results) -> Metrics:
         warnings.warn("it has no Conv2d layer with such filters: nothing was measured", stacklevel=2)
     dead = {name: measures["dead_channels"] for name, measures in layers.items() if measures["dead_channels"]}
     if dead:
-        text = f"{sum(dead.values())} dead output channels are left out of the orthogonality ({some(dead)})"
-        warnings.warn(text, stacklevel=2)
+        number = sum(dead.values())
+        warnings.warn(f"{number} dead output channels are left out of the orthogonality ({some(dead)})", stacklevel=2)
     tiny = [name for name, measures in layers.items() if measures["ve"] is None or measures["or"] is None]
     if tiny:
         warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({some(tiny)})", stacklevel=2)
@@ -98,17 +94,15 @@ def report(results: Results) -> Metrics:
 
 def by_layer(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return all measures by layer."""
-    _, layers = layers_of(results)
     by_measure: dict[str, dict[str, Estimate]] = {}
-    for layer, measures in layers.items():
+    for layer, measures in layers_of(results)[1].items():
         for key, value in measures.items():
             by_measure.setdefault(f"{prefix(results.options)}/layer/{key}", {})[layer] = Estimate(value)
     return by_measure
 
 
-BENCHMARK = Benchmark(
-    "filters", passes, report, sets=(), options=OPTIONS, layers=by_layer, headline=("*mean", "*share", "*shift/*")
-)
+HEADLINE = ("*mean", "*share", "*shift/*")
+BENCHMARK = Benchmark("filters", passes, report, sets=(), options=OPTIONS, layers=by_layer, headline=HEADLINE)
 
 main = partial(run, BENCHMARK, __doc__)
 

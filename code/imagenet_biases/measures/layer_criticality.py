@@ -246,21 +246,21 @@ class Recalibration:
         key = id(network), repr(settings)
         norms = {name: module for name, module in network.body.named_modules() if isinstance(module, NORMS)}
         if key not in self.statistics:
-            chunks = self._chunks(next(network.buffers()).device)
+            chunks = self._chunks(network)
             self.statistics[key] = estimated_statistics(network, settings["layers"], norms, chunks)
         with torch.no_grad():
             for name, (mean, variance) in self.statistics[key].items():
                 norms[name].running_mean.copy_(mean)  # type: ignore[union-attr]
                 norms[name].running_var.copy_(variance)  # type: ignore[union-attr]
 
-    def _chunks(self, device: torch.device) -> Iterator[Float[Tensor, "B 3 H W"]]:
+    def _chunks(self, network: Network) -> Iterator[Float[Tensor, "B 3 H W"]]:
         if self.pixels is None:
             reader = Reader(self.images, self.images.preprocessing(STUDY))
             positions = self.images.chosen[:: max(len(self.images) // self.count, 1)][: self.count]
             images = [torch.from_numpy(reader.read(int(position)).copy()) for position in positions]
             self.pixels = torch.stack(images)
         for chunk in self.pixels.split(CHUNK):
-            yield chunk.to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+            yield chunk.to(next(network.buffers()).device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def estimated_statistics(
