@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "code"
 SHARED = ROOT.parent / "shared" / "data" if (ROOT.parent / "shared" / "data").is_dir() else None
-needs_shared = pytest.mark.skipif(SHARED is None, reason="../shared/data is missing")
+needs_shared = pytest.mark.skipif(
+    SHARED is None, reason="photographs, stimuli, trial files and a real network: ../shared/data is missing"
+)
 
 
 def script(name, *arguments, check=True, cwd=None, **environment):

@@ -1,4 +1,4 @@
-"""Shared fixtures; one thread a process, since pytest runs as many processes as there are cores."""
+"""Shared fixtures and settings: one thread per process, since pytest runs as many processes as there are cores."""
 
 import os
 
@@ -6,6 +6,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 import pytest
+from jaxtyping import install_import_hook
+
+# shapes and types of stimuli and measures are checked at every call
+install_import_hook(["imagenet_biases.stimuli", "imagenet_biases.measures"], "typechecking.typechecked")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,14 @@ def drawn(tmp_path_factory, worker_id):
     folder = (base if worker_id == "master" else base.parent) / "drawn"
     draw(folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what was not tested, and why."""
+    reasons = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[-1]).removeprefix("Skipped: ")
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        parts = [f"{count} tests ({reason})" for reason, count in sorted(reasons.items())]
+        terminalreporter.write_line(f"not tested: {'; '.join(parts)}")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,14 +161,13 @@ class Batch:
         return dataclasses.replace(self, keys=self.keys[chosen])
 
 
+@runtime_checkable
 class Attacked(Protocol):
     """A network as attacks see it: pixels [b, 3, H, W] to logits [b, classes], with gradients.
 
-    `rows` says which images of the batch these are, where they are not all; `draws` over how many calls to average a
-    gradient.
+    `rows` says which images of the batch these are, where they are not all. An attribute `draws` above 1 says over how
+    many calls to average a gradient.
     """
-
-    draws: int
 
     def __call__(self, pixels: Float[Tensor, "b 3 H W"], rows: Any = None) -> Float[Tensor, "b C"]: ...
 

@@ -111,14 +111,21 @@ def reset(
     settings: dict[str, Any] = {"layers": list(layers), "way": kind, "draw": draw, "seed": seed, "maker": source}
     if recalibration is None:
         return Condition(f"{kind} {label} {draw}", change=apply, settings=settings)
-
-    @identified("reset.<locals>.recalibrated")
-    def reset_and_recalibrate(network: Network, recalibrated: Any, **settings: Any) -> None:
-        apply(network, **settings)
-        recalibration(network, settings)
-
     settings |= {"recalibrated": recalibration.identity()}
-    return Condition(f"{kind} {label} {draw} recalibrated", change=reset_and_recalibrate, settings=settings)
+    change = ResetAndRecalibration(recalibration)
+    return Condition(f"{kind} {label} {draw} recalibrated", change=change, settings=settings)
+
+
+@identified("reset.<locals>.recalibrated")
+@dataclass(frozen=True)
+class ResetAndRecalibration:
+    """A reset that is followed by a recalibration of the batch-norm statistics."""
+
+    recalibration: "Recalibration"
+
+    def __call__(self, network: Network, *, recalibrated: Any, **settings: Any) -> None:
+        apply(network, **settings)
+        self.recalibration(network, settings)
 
 
 def resolved_reset(network: Network, kind: str, untrained: str | None = None) -> tuple[str, Source | None]:

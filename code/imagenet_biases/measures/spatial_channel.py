@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 
 from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
 from imagenet_biases.vocabulary import Estimate
@@ -22,6 +21,7 @@ from imagenet_biases.vocabulary import Estimate
 SDS = (0.0, *NOISE_SDS)
 FREQUENCIES = np.array(BAND_CENTRES)  # cycles per image
 BANDS = np.arange(len(FREQUENCIES))
+ArrayLike = np.ndarray | Sequence
 Accuracy = ArrayLike  # [5, 7], in per cent
 FWHM = 2 * math.sqrt(math.log(4))  # full width at half maximum of a Gaussian of standard deviation 1
 

@@ -33,7 +33,7 @@ def octave_noise(frequency: int, sd: float) -> Condition:
 
 
 @identified("_grey")
-def _grey(pixels: Float[Tensor, "B 3 H W"], batch: Batch) -> Float[Tensor, "B 3 H W"]:
+def _grey(pixels: Float[Tensor, "B 3 H W"], batch: Batch | None) -> Float[Tensor, "B 3 H W"]:
     return low_contrast(pixels)[:, None].expand_as(pixels)
 
 
