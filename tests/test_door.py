@@ -498,5 +498,5 @@ def test_sigterm_saves_and_says_how_to_go_on(drawn, tmp_path):
             break
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and "the same command goes on from there" in err and "Traceback" not in err
+    assert process.returncode == 143 and "the same command resumes from there" in err and "Traceback" not in err
     assert list(clean.rglob("*.npz"))
