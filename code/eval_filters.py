@@ -18,7 +18,7 @@ import sys
 import warnings
 from functools import cache, partial
 
-from imagenet_biases.base.errors import some
+from imagenet_biases.base.errors import listed_briefly
 from imagenet_biases.cli import run
 from imagenet_biases.measures import filter_quality
 from imagenet_biases.networks.load import load_model
@@ -74,11 +74,11 @@ def report(found):
         warnings.warn("it has no Conv2d layer with such filters: nothing was measured", stacklevel=2)
     dead = {name: one["dead_channels"] for name, one in layers.items() if one["dead_channels"]}
     if dead:
-        text = f"{sum(dead.values())} dead output channels are left out of the orthogonality ({some(dead)})"
+        text = f"{sum(dead.values())} dead output channels are left out of the orthogonality ({listed_briefly(dead)})"
         warnings.warn(text, stacklevel=2)
     tiny = [name for name, one in layers.items() if one["ve"] is None or one["or"] is None]
     if tiny:
-        warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({some(tiny)})", stacklevel=2)
+        warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({listed_briefly(tiny)})", stacklevel=2)
     for key, kinds in AGGREGATES.items():
         for kind in kinds:
             yield f"{prefix(found.options)}/{LONG.get(key, key)}_{kind}", filter_quality.over_layers(layers, key, kind)

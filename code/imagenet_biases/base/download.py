@@ -138,7 +138,7 @@ def _download(address: str, part: Path) -> None:
 
 
 def _from_web(address: str, part: Path) -> None:
-    """Download by http(s), from where `part` ends if the server still has the same file (its tag lies beside `part`)."""
+    """Download by http(s), from where `part` ends if the server still has the same file (its tag is kept beside it)."""
     import requests
     from tqdm import tqdm
 
@@ -199,7 +199,9 @@ def _from_drive(address: str, part: Path) -> None:
         gdown.download(id=address.removeprefix("gdrive://"), output=str(part), resume=True, use_cookies=False)
     except gdown.exceptions.FileURLRetrievalError as error:
         text = " ".join(str(error).split())
-        raise _Failed("today's Google Drive quota of the file is used up" if "Too many users" in text else text) from error
+        raise _Failed(
+            "today's Google Drive quota of the file is used up" if "Too many users" in text else text
+        ) from error
     except gdown.exceptions.DownloadError as error:
         raise _Interrupted(error) from error
 

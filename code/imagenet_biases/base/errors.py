@@ -14,6 +14,7 @@ from typing import Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
 
+
 class UserError(Exception):
     """A user's mistake: what is wrong, where, and what to do about it, in one line."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from imagenet_biases import study
-from imagenet_biases.base.errors import UserError, noted, some
+from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
 from imagenet_biases.base.files import safe_name
 from imagenet_biases.engine.inference import float32_precision
 from imagenet_biases.engine.loop import Loop
@@ -206,7 +206,7 @@ class Measurement:
             if self.progress and self.runtime.lead:
                 print(f"loading {name}", file=sys.stderr)
             try:
-                with noted() as notes:
+                with collected_warnings() as notes:
                     network = make()
                     if self.runtime.preprocessing == "study" and network.side not in (None, study.VIEW_CROP):
                         raise UserError(
@@ -283,7 +283,7 @@ class Measurement:
     def _say_what_waits(self, pairs):
         """Say which records wait for units of other shards."""
         if pairs:
-            names = some((f"{network.name} {job.name}" for job, network in pairs), 5)
+            names = listed_briefly((f"{network.name} {job.name}" for job, network in pairs), 5)
             print(
                 f"{self._called()} is done; {len(pairs)} records wait for other shards ({names}): the last of them to "
                 f"finish writes them, or the same command without shards",
@@ -340,7 +340,7 @@ class Measurement:
         """Report one benchmark on one network: the record first, then W&B."""
         cells = plan.cells[job, network]
         found = Results((cell.responses() for cell in cells), network, job.options)
-        with noted() as said:
+        with collected_warnings() as said:
             metrics = named(job.benchmark.report(found), job.name)
         notes = [*network.notes, *job.notes, *said, *(note for one in found.all() for note in one.notes)]
         clean = metrics.get(study.CONTROL)
@@ -348,7 +348,7 @@ class Measurement:
         if clean is not None and clean.value is not None and whole and self.runtime.preprocessing == "study":
             doubt = self._doubt(network, clean.value, len(job.image_sets[0]))
             notes += [doubt] if doubt else []
-        with noted() as more:
+        with collected_warnings() as more:
             content = make_record(
                 job.benchmark,
                 network.name,
@@ -379,10 +379,10 @@ def score_files(benchmark, answers, options, settings, results):
     here, records = make_runtime(settings, 0), []
     for label, found in answers:
         found = Results(found.all(), None, options)
-        with noted() as notes:
+        with collected_warnings() as notes:
             metrics = named(benchmark.report(found), benchmark.name)
         image_sets = list({one.images.name: one.images for one in found.all()}.values())
-        with noted():
+        with collected_warnings():
             content = make_record(
                 benchmark, label, None, found, metrics, here, options=options, image_sets=image_sets, notes=notes
             )

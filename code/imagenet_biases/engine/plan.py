@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from imagenet_biases import study
-from imagenet_biases.base.errors import UserError, noted
+from imagenet_biases.base.errors import UserError, collected_warnings
 from imagenet_biases.images.sets import NotGiven
 from imagenet_biases.vocabulary import Benchmark, Responses, Results
 
@@ -35,7 +35,7 @@ def make_job(benchmark, data, given=None):
         options = benchmark.options_from(given)
     except ValueError as error:
         raise UserError(f"--option {benchmark.name}: {error}") from None
-    with noted() as notes:
+    with collected_warnings() as notes:
         passes = benchmark.passes(data, **options)
     return Job(benchmark, passes, options, notes)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import count
 from imagenet_biases.images.listing import Listing, Names, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
@@ -150,7 +150,7 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
         raise UserError(f"{several} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({some(missing)}); --download fetches",
+            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); --download fetches",
             stacklevel=2,
         )
     manifest, images = read_manifest(root, {str: count}), []

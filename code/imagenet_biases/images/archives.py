@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from imagenet_biases.base.arrays import open_arrays
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic, open_file
 from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.labels import EXTENSIONS
@@ -228,7 +228,7 @@ def _refuse_double(names, where):
     """`names`: sorted."""
     double = [one for one, two in itertools.pairwise(names) if one == two]
     if double:
-        raise UserError(f"{where} has {some(double)} twice; fetch it again, or leave one of the archives out")
+        raise UserError(f"{where} has {listed_briefly(double)} twice; fetch it again, or leave one of the archives out")
 
 
 def _kept_index(path, size, time, keep):

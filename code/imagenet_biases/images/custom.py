@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.images.archives import Inside
 from imagenet_biases.images.labels import label, table
@@ -41,7 +41,9 @@ def own_set(name, where, data, classes=None, labels=None):
     allowed = None if classes is None else _classes(classes)
     shown = set(listing.labels[known].tolist()).union(*(right or ()))
     if allowed and (strange := sorted(shown - {*allowed})):
-        raise UserError(f"{name}: images of the classes {some(map(str, strange))}, which {classes} does not list")
+        raise UserError(
+            f"{name}: images of the classes {listed_briefly(map(str, strange))}, which {classes} does not list"
+        )
     manifest = read_manifest(top.beside if isinstance(top, Inside) else top)
     images = ImageSet(
         *(name, listing, known),

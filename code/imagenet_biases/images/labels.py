@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import read_bytes
 from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.study import wordnet_ids
@@ -54,7 +54,7 @@ def flat_labels(names, folders):
         first, known = next(iter(found.items()))
         if others := [name for name, one, two in zip(names, known, labels, strict=True) if one != two]:
             raise UserError(
-                f"{first} and {path} give {len(others)} images different labels ({some(others)}): keep the right one"
+                f"{first} and {path} give {len(others)} images different labels ({listed_briefly(others)}): keep the right one"
             )
     return next(iter(found.values()), None)
 
@@ -63,7 +63,9 @@ def _of_numbers(names, wnids, path):
     """Return the class numbers of images whose names say which of the 50,000 validation images they are."""
     numbers = [_validation_number(name) for name in names]
     if strange := set(wnids) - wordnet_index().keys():
-        raise UserError(f"{path} names classes that are none ({some(map(repr, strange))}): fetch or make it again")
+        raise UserError(
+            f"{path} names classes that are none ({listed_briefly(map(repr, strange))}): fetch or make it again"
+        )
     if max(numbers) > len(wnids):
         raise UserError(f"{path} has {len(wnids)} entries, but there is an image number {max(numbers)}: fetch it again")
     return [wordnet_index()[wnids[number - 1]] for number in numbers]
@@ -147,9 +149,11 @@ def _of_text(names, path):
         return None
     labels = {name: {label(word, path, number) for word, number in words.items()} for name, words in given.items()}
     if missing := [name for name in names if name not in labels]:
-        raise UserError(f"{path} has no label for {len(missing)} images ({some(missing)}); add them")
+        raise UserError(f"{path} has no label for {len(missing)} images ({listed_briefly(missing)}); add them")
     if double := [name for name in names if len(labels[name]) > 1]:
-        raise UserError(f"{path} gives {len(double)} images two different labels ({some(double)}); keep the right ones")
+        raise UserError(
+            f"{path} gives {len(double)} images two different labels ({listed_briefly(double)}); keep the right ones"
+        )
     found = [labels[name].pop() for name in names]
     words = {word for one in given.values() for word in one}
     if "0" not in words and all(word.isdecimal() for word in words) and set(found) == set(range(1, max(found) + 1)):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from imagenet_biases.base.arrays import open_arrays
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic
 from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.archives import LABEL_IN_ARCHIVE, Inside, Members, shard_labels
@@ -96,13 +96,13 @@ def list_classes(name, top, declared, keep=None):
         folders += [top / "val"] if "val" in below else [top / folder for folder in below]
     with_classes = [f for f in folders if any(class_of(sub, declared) is not None for sub in subfolders(f))]
     if with_classes and with_classes[0] != top and len(with_classes) > 1:
-        raise UserError(f"{name}: class folders in {some(map(str, with_classes))}; give one of them")
+        raise UserError(f"{name}: class folders in {listed_briefly(map(str, with_classes))}; give one of them")
     if with_classes:
         root = with_classes[0]
         strange = [sub for sub in subfolders(root) if class_of(sub, declared) is None]
         if strange:
             raise UserError(
-                f"{name}: folders under {root} that name no ImageNet class: {some(strange)}; move them away"
+                f"{name}: folders under {root} that name no ImageNet class: {listed_briefly(strange)}; move them away"
             )
         return _listing(
             root, {sub: class_of(sub, declared) for sub in subfolders(root)}, keep if declared.variants else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import Fields, Malformed, count, read_json
 from imagenet_biases.images.archives import READ, Inside, archives, archives_in, unpacking
 from imagenet_biases.images.listing import Listing, NoImages, class_of, list_classes, subfolders
@@ -140,7 +140,9 @@ def image_sets(base, variants, data):
     if not found:
         raise UserError(f"{base}: none of its {len(variants)} folders CORRUPTION/SEVERITY is there; unpack some")
     if missing:
-        warnings.warn(f"{base}: {len(missing)} of {len(variants)} folders are not there: {some(missing)}", stacklevel=2)
+        warnings.warn(
+            f"{base}: {len(missing)} of {len(variants)} folders are not there: {listed_briefly(missing)}", stacklevel=2
+        )
     return found
 
 
@@ -267,11 +269,11 @@ def check_complete(images, expected_images, data, per_class=None, expected=None)
         problems.append(f"{found:,} images instead of {expected_images:,}")
     absent = [number for number in expected or () if not counts[number]]
     if absent:
-        problems.append(f"{len(absent)} classes without images ({some(wordnet_ids()[n] for n in absent)})")
+        problems.append(f"{len(absent)} classes without images ({listed_briefly(wordnet_ids()[n] for n in absent)})")
     if per_class:
         odd = [n for n in np.flatnonzero(counts) if counts[n] != per_class]
         if odd:
-            shown = some(f"{wordnet_ids()[n]} has {counts[n]}" for n in odd)
+            shown = listed_briefly(f"{wordnet_ids()[n]} has {counts[n]}" for n in odd)
             problems.append(f"{len(odd)} classes without exactly {per_class} images ({shown})")
     if not found:
         raise UserError(f"{images.name}: no images under {images.listing.root}; give the folder of the class folders")
@@ -312,7 +314,7 @@ def _check_classes(name, listing, classes):
         return
     strangers = sorted(set(listing.labels.tolist()) - set(classes))
     if strangers:
-        shown = some(wordnet_ids()[n] for n in strangers)
+        shown = listed_briefly(wordnet_ids()[n] for n in strangers)
         raise UserError(
             f"{name} under {listing.root} has classes that are not among its {len(classes)}: {shown}; is it another "
             f"set?"

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from imagenet_biases.base import download as files
-from imagenet_biases.base.errors import UserError, nearest, some
+from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.paths import HOME, SHIPPED
 from imagenet_biases.base.schema import Fields, Row, check
@@ -65,7 +65,9 @@ class Layout:
             if isinstance(part, dict):
                 break
         else:
-            raise UserError(f"{where} has no {' or '.join(map(repr, self.wrapper))} in it, but {some(contents)}")
+            raise UserError(
+                f"{where} has no {' or '.join(map(repr, self.wrapper))} in it, but {listed_briefly(contents)}"
+            )
         state = {}
         for name, tensor in part.items():
             if isinstance(tensor, dict) or any(re.search(rule, name) for rule in self.ignore):
@@ -420,7 +422,7 @@ def which_function(path):
     functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     if not functions:
         return "it has no function; write one that returns the network, and give file.py:function"
-    return f"say which of its functions returns the network, e.g. {path}:{functions[0]} (it has {some(functions, 9)})"
+    return f"say which of its functions returns the network, e.g. {path}:{functions[0]} (it has {listed_briefly(functions, 9)})"
 
 
 def split_function(name):

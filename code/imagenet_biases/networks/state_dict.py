@@ -7,7 +7,7 @@ import warnings
 
 import torch
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.safe_pickle import tensors
 from imagenet_biases.networks.registry import Layout
 
@@ -39,7 +39,7 @@ def find(contents, network, where):
 
     others = [prefix for prefix in fitting if prefix != first and differs(candidates[prefix])]
     if others:
-        warnings.warn(f"{where} holds several networks: {first!r} is taken, not {some(others)}", stacklevel=2)
+        warnings.warn(f"{where} holds several networks: {first!r} is taken, not {listed_briefly(others)}", stacklevel=2)
     return state
 
 
@@ -111,7 +111,7 @@ def fill(network, state, where):
     network.load_state_dict({**{name: expected[name] for name in expected if name not in state}, **state})
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        warnings.warn(f"{where} has weights that are not finite numbers: {some(broken)}", stacklevel=2)
+        warnings.warn(f"{where} has weights that are not finite numbers: {listed_briefly(broken)}", stacklevel=2)
 
 
 def _starts(name):
@@ -133,7 +133,7 @@ def _differences(expected, state):
         if name in state and state[name].is_floating_point() != tensor.is_floating_point()
     ]
     labelled = {"missing": missing, "left over": extra, "of another shape": other, "of another type": kinds}
-    return [f"{len(names)} {label}: {some(names)}" for label, names in labelled.items() if names]
+    return [f"{len(names)} {label}: {listed_briefly(names)}" for label, names in labelled.items() if names]
 
 
 def _misfit(expected, state, where):

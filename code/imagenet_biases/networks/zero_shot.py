@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from imagenet_biases.base.download import fetch
-from imagenet_biases.base.errors import UserError, nearest, some
+from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import atomic, demand_file
 from imagenet_biases.humans.stimulus_sets import CATEGORIES
 from imagenet_biases.images.preprocessing import Preprocessing
@@ -195,7 +195,9 @@ def _weights(named, settings, checkpoints):
         if Path(named.tag).is_file():
             return Path(named.tag), named.tag
         tags = _open_clip().list_pretrained_tags_by_model(named.arch)
-        raise UserError(f"open_clip's {named.arch} has no weights {named.tag!r}; it has {some(tags, 20) or 'none'}")
+        raise UserError(
+            f"open_clip's {named.arch} has no weights {named.tag!r}; it has {listed_briefly(tags, 20) or 'none'}"
+        )
     repository, _, file = settings.get("hf_hub", "").rpartition("/")
     address = f"hf://{repository}/{file or WEIGHTS}" if repository else settings["url"]
     return fetch(address, registry.checkpoint_folder(checkpoints)), address
