@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.custom import PREFIX, accepted, own_set
+from imagenet_biases.images.custom import PREFIX, accepted, custom_set
 from imagenet_biases.images.sets import NotGiven
 from imagenet_biases.measures.accuracy import among
 from imagenet_biases.vocabulary import Benchmark, Option, Pass, TopClasses
@@ -29,7 +29,7 @@ def passes(data, images, images_name, classes, labels):
     """Show the images as they are."""
     if images is None:
         raise NotGiven("images: no images of your own were given; add --images DIR")
-    own = own_set(images_name, images, data, classes, labels)
+    own = custom_set(images_name, images, data, classes, labels)
     return [Pass(own, readout=TopClasses(k=min(5, len(own.classes or range(5))), classes=own.classes))]
 
 

@@ -23,7 +23,14 @@ from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.engine.runtime import available_cores, make_runtime
 from imagenet_biases.humans import people
 from imagenet_biases.images.labels import flat_labels, real_labels
-from imagenet_biases.images.listing import Listing, Names, _keep_listing, _kept_names, _read_listing, list_classes
+from imagenet_biases.images.listing import (
+    ImageNames,
+    Listing,
+    _read_listing,
+    _store_listing,
+    _stored_names,
+    list_classes,
+)
 from imagenet_biases.images.preprocessing import AS_IS, STUDY, Reader, Unreadable, decode
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks import registry
@@ -482,15 +489,15 @@ def test_odd_tables_are_refused_or_read(tmp_path):
 
 def test_damaged_listings_are_not_used(tmp_path):
     times, folders, keep = np.array([1, 2], np.int64), {"n01440764": 0, "n01443537": 1}, tmp_path / "keep"
-    good = Listing(tmp_path, Names(["n01440764/1.png", "n01443537/2.png"], [0, 1]), np.array([5, 6]))
-    _keep_listing(keep / "one.npz", good, folders, "n01440764/\x001.png\0n01443537/\x002.png", times)
+    good = Listing(tmp_path, ImageNames(["n01440764/1.png", "n01443537/2.png"], [0, 1]), np.array([5, 6]))
+    _store_listing(keep / "one.npz", good, folders, "n01440764/\x001.png\0n01443537/\x002.png", times)
     whole = {path: path.read_bytes() for path in keep.iterdir()}
     assert len(whole) == 2
     assert _read_listing(keep / "one.npz", tmp_path, folders, times).files == good.files
     for case, dice in cases(150):
         path = dice.choice(sorted(whole))
         path.write_bytes(damaged(whole[path], dice))
-        _kept_names.cache_clear()
+        _stored_names.cache_clear()
         with limited():
             found = _read_listing(keep / "one.npz", tmp_path, folders, times)
         assert found is None or (found.files == good.files and np.array_equal(found.sizes, good.sizes)), case

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import count
-from imagenet_biases.images.listing import Listing, Names, size_of
+from imagenet_biases.images.listing import ImageNames, Listing, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
 
 CATEGORIES = {
@@ -205,7 +205,7 @@ def _listing(folder):
         files.append(path.relative_to(folder).as_posix())
         labels.append(number[category])
         sizes.append(size_of(path))
-    return Listing(folder, Names(files, labels), np.array(sizes, np.int64))
+    return Listing(folder, ImageNames(files, labels), np.array(sizes, np.int64))
 
 
 def human_trial_files(root, name, download=False):
