@@ -222,7 +222,7 @@ def lines(first=0):
 def test_what_is_wrong_with_labels_is_said(tmp_path, text, problem):
     (tmp_path / "a.txt").write_text(text)
     if "meta" in problem:
-        torch.save(({}, wordnet_ids()[:20]), tmp_path / "meta.bin")
+        torch.save(({}, list(wordnet_ids()[:20])), tmp_path / "meta.bin")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
