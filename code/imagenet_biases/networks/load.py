@@ -26,7 +26,6 @@ from imagenet_biases.base.safe_pickle import read
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.packages import CLASSES
-from imagenet_biases.networks.pins import Pins
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import blaming, build, class_sources
@@ -497,19 +496,15 @@ def read_verified(address: str, path: Path, expected: str | None = None) -> tupl
     expected = expected or hash_in_name(address) or ""
     if not sha256.startswith(expected):
         raise UserError(f"{path} has sha256 {sha256}, one that begins with {expected} was expected: delete it")
-    _pins().check(address, sha256, path)
+    registry.pins().check(address, sha256, path)
     return contents, sha256
-
-
-def _pins() -> Pins:
-    return Pins(registry.user_folder() / "zoo.user.lock.json", shipped=registry.PINS)
 
 
 def _pin(hashes: Mapping[str, str]) -> None:
     """Pin {address: sha256} of downloads that filled their network; files of the repository have no address."""
     for address, sha256 in hashes.items():
         if "://" in address:
-            _pins().add(address, sha256)
+            registry.pins().add(address, sha256)
 
 
 def _fingerprint(network: Network, code: str) -> str:

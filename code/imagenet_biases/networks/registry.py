@@ -23,6 +23,7 @@ from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.paths import HOME, SHIPPED
 from imagenet_biases.base.schema import Fields, Row, check
 from imagenet_biases.networks import packages
+from imagenet_biases.networks.pins import Pins
 from imagenet_biases.study import DRAWN_CATEGORIES
 
 ZOO = SHIPPED / "models" / "zoo.toml"
@@ -188,6 +189,11 @@ class Entry:
 def user_folder() -> Path:
     """Return the folder of the user's entries and pins: environment variable ZOO_FOLDER, else models/ (git-ignored)."""
     return Path(os.environ.get("ZOO_FOLDER") or HOME / "models")
+
+
+def pins() -> Pins:
+    """Return the hashes of first verified downloads: the shipped lock file, and the user's, to which new ones go."""
+    return Pins(user_folder() / "zoo.user.lock.json", shipped=PINS)
 
 
 def registry() -> dict[str, Entry]:
