@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,15 +45,18 @@ ByteCounts: TypeAlias = Int64[np.ndarray, " N"]
 
 def archives_in(folder: Path) -> list[Path]:
     """Return the image archives in a folder, sorted, without those named after another split."""
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix in READ and not path.name.startswith(".")]
-    return [path for path in paths if path.is_file() and not OTHER_SPLITS.search(path.name)]
+    paths = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in READ and path.name[0] != "." and path.is_file() and not OTHER_SPLITS.search(path.name):
+            paths.append(path)
+    return paths
 
 
 def unpacking(paths: Iterable[str | Path]) -> str | None:
     """Return the command that unpacks the first compressed archive among paths, or None where there is none."""
     for path in map(Path, paths):
         for endings, line in COMPRESSED.items():
-            ending = next((ending for ending in endings if path.name.lower().endswith(ending)), None)
+            ending = next(filter(path.name.lower().endswith, endings), None)
             if ending and not OTHER_SPLITS.search(path.name):
                 folder = shlex.quote(str(path)[: -len(ending)])
                 return f"mkdir -p {folder} && {line.format(file=shlex.quote(str(path)), folder=folder)}"
@@ -230,18 +233,16 @@ def _index(path: Path) -> ArchiveIndex:
     sizes: list[int] = []
     places: list[int] = []
     for folder in sorted(by_folder):
-        members = sorted(by_folder.pop(folder))
-        names = [base for base, _, _ in members]
+        names, member_places, member_sizes = zip(*sorted(by_folder.pop(folder)), strict=True)
         _refuse_double(names, f"{path}/{folder}")
         text = "\0".join(names)
         folders[folder] = (lists.setdefault(text, len(lists)), len(sizes), len(names))
-        for _, place, size in members:
-            places.append(place)
-            sizes.append(size)
+        places += member_places
+        sizes += member_sizes
     return ArchiveIndex(folders, list(lists), np.array(sizes, np.int64), np.array(places, np.int64))
 
 
-def _refuse_double(names: list[str], place: str) -> None:
+def _refuse_double(names: Sequence[str], place: str) -> None:
     """Raise UserError where a name occurs twice among sorted names."""
     repeated = [name for name, following in itertools.pairwise(names) if name == following]
     if repeated:
@@ -323,14 +324,18 @@ class Archives:
     def __init__(self, paths: tuple[Path, ...], indexes: list[ArchiveIndex]) -> None:
         self.paths, self.indexes = paths, indexes
         self.children: dict[str, set[str]] = {}
-        for folder in itertools.chain.from_iterable(index.folders for index in indexes):
-            while folder:
-                above, _, name = folder.rpartition("/")
-                below = self.children.setdefault(above, set())
-                if name in below:
-                    break
-                below.add(name)
-                folder = above
+        for index in indexes:
+            for folder in index.folders:
+                self._add(folder)
+
+    def _add(self, folder: str) -> None:
+        while folder:
+            parent, _, name = folder.rpartition("/")
+            siblings = self.children.setdefault(parent, set())
+            if name in siblings:
+                return
+            siblings.add(name)
+            folder = parent
 
     @property
     def root(self) -> Path:
@@ -380,8 +385,9 @@ class ArchiveFolder:
                 names += index.lists[chosen].split("\0")
                 part = slice(first, first + count)
                 columns.append([index.sizes[part], np.full(count, number), index.places[part]])
+        several = len(columns) > 1
         columns = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), np.int64)
-        if sum(self.path in index.folders for index in self.archives.indexes) > 1:
+        if several:
             order = sorted(range(len(names)), key=names.__getitem__)
             names, columns = [names[i] for i in order], columns[:, order]
             _refuse_double(names, str(self))

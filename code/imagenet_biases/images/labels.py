@@ -82,7 +82,7 @@ def possible_label_file(folders: Iterable[Path]) -> Path | None:
 
 def _of_numbers(names: list[str], wnids: list[str], path: Path) -> list[int]:
     """Return the class numbers of images named after their number among the 50,000 validation images."""
-    numbers = [_validation_number(name) for name in names]
+    numbers = list(map(_validation_number, names))
     if unknown := set(wnids) - wordnet_index().keys():
         classes = listed_briefly(map(repr, unknown))
         raise UserError(f"{path} contains unknown class names ({classes}): fetch or make it again")
@@ -151,11 +151,11 @@ def _file_labels(names: list[str], path: Path) -> list[int]:
     Names may be written with or without folder and extension.
     """
     demand_file(path, "a text file with two columns: file name, and WordNet id or class number 0-999")
-    by_stem = {os.path.splitext(name)[0]: name for name in names} | {name: name for name in names}
+    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
     classes: dict[str, dict[str, int]] = {}  # of each image: {word: its line}
     for number, line in enumerate(_text(path).splitlines(), 1):
         words = _words(line)
-        name = by_stem.get(os.path.basename(words[0])) if len(words) > 1 else None
+        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
         if name:
             classes.setdefault(name, {})[words[1]] = number
     if missing := [name for name in names if name not in classes]:
@@ -172,7 +172,7 @@ def _file_labels(names: list[str], path: Path) -> list[int]:
             f"{path} gives {len(ambiguous)} images two different labels ({listed_briefly(ambiguous)}); keep the right "
             f"ones"
         )
-    if "0" not in words and all(word.isdecimal() for word in words) and set(labels) == set(range(1, max(labels) + 1)):
+    if "0" not in words and all(map(str.isdecimal, words)) and set(labels) == set(range(1, max(labels) + 1)):
         warnings.warn(f"the classes in {path} are numbered from 1: they should be 0-999", stacklevel=2)
     return labels
 
@@ -183,8 +183,8 @@ def _words(line: str) -> list[str]:
 
 def table(path: str | Path) -> list[list[str]]:
     """Return the words of each non-empty line of a text file; # begins a comment."""
-    rows = (_words(line.partition("#")[0]) for line in _text(path).splitlines())
-    return [row for row in rows if row]
+    lines = [line.partition("#")[0] for line in _text(path).splitlines()]
+    return list(filter(None, map(_words, lines)))
 
 
 def label(word: str, path: str | Path, line: int) -> int:
@@ -233,7 +233,7 @@ def real_labels(images: "ImageSet") -> list[set[int]]:
     custom = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), None)
     source = custom or Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
     sets = _real(source, *_stamp(source))
-    numbers = [_validation_number(file) for file in images.files]
+    numbers = list(map(_validation_number, images.files))
     if max(numbers, default=0) > len(sets):
         raise UserError(
             f"{source} has {len(sets)} entries, but there is an image number {max(numbers)}; fix it or remove it"

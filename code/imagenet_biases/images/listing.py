@@ -119,15 +119,19 @@ def list_classes(
     """
     folders = [top]
     if not declared.variants:
-        names = subfolders(top)
-        folders += [top / "val"] if "val" in names else [top / folder for folder in names]
-    numbers = {folder: {sub: class_of(sub, declared) for sub in subfolders(folder)} for folder in folders}
-    with_classes = [folder for folder in folders if any(number is not None for number in numbers[folder].values())]
+        inside = subfolders(top)
+        folders += [top / "val"] if "val" in inside else [top / folder for folder in inside]
+    numbers: dict[Folder, dict[str, int | None]] = {}
+    with_classes: list[Folder] = []
+    for folder in folders:
+        numbers[folder] = {name: class_of(name, declared) for name in subfolders(folder)}
+        if set(numbers[folder].values()) - {None}:
+            with_classes.append(folder)
     if with_classes and with_classes[0] != top and len(with_classes) > 1:
         raise UserError(f"{name}: class folders in {listed_briefly(map(str, with_classes))}; give one of them")
     if with_classes:
         root = with_classes[0]
-        strange = [sub for sub, number in numbers[root].items() if number is None]
+        strange = [folder for folder, number in numbers[root].items() if number is None]
         if strange:
             raise UserError(
                 f"{name}: folders under {root} that name no ImageNet class: {listed_briefly(strange)}; move them away"
@@ -172,10 +176,13 @@ def _scan(folder: Folder) -> tuple[Any, ...]:
         names, *columns = folder.scan()
         images = [i for i, name in enumerate(names) if not name.endswith(LABEL_IN_ARCHIVE)]
         return [names[i] for i in images], *(column[images] for column in columns)
+    names, sizes = [], []
     with os.scandir(folder) as entries:
-        files = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
-    files.sort(key=lambda entry: entry.name)
-    return [entry.name for entry in files], np.array([size_of(entry) for entry in files], np.int64)
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                names.append(entry.name)
+                sizes.append(size_of(entry))
+    return names, np.array(sizes, np.int64)
 
 
 def size_of(entry: Path | os.DirEntry) -> int:
@@ -250,7 +257,7 @@ def _shared_names(folders: dict[str, int], names: Sequence[Sequence[str]]) -> Im
         paths: list[str] = []
         for folder, files in zip(folders, names, strict=True):
             paths += [f"{folder}/{file}" for file in files]
-        labels = np.repeat(np.array([*folders.values()], np.int64), [len(files) for files in names])
+        labels = np.repeat(np.array([*folders.values()], np.int64), list(map(len, names)))
         _names_by_text[key] = ImageNames(paths, labels)
     return _names_by_text[key]
 
@@ -301,9 +308,8 @@ def _stored_names(folder: Path, digest: bytes, folders: tuple[tuple[str, int], .
             files = names.setdefault(word[:-1], [])
         else:
             files.append(word)
-    if list(names) != [name for name, _ in folders]:
-        return None
-    return _shared_names(dict(folders), list(names.values()))
+    numbers = dict(folders)
+    return _shared_names(numbers, list(names.values())) if list(names) == list(numbers) else None
 
 
 def _flat_listing(root: Folder, top: Folder, label_file: str | Path | None) -> Listing:
@@ -316,7 +322,7 @@ def _flat_listing(root: Folder, top: Folder, label_file: str | Path | None) -> L
         folders = [root.beside]
         labels = shard_labels(names, root) or flat_labels(names, folders, label_file)
     else:
-        folders = list(dict.fromkeys(folder for folder in (top, root, root.parent) if isinstance(folder, Path)))
+        folders = list(dict.fromkeys((Path(str(top)), root, root.parent)))
         labels = flat_labels(names, folders, label_file)
     if labels is None:
         candidate = possible_label_file(folders)

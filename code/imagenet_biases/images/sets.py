@@ -230,7 +230,7 @@ def _paths(base: str, data: "Data") -> list[Path]:
 def places(location: str | Path) -> list[Path]:
     """Return the paths of one image set: a folder, an archive, or several archives separated by commas."""
     whole, parts = Path(location), [part.strip() for part in str(location).split(",")]
-    return [whole] if whole.exists() or not all(parts) else [Path(part) for part in parts]
+    return [whole] if whole.exists() or not all(parts) else list(map(Path, parts))
 
 
 def look_in(base: str, paths: list[Path], data: "Data", listed: Callable[[Folder], Listing]) -> tuple[Folder, Listing]:
