@@ -120,12 +120,7 @@ def _download(address: str, part: Path) -> None:
     """Download the file at `address` to `part`, resuming after interruptions."""
     import requests
 
-    interruptions = (
-        _Interrupted,
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-    )
+    interruptions = (_Interrupted, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     source = {"hf": _from_hub, "gdrive": _from_drive}.get(address.partition("://")[0], _from_web)
     for attempt in range(ATTEMPTS):
         if attempt:

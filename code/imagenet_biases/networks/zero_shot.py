@@ -195,11 +195,7 @@ def _built(named: ZeroShotName, settings: dict[str, Any]) -> tuple[Any, Any]:
     open_clip = _open_clip()
     arch = f"local-dir:{named.folder}" if named.folder else named.arch
     model = open_clip.create_model(
-        arch,
-        load_weights=False,
-        force_quick_gelu=settings["quick_gelu"],
-        pretrained_image=False,
-        pretrained_text=False,
+        arch, load_weights=False, force_quick_gelu=settings["quick_gelu"], pretrained_image=False, pretrained_text=False
     )
     return model, open_clip.get_tokenizer(arch)
 
