@@ -122,6 +122,7 @@ def _download(address: str, part: Path) -> None:
 
     interruptions = (_Interrupted, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     source = {"hf": _from_hub, "gdrive": _from_drive}.get(address.partition("://")[0], _from_web)
+    last: BaseException = _Interrupted()
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2 ** (attempt - 1))

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, ParamSpec, TextIO, TypeVar
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class UserError(Exception):

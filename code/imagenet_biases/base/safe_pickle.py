@@ -260,7 +260,8 @@ def _check(stream: Any, size: int) -> None:
     stack: list[list[int]] = []
     marks: list[int] = []
     memo: dict[int, list[int]] = {}
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+    operations: Any = pickletools.genops(stream)
+    for step, (opcode, argument, _) in enumerate(operations):
         name = opcode.name
         if step > STEP_LIMIT or ("PUT" in name and int(argument) > size):
             raise ValueError("a pickle that asks for more memory than its file could fill")
@@ -379,11 +380,15 @@ class TensorView:
 
     def tensor(self) -> torch.Tensor:
         """Return the tensor; its storage must be filled."""
+        assert self.storage.data is not None, "its storage is filled before"
         return torch.as_strided(self.storage.data, self.shape, self.stride, self.offset)
 
 
 class Inert:
     """Stands for any object that is not plain data; accepts every operation of a pickle."""
+
+    arguments: tuple[Any, ...]
+    items: dict[Any, Any]
 
     def __new__(cls, *arguments: Any, **_: Any) -> Any:  # a pickle may create an object without __init__
         stub = object.__new__(cls)

@@ -258,12 +258,11 @@ def _stored_index(path: Path, size: int, time: int, folder: str | Path | None) -
         index = _index(path)
         if stored:
             columns = np.array(list(index.folders.values()), np.int64).reshape(-1, 3)
-            texts = {"folders": "\0".join(index.folders), "lists": "/".join(index.lists)}
+            arrays: dict[str, Any] = {"stamp": stamp, "columns": columns, "sizes": index.sizes, "places": index.places}
+            for name, text in (("folders", "\0".join(index.folders)), ("lists", "/".join(index.lists))):
+                arrays[name] = np.frombuffer(text.encode(), np.uint8)
             with atomic(stored) as file:
-                np.savez(
-                    file, stamp=stamp, columns=columns, sizes=index.sizes, places=index.places,
-                    **{name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()},
-                )  # fmt: skip
+                np.savez(file, **arrays)
     return index
 
 
@@ -314,7 +313,9 @@ def archives(paths: tuple[Path, ...], index_folder: str | Path | None = None) ->
 @lru_cache(maxsize=16)
 def _archives(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...], index_folder: Any) -> "Archives":
     with ThreadPoolExecutor(len(paths)) as pool:  # on a shared file system, reading headers is mostly waiting
-        indexes = list(pool.map(lambda path, stamp: _stored_index(path, *stamp, index_folder), paths, stamps))
+        indexes = list(
+            pool.map(lambda path, stamp: _stored_index(path, stamp[0], stamp[1], index_folder), paths, stamps)
+        )
     return Archives(paths, indexes)
 
 

@@ -1,6 +1,7 @@
 """Custom image sets: any folder or archive of images of ImageNet classes."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,9 +41,9 @@ def custom_set(
     """
     name = PREFIX + safe_name(name)
     declared = Declaration(name, images=0)
-    if labels is None:
-        listing_of = partial(_by_class, name, declared)
-    else:
+    listing_of: Callable[[Folder], Listing] = partial(_by_class, name, declared)
+    accepted: dict[str, tuple[int, ...]] = {}
+    if labels is not None:
         demand_file(labels, "a text file of lines NAME CLASS [CLASS ...]")
         accepted = _accepted(labels)
         listing_of = partial(list_labelled, label_of=lambda file: _first(accepted, file))

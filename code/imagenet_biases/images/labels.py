@@ -116,7 +116,8 @@ def _packed_devkit(path: Path) -> list[str]:
         if len(data) > LONGEST_TEXT:
             raise tarfile.ReadError(f"longer than {LONGEST_TEXT:,} bytes")
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            files = {os.path.basename(file.name): tar.extractfile(file).read() for file in tar if file.isreg()}
+            read: Any = tar.extractfile
+            files = {os.path.basename(file.name): read(file).read() for file in tar if file.isreg()}
         truth, meta = files["ILSVRC2012_validation_ground_truth.txt"], files["meta.mat"]
     except Exception as error:  # damaged files cause many kinds of errors
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): fetch it again") from None

@@ -331,7 +331,7 @@ def _flat_listing(root: Folder, top: Folder, label_file: str | Path | None) -> L
             f"ILSVRC2012_devkit_t12.tar.gz or meta.bin (torchvision), or give a text file with two columns (file name, "
             f"and WordNet id or class number 0-999) with --imagenet-labels {candidate or 'FILE'}"
         )
-    order = np.lexsort((np.arange(len(names)), labels))
+    order = np.argsort(np.asarray(labels), kind="stable")
     image_names = ImageNames([names[i] for i in order], np.asarray(labels, np.int64)[order])
     if not isinstance(root, ArchiveFolder):
         return Listing(root, image_names, sizes[order])

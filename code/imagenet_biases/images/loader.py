@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -110,6 +110,7 @@ class _Decoder(torch.utils.data.Dataset):
 
     def place(self, slot: int, number: int, positions: Sequence[int]) -> UInt8[np.ndarray, "B H W 3"]:
         """Return the array for a task in a slot of the ring."""
+        assert self.ring is not None
         shape = (len(positions), *self.shape(number))
         return self.ring[slot, : int(np.prod(shape))].reshape(shape)
 
@@ -175,14 +176,14 @@ def _page_locked(ring: np.ndarray | None, device: torch.device) -> Iterator[None
     if ring is None or device.type != "cuda":
         yield
         return
-    address = ring.ctypes.data
-    locked = int(torch.cuda.cudart().cudaHostRegister(address, ring.nbytes, 0)) == 0
+    address, cudart = ring.ctypes.data, cast(Any, torch.cuda.cudart())
+    locked = int(cudart.cudaHostRegister(address, ring.nbytes, 0)) == 0
     try:
         yield
     finally:
         if locked:
             torch.cuda.synchronize()
-            torch.cuda.cudart().cudaHostUnregister(address)
+            cudart.cudaHostUnregister(address)
 
 
 def _start(worker: int) -> None:

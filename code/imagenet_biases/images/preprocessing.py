@@ -46,9 +46,9 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "crop crop 3"]:
         """Turn a Pillow image into RGB pixels. Raises ValueError for sizes that it does not accept."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as transforms
+        from torchvision.transforms import InterpolationMode, functional
 
+        transforms: Any = functional  # whose annotations know tensors only
         if self.resize is None:
             if image.size != (self.crop, self.crop):
                 raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
@@ -251,7 +251,7 @@ class Reader:
         return status.st_size, status.st_mtime_ns
 
 
-def _checksum(pixels: np.ndarray) -> int:
+def _checksum(pixels: Any) -> int:
     return zlib.crc32(pixels) or 1  # 0 means: not stored yet
 
 

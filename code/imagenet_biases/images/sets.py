@@ -124,7 +124,7 @@ def image_set(name: str, data: "Data") -> ImageSet:
     manifest = read_manifest(top)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
-    expected = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
+    expected: Any = {class_of(name, declared) for name in manifest["classes"]} if "classes" in manifest else classes
     if expected and None in expected:
         raise UserError(f"{top / 'image-set.json'} contains unknown class names; fix or delete it")
     everything = ImageSet(
@@ -265,6 +265,7 @@ def look_in(base: str, paths: list[Path], data: "Data", listed: Callable[[Folder
             reason = reason if isinstance(reason, Missing) and isinstance(error, NoImages) else error
     if not packed and tops and (line := unpacking(sorted(tops[0].iterdir()))):
         raise UserError(f"{reason}; or unpack what is there:  {line}")
+    assert reason is not None, "there is a folder or an archive to look in"
     raise reason
 
 

@@ -53,6 +53,9 @@ class Network(torch.nn.Module):
         frontends: what stands before it, first to last.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         body: torch.nn.Module,
@@ -449,7 +452,7 @@ def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
     path = fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
     contents, sha256 = read_verified(address, path)
     try:  # timm's own strict loading: it also translates the names in files that others published
-        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
+        body: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{address} does not fill timm's {name}: {' '.join(str(error).split())[:300]}") from error
     body.pretrained_cfg.pop("state_dict")  # or every network would be kept twice

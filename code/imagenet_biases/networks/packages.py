@@ -34,7 +34,7 @@ def timm_address(name: str) -> str:
     """Return the address of a timm name's pretrained weights. Raises UserError if it has none for 1,000 classes."""
     import timm
 
-    config = timm.models.get_pretrained_cfg(name) if in_timm(name) else None
+    config: Any = timm.models.get_pretrained_cfg(name) if in_timm(name) else None
     if config is None or not (config.hf_hub_id or config.url):
         hint = nearest(name, timm_names()) or "`timm.list_pretrained()` lists what it has"
         raise UserError(f"timm has no pretrained weights for {name!r}: {hint}")
@@ -48,10 +48,10 @@ def timm_address(name: str) -> str:
 def timm_config(name: str) -> dict[str, Any]:
     """Return how timm evaluates `name`: input_size, interpolation, mean, std, crop_pct, crop_mode."""
     import timm
+    from timm.data.config import resolve_data_config
 
-    return timm.data.resolve_data_config(
-        pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict(), use_test_size=True
-    )
+    config: Any = timm.models.get_pretrained_cfg(name)
+    return resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=True)
 
 
 def timm_preprocessing(config: dict[str, Any]) -> "Preprocessing | str":
@@ -99,7 +99,7 @@ def xcit_large_12() -> "torch.nn.Module":
     return timm.create_model("xcit_large_24_p16_224", depth=12)
 
 
-def as_torchvision_evaluates(body: "torch.nn.Module") -> None:
+def as_torchvision_evaluates(body: Any) -> None:
     """Let GoogLeNet and Inception v3 rescale their input, as torchvision does when it loads their weights."""
     if hasattr(body, "transform_input"):
         body.transform_input = True

@@ -162,7 +162,7 @@ def _use_file(path: Path, function: str, use: Callable[[ModuleType, str], Any] |
     try:
         with blaming(qualified):
             name = f"{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
-            spec = importlib.util.spec_from_file_location(name, path)
+            spec: Any = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         body = (use or _call)(module, qualified)

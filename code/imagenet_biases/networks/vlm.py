@@ -112,7 +112,8 @@ def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[A
 
         options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
         processor = AutoProcessor.from_pretrained(place, **options)
-        model, loaded = AutoModelForImageTextToText.from_pretrained(
+        loader: Any = AutoModelForImageTextToText
+        model, loaded = loader.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     lacking = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))

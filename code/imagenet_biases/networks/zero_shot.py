@@ -45,6 +45,12 @@ class ZeroShot(torch.nn.Module):
     """
 
     asks = ("names",)
+    visual: Any
+    scale: Tensor
+    mean: Tensor
+    std: Tensor
+    classes: Weights
+    categories: Weights
 
     def __init__(
         self,
@@ -244,8 +250,8 @@ def _stored_text_weights(
     model: Any, tokenizer: Any, names: Sequence[str], templates: Sequence[Template], key: list[Any], folder: str | Path
 ) -> Weights:
     """Return text_weights, computed once per checkpoint and stored in the folder of downloads."""
-    key = hashlib.sha256(json.dumps([*key, _digest(names, templates)]).encode()).hexdigest()
-    path = Path(folder) / f"text-weights-{key[:32]}.npy"
+    digest = hashlib.sha256(json.dumps([*key, _digest(names, templates)]).encode()).hexdigest()
+    path = Path(folder) / f"text-weights-{digest[:32]}.npy"
     with contextlib.suppress(OSError, ValueError):
         stored = np.load(path, allow_pickle=False)
         if stored.shape[:1] == (len(names),) and stored.dtype == np.float32 and stored.ndim == 2:
