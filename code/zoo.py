@@ -116,18 +116,22 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     folder = options.checkpoints
     if options.list:
         show(folder)
-        return None
-    if options.explain is not None:
+    elif options.explain is not None:
         print(explain(options.explain, folder, measured_top1(options.explain, options.results)))
-        return None
-    if options.fetch is not None:
-        return for_all(resolve(options.fetch), lambda name: verify(name, folder))
-    entries = registry().values()
-    if options.check_links is not None:
-        names = resolve(options.check_links) if options.check_links else [entry.name for entry in entries]
+    elif options.check_links is not None:
+        names = resolve(options.check_links) if options.check_links else list(registry())
         return for_all([name for name in names if name in registry()], check_links)
-    present = [entry.name for entry in entries if on_disk(entry, folder)]
-    names = resolve(options.verify) if options.verify else present
+    else:
+        return fetch_and_verify(options.fetch, options.verify, folder)
+    return None
+
+
+def fetch_and_verify(fetched: str | None, verified: str | None, folder: str | None) -> int:
+    """Verify networks, fetching those of `fetched`; of `verified` ('': all on disk) none may be missing."""
+    if fetched is not None:
+        return for_all(resolve(fetched), lambda name: verify(name, folder))
+    present = [entry.name for entry in registry().values() if on_disk(entry, folder)]
+    names = resolve(verified) if verified else present
     missing = [name for name in names if name in registry() and name not in present]
     if missing:
         raise UserError(f"not on disk: {', '.join(missing)}; `python code/zoo.py --fetch {missing[0]}` fetches")

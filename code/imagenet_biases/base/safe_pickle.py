@@ -190,10 +190,7 @@ def _zip(path: Path, size: int) -> Any:
         root = pickles[0].removesuffix("data.pkl")
         if root + "constants.pkl" in records:
             raise ValueError("a TorchScript program; save its state_dict() instead")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-            raise ValueError("compressed records, which torch never writes")
-        if sum(info.file_size for info in archive.infolist()) > size:
-            raise ValueError("its records claim more bytes than the file has")
+        _check_records(archive.infolist(), size)
         if root + "byteorder" in records and archive.read(root + "byteorder") != b"little":
             raise ValueError(BIG_ENDIAN)
         text = archive.read(pickles[0])
@@ -211,6 +208,13 @@ def _zip(path: Path, size: int) -> Any:
         for storage in unpickler.storages.values():
             storage.fill(archive.read(places[storage.key]))
     return value
+
+
+def _check_records(records: list[zipfile.ZipInfo], size: int) -> None:
+    if any(info.compress_type != zipfile.ZIP_STORED for info in records):
+        raise ValueError("compressed records, which torch never writes")
+    if sum(info.file_size for info in records) > size:
+        raise ValueError("its records claim more bytes than the file has")
 
 
 def _legacy(path: Path, size: int) -> Any:

@@ -117,17 +117,14 @@ def list_classes(
         NoImages: there are no class folders.
         UserError: several folders have class folders, or one has folders that name no class.
     """
-    folders = [top]
-    if not declared.variants:
-        inside = subfolders(top)
-        folders += [top / "val"] if "val" in inside else [top / folder for folder in inside]
+    folders = _candidates(top, declared)
     numbers: dict[Folder, dict[str, int | None]] = {}
     with_classes: list[Folder] = []
     for folder in folders:
         numbers[folder] = {name: class_of(name, declared) for name in subfolders(folder)}
         if set(numbers[folder].values()) - {None}:
             with_classes.append(folder)
-    if with_classes and with_classes[0] != top and len(with_classes) > 1:
+    if len(with_classes) > 1 and with_classes[0] != top:
         raise UserError(f"{name}: class folders in {listed_briefly(map(str, with_classes))}; give one of them")
     if with_classes:
         root = with_classes[0]
@@ -145,6 +142,14 @@ def list_classes(
         f"{name}: no folders named after {'class numbers' if declared.numbered else 'WordNet ids'} in {top} or its "
         f"folder val; give the folder that contains them with --{name.partition('/')[0]} DIR"
     )
+
+
+def _candidates(top: Folder, declared: Declaration) -> list[Folder]:
+    """Return the folders that may contain the class folders."""
+    if declared.variants:
+        return [top]
+    names = subfolders(top)
+    return [top, top / "val"] if "val" in names else [top, *(top / name for name in names)]
 
 
 def list_labelled(root: Folder, label_of: Callable[[str], int]) -> Listing:

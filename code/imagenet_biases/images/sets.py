@@ -248,25 +248,35 @@ def look_in(base: str, paths: list[Path], data: "Data", listed: Callable[[Folder
         UserError: the set is not there, or is packed in files that cannot be read.
     """
     folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-    tops, packed = ([folder], archives_in(folder)) if folder else ([], paths)
-    unread = [path for path in packed if path.suffix not in READ]
-    if missing := [path for path in packed if not path.is_file()]:
-        raise UserError(f"{base}: there is no folder or archive {missing[0]}; give the right one with --{base} DIR")
+    packed = archives_in(folder) if folder else paths
+    _check_archives(base, packed)
+    reason: UserError = NoImages(f"{base}: no folder and no archive")
+    if folder:
+        try:
+            return folder, listed(folder)
+        except (NoImages, Missing) as error:
+            reason = error
+    if packed:
+        try:
+            top = ArchiveFolder(archives(tuple(packed), data.listings))
+            return top, listed(top)
+        except (NoImages, Missing) as error:
+            if not isinstance(reason, Missing) or isinstance(error, Missing):
+                reason = error
+    elif folder and (line := unpacking(sorted(folder.iterdir()))):
+        raise UserError(f"{reason}; or unpack what is there:  {line}")
+    raise reason
+
+
+def _check_archives(base: str, paths: list[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{base}: there is no folder or archive {path}; give the right one with --{base} DIR")
+    unread = [path for path in paths if path.suffix not in READ]
     if unread:
         line = unpacking(unread)
         remedy = f"unpack it:  {line}" if line else f"give a folder, or archives in {' or '.join(READ)}"
         raise UserError(f"{base}: {unread[0]} cannot be read as it is; {remedy}")
-    reason = None
-    for top in (*tops, *([None] if packed else [])):
-        try:
-            top = top or ArchiveFolder(archives(tuple(packed), data.listings))
-            return top, listed(top)
-        except (NoImages, Missing) as error:
-            reason = reason if isinstance(reason, Missing) and isinstance(error, NoImages) else error
-    if not packed and tops and (line := unpacking(sorted(tops[0].iterdir()))):
-        raise UserError(f"{reason}; or unpack what is there:  {line}")
-    assert reason is not None, "there is a folder or an archive to look in"
-    raise reason
 
 
 def _listed(name: str, top: Folder, variant: str, declared: Declaration, data: "Data") -> Listing:
@@ -315,16 +325,8 @@ def check_complete(
     total = len(images)
     if not total:
         raise UserError(f"{images.name}: no images under {images.listing.root}; give the folder of the class folders")
-    counts = np.bincount(images.labels, minlength=1000)
     problems = [] if total == whole else [f"{total:,} images instead of {whole:,}"]
-    absent = [wordnet_ids()[number] for number in expected or () if not counts[number]]
-    if absent:
-        problems.append(f"{len(absent)} classes without images ({listed_briefly(absent)})")
-    if per_class:
-        wrong = [number for number in np.flatnonzero(counts) if counts[number] != per_class]
-        if wrong:
-            examples = listed_briefly(f"{wordnet_ids()[number]} has {counts[number]}" for number in wrong)
-            problems.append(f"{len(wrong)} classes without exactly {per_class} images ({examples})")
+    problems += _class_problems(np.bincount(images.labels, minlength=1000), per_class, expected or ())
     if problems and not data.allow_partial and data.limit is None:
         raise UserError(
             f"{images.name} under {images.listing.root} is not complete: {'; '.join(problems)}. Complete it, or "
@@ -333,6 +335,19 @@ def check_complete(
     if problems:
         images = replace(images, subset={"images": total, "of": whole})
     return shortened(images, data, whole)
+
+
+def _class_problems(counts: np.ndarray, per_class: int | None, expected: Collection[int]) -> list[str]:
+    """Return what is wrong with the numbers of images per class."""
+    problems = []
+    absent = [wordnet_ids()[number] for number in expected if not counts[number]]
+    if absent:
+        problems.append(f"{len(absent)} classes without images ({listed_briefly(absent)})")
+    wrong = [number for number in np.flatnonzero(counts) if per_class and counts[number] != per_class]
+    if wrong:
+        examples = listed_briefly(f"{wordnet_ids()[number]} has {counts[number]}" for number in wrong)
+        problems.append(f"{len(wrong)} classes without exactly {per_class} images ({examples})")
+    return problems
 
 
 def shortened(images: ImageSet, data: "Data", whole: int) -> ImageSet:

@@ -291,14 +291,7 @@ def _entry(
     source = file.get("source")
     if normalization is None and source == "torchvision":
         normalization = "imagenet"
-    if normalization not in (*NORMALIZATIONS, "timm"):
-        raise ValueError(f"normalization is {normalization!r}, not one of {', '.join((*NORMALIZATIONS, 'timm'))}")
-    if normalization == "timm" and source != "timm":
-        raise ValueError("normalization 'timm' is for source 'timm' only")
-    if expected_top1 is not None and not 0 <= expected_top1 <= 100:
-        raise ValueError(f"expected_top1 = {expected_top1} is not a percentage")
-    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
-        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
+    _check_entry(source, normalization, expected_top1, norm, eps)
     rows = ([file] if file else []) if files is None else [{**file, **check(part, ROW)} for part in files]
     if arch is None:
         arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
@@ -308,7 +301,7 @@ def _entry(
         in_study=in_study,
         files=tuple(_file(root, name, **row) for row in rows),
         arch=arch,
-        normalization=normalization,
+        normalization=str(normalization),
         expected_top1=expected_top1,
         paper=paper,
         link=link,
@@ -319,6 +312,19 @@ def _entry(
         norm=norm,
         eps=eps,
     )
+
+
+def _check_entry(
+    source: str | None, normalization: str | None, expected_top1: float | None, norm: str, eps: float | None
+) -> None:
+    if normalization not in (*NORMALIZATIONS, "timm"):
+        raise ValueError(f"normalization is {normalization!r}, not one of {', '.join((*NORMALIZATIONS, 'timm'))}")
+    if normalization == "timm" and source != "timm":
+        raise ValueError("normalization 'timm' is for source 'timm' only")
+    if expected_top1 is not None and not 0 <= expected_top1 <= 100:
+        raise ValueError(f"expected_top1 = {expected_top1} is not a percentage")
+    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
+        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
 
 
 def _view(*, resize: int, crop: int, interpolation: str = "bilinear") -> dict[str, Any]:

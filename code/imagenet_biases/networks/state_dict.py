@@ -4,7 +4,7 @@ import collections
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -36,17 +36,13 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object) -> 
     flat = {".".join(path): tensor for path, tensor in tensors(contents)}
     prefixes: collections.Counter[str] = collections.Counter()
     for name in flat:
-        prefixes.update(name[:i] for i in _starts(name) if name[i:] in expected)
+        prefixes.update(_known_prefixes(name, expected))
     candidates = {}
     for prefix, _ in prefixes.most_common(8):
-        candidates[prefix] = {name.removeprefix(prefix): flat[name] for name in flat if name.startswith(prefix)}
+        candidates[prefix] = _part(flat, prefix)
     fitting = [prefix for prefix in candidates if not _differences(expected, candidates[prefix])]
     if not fitting:
-        prefix, state = next(iter(candidates.items()), ("", flat))
-        closest = f"the part under {prefix!r}" if prefix else "its names as they stand"
-        misfit = _misfit(expected, state, f"{source}, of which {closest} came closest,")
-        rules = layout_for(contents, expected, prefix)
-        raise UserError(misfit + (f"; by an entry in zoo.user.toml with {_toml(rules)} it would fit" if rules else ""))
+        raise UserError(_closest(contents, expected, source, *next(iter(candidates.items()), ("", flat))))
     first = next(prefix for prefix in prefixes if prefix in fitting)
     state = candidates[first]
     different = [prefix for prefix in fitting if prefix != first and _differ(candidates[prefix], state)]
@@ -54,6 +50,23 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object) -> 
         message = f"{source} contains several networks: {first!r} is used, not {listed_briefly(different)}"
         warnings.warn(message, stacklevel=2)
     return state
+
+
+def _known_prefixes(name: str, expected: StateDict) -> list[str]:
+    """Return the beginnings of a name after which it is a name of the network."""
+    return [name[:end] for end in _starts(name) if name[end:] in expected]
+
+
+def _part(flat: StateDict, prefix: str) -> StateDict:
+    return {name.removeprefix(prefix): flat[name] for name in flat if name.startswith(prefix)}
+
+
+def _closest(contents: dict[str, Any], expected: StateDict, source: object, prefix: str, state: StateDict) -> str:
+    """Return why the part under a prefix does not fit, and rules by which it would."""
+    closest = f"the part under {prefix!r}" if prefix else "its names as they stand"
+    misfit = _misfit(expected, state, f"{source}, of which {closest} came closest,")
+    rules = layout_for(contents, expected, prefix)
+    return misfit + (f"; by an entry in zoo.user.toml with {_toml(rules)} it would fit" if rules else "")
 
 
 def _differ(state: StateDict, other: StateDict) -> bool:
@@ -71,18 +84,10 @@ def layout_for(contents: dict[str, Any], expected: StateDict, prefix: str = "") 
         expected: the network's state dict.
         prefix: what most of the names begin with (keys of nested dicts are parts of names).
     """
-    wrapper = next(
-        (key for key, value in contents.items() if isinstance(value, dict) and prefix.startswith(f"{key}.")), ""
-    )
+    wrapper = _wrapper(contents, prefix)
     part = contents[wrapper] if wrapper else contents
     strip = tuple(re.findall(r"[^.]*\.", prefix.removeprefix(f"{wrapper}.") if wrapper else prefix))
-    originals = {}  # name without the prefixes -> name in the file
-    for name, value in part.items():
-        if isinstance(value, Tensor):
-            short = name
-            for start in strip:
-                short = short.removeprefix(start)
-            originals[short] = name
+    originals = _without_prefixes(part, strip)
     state = {short: part[name] for short, name in originals.items()}
     missing, extra = _modules(expected, state), _modules(state, expected)
     rename = _renames(missing, extra)
@@ -95,6 +100,26 @@ def layout_for(contents: dict[str, Any], expected: StateDict, prefix: str = "") 
     except UserError:
         return None
     return rules if fits and len(ignore) + len(rename) <= 12 else None
+
+
+def _wrapper(contents: dict[str, Any], prefix: str) -> str:
+    """Return the key of the nested dict to which a prefix leads, '' for the top level."""
+    for key, value in contents.items():
+        if isinstance(value, dict) and prefix.startswith(f"{key}."):
+            return key
+    return ""
+
+
+def _without_prefixes(part: dict[str, Any], prefixes: Iterable[str]) -> dict[str, str]:
+    """Return {name without the prefixes: name} of the tensors in a part of a file."""
+    originals = {}
+    for name, value in part.items():
+        if isinstance(value, Tensor):
+            short = name
+            for prefix in prefixes:
+                short = short.removeprefix(prefix)
+            originals[short] = name
+    return originals
 
 
 def _renames(missing: Modules, extra: Modules) -> list[tuple[str, str]]:
