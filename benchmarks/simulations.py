@@ -32,9 +32,9 @@ import torch
 
 from common import on, photographs
 from imagenet_biases import benchmarks
-from imagenet_biases.engine.loop import Loop, Showing
+from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
-from imagenet_biases.engine.progress import Progress
+from imagenet_biases.engine.recorder import Recorder
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import from_module
@@ -89,24 +89,24 @@ def checkpoint():
         passes = [Pass(FullSize(), tuple(conditions))]
         plan = make_plan([Job(Benchmark("timing", None, None), passes, {})], networks, here)
         loop = Loop(plan, ResponseStore(Path(folder) / "results"), here)
-        with ThreadPoolExecutor(1) as loop.writer:
+        with ThreadPoolExecutor(1) as writer:
             # more at once than a plan has: there, a network with so many conditions has its turn
-            for group in [replace(plan.groups[-1], cells=[cell for one in plan.groups for cell in one.cells])]:
-                for cell in group.cells:
-                    cell.kept = loop.store.load(cell.identity, cell.network.name, len(group.images), cell.readout)
-                showing = Showing(loop, group, [], iter(()), Progress(0, False))
-                showing.started, showing.passes = time.monotonic() - 60, 10_000
-                for cell in group.cells:
-                    cell.kept.state[:25_000] = ANSWERED
-                started = time.monotonic()
-                showing._checkpoint()
-                waited = time.monotonic() - started
-                showing._written()
-                whole = time.monotonic() - started
-                size = sum(file.stat().st_size for file in Path(folder, "results").rglob("*.npz")) / 1e6
-                at_hand = sum(cell.kept.values.nbytes for cell in group.cells) / 1e6
-                loop._free(group.cells)
-                left = sum(cell.kept.values.nbytes for cell in group.cells if cell.kept.values is not None) / 1e6
+            group = replace(plan.groups[-1], cells=[cell for group in plan.groups for cell in group.cells])
+            for cell in group.cells:
+                cell.stored = loop.store.load(cell.identity, cell.network.name, len(group.images), cell.readout)
+            recorder = Recorder(group, loop.store, here, writer)
+            recorder.started, recorder.passes, recorder.next_save = time.monotonic() - 60, 10_000, 0.0
+            for cell in group.cells:
+                cell.stored.state[:25_000] = ANSWERED
+            started = time.monotonic()
+            recorder.save_when_due()
+            waited = time.monotonic() - started
+            recorder.saving.result()
+            whole = time.monotonic() - started
+            size = sum(file.stat().st_size for file in Path(folder, "results").rglob("*.npz")) / 1e6
+            at_hand = sum(cell.stored.values.nbytes for cell in group.cells) / 1e6
+            loop._free(group.cells)
+            left = sum(cell.stored.values.nbytes for cell in group.cells if cell.stored.values is not None) / 1e6
         said("a checkpoint of 48 networks, the loop waits", "at most 5 s", f"{waited:.2f} s", waited <= 5)
         said("the same, until it is on the disk", "none", f"{whole:.2f} s for {size:.0f} MB", True)
         said("answers in memory after their group", "0 MB", f"{left:.0f} of {at_hand:.0f} MB", left == 0)

@@ -80,7 +80,7 @@ def make(folder, variants):
 def start(folder, results, networks):
     """List, check and plan what is under a folder for all benchmarks that show images, as a run does."""
     from imagenet_biases.benchmarks import names
-    from imagenet_biases.engine.evaluate import Measurement
+    from imagenet_biases.engine.evaluate import Recording, Request
     from imagenet_biases.engine.plan import make_plan
     from imagenet_biases.vocabulary import Data, Settings
 
@@ -92,9 +92,9 @@ def start(folder, results, networks):
             self.name, self.identity = name, {"network": name}
 
     shown = [one for one in names() if one not in ("criticality", "filters", "model_vs_human")]
-    measurement = Measurement([], shown, Data(folder), Settings(device="cpu"), results=results, skip_missing=True)
-    plan = make_plan(measurement.jobs, [Stand(f"network-{n}") for n in range(networks)], measurement.runtime)
-    sets = {images.name: images for job in measurement.jobs for images in job.image_sets}
+    request = Request([], shown, Data(folder), Settings(device="cpu"), recording=Recording(results), skip_missing=True)
+    plan = make_plan(request.jobs, [Stand(f"network-{n}") for n in range(networks)], request.runtime)
+    sets = {images.name: images for job in request.jobs for images in job.image_sets}
     keys = sum(len(images.keys) for images in sets.values())
     used = resource.getrusage(resource.RUSAGE_SELF)
     figures = {"sets": len(sets), "images": keys, "groups": len(plan.groups)}

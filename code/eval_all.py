@@ -11,39 +11,37 @@ not measured again. The well-tuned attack is half of a study's work and is made 
 """
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imagenet_biases import benchmarks
 from imagenet_biases.base.errors import UserError, exit_on_user_error
-from imagenet_biases.cli import finish, make_parser, measurement_of, print_plan
+from imagenet_biases.cli import execute, make_parser, print_plan, request_from
 from imagenet_biases.engine import slurm
-
-IMAGES = ("data", "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c",
-          "imagenet_cbar", "model_vs_human")  # fmt: skip
-
+from imagenet_biases.study import IMAGE_FOLDERS
 
 DEMO_THRESHOLDS = "21"  # of solarisation: all 101 would take half of the demo's time
 
 
-def options_of(words):
+def options_of(words: Iterable[str]) -> dict[str, dict[str, str]]:
     """Return {benchmark: {option: text}} of --option BENCHMARK.NAME=VALUE."""
-    found = {}
+    options: dict[str, dict[str, str]] = {}
     for word in words:
         name, equals, value = word.partition("=")
         benchmark, dot, option = name.partition(".")
         if not (equals and dot and option):
             raise UserError(f"--option {word}: give BENCHMARK.NAME=VALUE, e.g. --option imagenet_adv.attack=pgd,tuned")
-        found.setdefault(benchmark, {})[option] = value
-    return found
+        options.setdefault(benchmark, {})[option] = value
+    return options
 
 
-def usual():
-    """Return the names of the benchmarks that are run unless others are named."""
+def default_benchmarks() -> list[str]:
+    """Return the names of the benchmarks that run unless others are named."""
     return [name for name in benchmarks.names() if not benchmarks.find(name).on_request]
 
 
 @exit_on_user_error
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--benchmarks", help=f"comma-separated, of: {', '.join(benchmarks.names())} (default: all)")
     parser.add_argument(
@@ -56,8 +54,8 @@ def main(arguments=None):
     slurm.add_flags(parser.add_argument_group("a cluster"))
     args = parser.parse_args(arguments)
     options = options_of(args.option)
-    chosen = args.benchmarks.split(",") if args.benchmarks else usual()
-    demo = not args.model and not any(getattr(args, name) for name in IMAGES)
+    chosen = args.benchmarks.split(",") if args.benchmarks else default_benchmarks()
+    demo = not args.model and not any(getattr(args, name.replace("-", "_")) for name in ("data", *IMAGE_FOLDERS))
     if demo:
         from imagenet_biases.synthetic.image_sets import draw
 
@@ -68,13 +66,13 @@ def main(arguments=None):
             options.setdefault("solarization", {}).setdefault("alpha", DEMO_THRESHOLDS)
     if not args.model:
         raise UserError("--model is missing: name networks or a group, e.g. --model all")
-    measurement = measurement_of(args, chosen, options, skip_missing=True)
-    print_plan(measurement)
+    request = request_from(args, chosen, options, skip_missing=True)
+    print_plan(request)
     if args.dry_run:
         return 0
     if args.submit:
         return slurm.submit(Path(__file__).resolve(), sys.argv[1:] if arguments is None else arguments, args)
-    status = finish(measurement)
+    status = execute(request)
     print(DEMO_END if demo else "\nNext: python code/merge_results.py puts the records into the table.")
     return status
 

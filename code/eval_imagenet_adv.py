@@ -23,7 +23,7 @@ from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies, correct, top
 from imagenet_biases.stimuli.attacks import auto_attack, fgsm, length, linf_size, pgd, pgd_l2, tuned_pgd
-from imagenet_biases.study import LEVELS
+from imagenet_biases.study import ATTACK_EPSILONS
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Option, Pass
 
 STEPS, STEP_SIZE = 40, 2 / 255  # published
@@ -41,8 +41,8 @@ def conditions(attack, eps, eps_l2, steps, step_size):
     """Yield the attacks that are asked for; only the published settings get the published names."""
     if steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
-    for level, size in LEVELS.items() if eps is None else [(level_of(eps), eps)]:
-        published = math.isclose(step_size, STEP_SIZE) and steps == STEPS and level in LEVELS
+    for level, size in ATTACK_EPSILONS.items() if eps is None else [(level_of(eps), eps)]:
+        published = math.isclose(step_size, STEP_SIZE) and steps == STEPS and level in ATTACK_EPSILONS
         if "pgd" in attack:
             step = "" if published else f"-step-{255 * step_size:g}"
             if step_size > size and not published:
@@ -62,7 +62,7 @@ def conditions(attack, eps, eps_l2, steps, step_size):
 
 def level_of(eps):
     """Return 'low' or 'high' for the published levels, else the number in 255ths."""
-    return next((level for level, value in LEVELS.items() if math.isclose(eps, value)), f"eps-{255 * eps:g}")
+    return next((level for level, value in ATTACK_EPSILONS.items() if math.isclose(eps, value)), f"eps-{255 * eps:g}")
 
 
 def passes(data, **options):

@@ -47,7 +47,7 @@ from imagenet_biases.networks.frontends import SCHEDULES, diffusion_noise
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.stimuli.bandpass import band_pass
 from imagenet_biases.stimuli.seeded import streams, uniform
-from imagenet_biases.study import VIEW_CROP
+from imagenet_biases.study import STUDY_CROP
 from imagenet_biases.vocabulary import Batch, Data
 
 BATCH, RATE, MOMENTUM, DECAY, CONSTANT = 256, 0.1, 0.9, 1e-4, 5  # CONSTANT: epochs at the first rate
@@ -328,7 +328,7 @@ def parsed(arguments):
     parser.add_argument("--schedule", choices=SCHEDULES, default="published", help="of diffusion-noise")
     parser.add_argument("--arch", default="resnet50", help="any of timm")
     parser.add_argument("--epochs", type=whole, default=90)
-    parser.add_argument("--size", type=whole, default=VIEW_CROP, help="of the crops, in pixels")
+    parser.add_argument("--size", type=whole, default=STUDY_CROP, help="of the crops, in pixels")
     parser.add_argument("--batch-size", type=whole, default=BATCH, help="of all processes together")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
     parser.add_argument("--ema", type=float, default=0.0, metavar="DECAY", help="average of the weights, e.g. 0.9999")

@@ -9,10 +9,10 @@ from PIL import Image
 
 import train_calibration
 from common import ROOT, script
-from imagenet_biases.humans.stimulus_sets import CATEGORIES as GROUPS
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import groups
 from imagenet_biases.results.table import derived, read_table
+from imagenet_biases.study import CATEGORIES_16
 
 TABLE = ROOT / "raw-data" / "dial.csv"
 
@@ -49,14 +49,14 @@ def test_the_committed_networks_have_the_table_s_shape_bias(dial, drawn):
     """Two of them on the cue-conflict pictures, without the harness."""
     files = sorted((drawn / "model-vs-human" / "cue-conflict").rglob("*.png"))
     shape, texture = (
-        np.array([[*GROUPS].index(file.stem.split("-")[part].rstrip("0123456789")) for file in files])
+        np.array([[*CATEGORIES_16].index(file.stem.split("-")[part].rstrip("0123456789")) for file in files])
         for part in (0, 1)
     )
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     for name in ("dial_10_0", "dial_06_1"):
         shares = load_model(name)(pixels).softmax(1)
-        answers = torch.stack([shares[:, numbers].mean(1) for numbers in GROUPS.values()], 1).argmax(1).numpy()
+        answers = torch.stack([shares[:, numbers].mean(1) for numbers in CATEGORIES_16.values()], 1).argmax(1).numpy()
         conflict = shape != texture
         by_shape, by_texture = ((answers == cue)[conflict].sum() for cue in (shape, texture))
         expected = dial.set_index("model").loc[name, "shape-bias"]

@@ -329,7 +329,7 @@ def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypa
     )
     gates = []
     monkeypatch.setattr(
-        "imagenet_biases.engine.evaluate.Measurement._doubt",
+        "imagenet_biases.engine.evaluate.Run._clean_warning",
         staticmethod(lambda network, accuracy, images: gates.append((network.name, len(events)))),
     )
     names = ["spectral", "criticalband", "imagenet_real", "imagenet", "imagenet_ood"]
@@ -396,7 +396,7 @@ def test_every_run_gets_its_own_accuracy(drawn, monkeypatch):
     monkeypatch.setattr("imagenet_biases.engine.loop.time.monotonic", iter(range(0, 10**6, 2)).__next__)
     monkeypatch.setattr(
         "imagenet_biases.results.wandb_log.WandbLogger.watch",
-        lambda self, group, progress, accuracies: told.append((progress.seen, dict(accuracies))),
+        lambda self, group, progress, accuracies: told.append((progress.images, dict(accuracies))),
     )
     networks = {"texture": load_model("calibration_texture"), "guess": Small(3)}
     dark = Condition("dark", stimulus=identified("dark")(lambda pixels, batch: pixels * 0))
@@ -417,7 +417,7 @@ def test_live_accuracies_reach_the_wandb_run_of_their_network():
     logger = WandbLogger("disabled", None, None)
     for name, lines in logged.items():
         logger.runs["job", name] = SimpleNamespace(log=lines.append)
-    group, progress = SimpleNamespace(images=SimpleNamespace(name="imagenet")), SimpleNamespace(seen=32, done=96)
+    group, progress = SimpleNamespace(images=SimpleNamespace(name="imagenet")), SimpleNamespace(images=32, done=96)
     logger.watch(group, progress, {("a", "clean"): 70.0, ("b", "clean"): 30.0, ("b", "dark"): 10.0})
     counts = {"progress/images": 32, "progress/forward passes": 96}
     assert logged["a"] == [counts | {"progress/imagenet/clean so far": 70.0}]
@@ -487,16 +487,16 @@ def test_sigterm_saves_and_says_how_to_go_on(drawn, tmp_path):
         "8",
         "--wandb",
         "disabled",
+        "--checkpoint-seconds",
+        "0",
     ]
     words += ["--results", str(tmp_path / "r")]
     command = [sys.executable, str(CODE / "eval_imagenet_ood.py"), *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     clean = tmp_path / "r" / "net.build" / "responses"
-    for _ in range(1200):
+    while process.poll() is None and not list(clean.rglob("*.npz")):  # until something has been answered and saved
         time.sleep(0.05)
-        if clean.is_dir():
-            break
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and "the same command resumes from there" in err and "Traceback" not in err
+    assert process.returncode == 143 and "the same command resumes there" in err and "Traceback" not in err
     assert list(clean.rglob("*.npz"))

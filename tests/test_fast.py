@@ -185,9 +185,9 @@ def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
         runner = runners.get(network, 224)
         assert compiled == (runner.padded and runner.steps is runner.program)
         accuracies[compiled] = [
-            (cell.kept.values[:, 0] == images.labels).mean()
+            (cell.stored.values[:, 0] == images.labels).mean()
             for cell in plan.cells[pair]
-            if (cell.kept.state == 1).all()
+            if (cell.stored.state == 1).all()
         ]
     assert len(accuracies[True]) == len(conditions)
     assert accuracies[True][0] == accuracies[False][0] > 0.9

@@ -41,7 +41,7 @@ from imagenet_biases.results.merge import compare, local_records, merge, select,
 from imagenet_biases.results.records import read_record, write_record
 from imagenet_biases.results.responses import ResponseStore, StoredResponses
 from imagenet_biases.results.table import PUBLISHED, read_beside, read_table, write_table
-from imagenet_biases.study import DECLARATIONS, wordnet_ids
+from imagenet_biases.study import CATEGORIES_16, DECLARATIONS, wordnet_ids
 from imagenet_biases.vocabulary import TopClasses
 
 pytestmark = [
@@ -263,8 +263,8 @@ def trial_file():
     dice = random.Random(0)
     rows = [",".join(people.COLUMNS)]
     for number in range(60):
-        category = list(people.CATEGORIES)[number % 16]
-        image = f"{category}{1 + number // 16}-{list(people.CATEGORIES)[(number + 3) % 16]}1.png"
+        category = list(CATEGORIES_16)[number % 16]
+        image = f"{category}{1 + number // 16}-{list(CATEGORIES_16)[(number + 3) % 16]}1.png"
         rows.append(f"subject-01,1,{number + 1},0.5,{dice.choice(people.ANSWERS)},{category},NaN,{image}")
     return "\n".join(rows)
 

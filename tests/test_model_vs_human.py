@@ -18,12 +18,13 @@ from common import SHARED, needs_shared, run, script
 from imagenet_biases import Data
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import COLUMNS, READOUT, from_files, read_trials
-from imagenet_biases.humans.stimulus_sets import CATEGORIES, STIMULUS_SETS, image_sets
+from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS, image_sets
 from imagenet_biases.images.preprocessing import Reader, Unreadable
+from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import Presentation
 
 pytestmark = pytest.mark.filterwarnings("ignore:no people's trials", "ignore:.*stimulus sets are not under")
-NAMES = list(CATEGORIES)
+NAMES = list(CATEGORIES_16)
 BARE = ("edge", "silhouette", "cue-conflict")
 
 
@@ -102,7 +103,7 @@ def release(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     path = tmp_path_factory.mktemp("nets") / "reader.py"
-    path.write_text(READER.format(first=[numbers[0] for numbers in CATEGORIES.values()]))
+    path.write_text(READER.format(first=[numbers[0] for numbers in CATEGORIES_16.values()]))
     return path
 
 
@@ -172,10 +173,10 @@ def test_the_folder_of_cue_conflict_images_itself_will_do():
 
 def test_the_response_is_the_category_of_highest_mean_probability():
     logits = torch.full((2, 1000), -20.0)
-    logits[0, list(CATEGORIES["dog"])] = 1.0  # many classes, more in sum ...
-    logits[0, CATEGORIES["knife"][0]] = 2.0  # ... but less on average
-    logits[1, CATEGORIES["elephant"][0]] = 3.0  # the single largest, shared with a class at zero
-    logits[1, CATEGORIES["oven"][0]] = 2.5
+    logits[0, list(CATEGORIES_16["dog"])] = 1.0  # many classes, more in sum ...
+    logits[0, CATEGORIES_16["knife"][0]] = 2.0  # ... but less on average
+    logits[1, CATEGORIES_16["elephant"][0]] = 3.0  # the single largest, shared with a class at zero
+    logits[1, CATEGORIES_16["oven"][0]] = 2.5
     answers = READOUT(Presentation(logits, None, None, None, None))
     assert [NAMES[number] for number in answers] == ["knife", "oven"]
 
@@ -412,7 +413,7 @@ def test_a_real_network_on_real_stimuli_answers_as_a_plain_loop_does(tmp_path):
     for path in paths:
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
         probabilities = network(pixels).softmax(1)[0]
-        means = {name: float(probabilities[list(numbers)].mean()) for name, numbers in CATEGORIES.items()}
+        means = {name: float(probabilities[list(numbers)].mean()) for name, numbers in CATEGORIES_16.items()}
         answer = max(means, key=means.get)
         assert exported[path.name] == answer
         by_texture = path.stem.split("-")[1].rstrip("0123456789")

@@ -29,15 +29,15 @@ from imagenet_biases.humans.people import (
     write_trials,
 )
 from imagenet_biases.humans.stimulus_sets import (
-    CATEGORIES,
     STIMULUS_SETS,
     canonical,
     set_of,
     stimulus,
     texture_category,
 )
+from imagenet_biases.study import CATEGORIES_16
 
-NAMES = list(CATEGORIES)
+NAMES = list(CATEGORIES_16)
 
 
 def observer(right, *, name="cue-conflict", subj="net", conditions=None):
@@ -97,14 +97,14 @@ def test_the_texture_is_the_last_part_of_the_name():
 
 
 def test_the_categories_are_geirhos_16():
-    assert len(CATEGORIES) == 16 and sum(map(len, CATEGORIES.values())) == len(
-        {n for c in CATEGORIES.values() for n in c}
+    assert len(CATEGORIES_16) == 16 and sum(map(len, CATEGORIES_16.values())) == len(
+        {n for c in CATEGORIES_16.values() for n in c}
     )
     assert sorted(NAMES) == NAMES
-    assert CATEGORIES["elephant"] == (385, 386) and CATEGORIES["knife"] == (499,)
+    assert CATEGORIES_16["elephant"] == (385, 386) and CATEGORIES_16["knife"] == (499,)
     if SHARED:
         facts = json.loads((SHARED / "categories16.json").read_text())
-        assert {name: tuple(numbers) for name, numbers in facts.items()} == CATEGORIES
+        assert {name: tuple(numbers) for name, numbers in facts.items()} == CATEGORIES_16
 
 
 # Real trials ---------------------------------------------------------------------------------------------------------

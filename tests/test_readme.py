@@ -14,10 +14,11 @@ import torch
 from common import CODE, ROOT, run, script
 from imagenet_biases import benchmarks, evaluate
 from imagenet_biases.base.errors import Parser, UserError
-from imagenet_biases.engine.evaluate import Measurement
+from imagenet_biases.engine.evaluate import Request
 from imagenet_biases.images.sets import DECLARATIONS
 from imagenet_biases.networks.registry import SOURCES, groups, registry
 from imagenet_biases.results.table import PUBLISHED
+from imagenet_biases.study import DEFINITIONS
 from imagenet_biases.vocabulary import Data, Settings
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -40,11 +41,19 @@ def test_its_figures_are_those_of_the_answer():
         assert phrase in " ".join(section.split())
 
 
+STUDY_BENCHMARKS = {  # the benchmarks of the study, which the documents must describe; others they may
+    shared.script.removeprefix("eval_")
+    for shared in (definition.about for definition in DEFINITIONS)
+    if "published" in shared.source
+} - {"-"}
+
+
 def test_every_script_is_in_its_table():
     scripts = {path.name for path in CODE.glob("*.py")} - {"train_calibration.py"}
     rows = re.findall(r"^\|.*\|$", README, re.M)
     listed = [name for row in rows for name in re.findall(r"`([a-z_]+\.py)`", row)]
-    assert sorted(listed) == sorted(scripts)
+    optional = {f"eval_{name}.py" for name in {*benchmarks.names()} - STUDY_BENCHMARKS}
+    assert len(listed) == len(set(listed)) and set(scripts) - optional <= set(listed) <= set(scripts)
 
 
 def test_its_figure_is_small():
@@ -138,29 +147,23 @@ def test_the_first_numbers_checksums_are_torchvisions():
 def test_the_first_numbers_costs_are_the_plans(drawn):
     """Passes an image as planned for a ResNet-50 on the drawn set, images as declared, hours by the measured pace."""
     rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$", FIRST_NUMBER, re.M)
-    assert {name for name, *_ in rows} == {*benchmarks.names()} - {
-        "filters",
-        "images",
-        "vlm",
-    }  # of weights, of one's own images, in words
-    measurement = Measurement(
-        "resnet50_augmix_180ep", [name for name, *_ in rows], Data(root=drawn), Settings(device="cpu")
-    )
+    assert STUDY_BENCHMARKS - {"filters"} <= {name for name, *_ in rows} <= {*benchmarks.names()}  # filters: of weights
+    request = Request("resnet50_augmix_180ep", [name for name, *_ in rows], Data(root=drawn), Settings(device="cpu"))
     kept = json.loads((ROOT / "benchmarks" / "throughput-cpu.json").read_text())["figures"][0]
     pace = kept["images_x_conditions_per_second"]["harness"]
     sets = {name: one.images for name, one in DECLARATIONS.items()}
     images = dict.fromkeys((name for name, *_ in rows), sets["imagenet"]) | {
-        "imagenet_ood": sum(sets[f"imagenet{suffix}"] for suffix in ("", "-a", "-r", "-sketch", "-v2")),
+        "imagenet_ood": sum(sets[name] for name in benchmarks.find("imagenet_ood").sets),
         "imagenet_c": 95 * sets["imagenet-c"],
         "imagenet_cbar": 50 * sets["imagenet-cbar"],
         "model_vs_human": 18_080,
     }
-    for job, (name, shown, each, passes, hours) in zip(measurement.jobs, rows, strict=True):
+    for job, (name, shown, each, passes, hours) in zip(request.jobs, rows, strict=True):
         assert job.name == name
         probe = next((one.default for one in job.benchmark.options if one.name == "probe"), None)
         planned = {}  # a condition that several passes show is shown once
         for one in job.passes:
-            network = measurement.built("resnet50_augmix_180ep") if callable(one.conditions) else None
+            network = request.built("resnet50_augmix_180ep") if callable(one.conditions) else None
             for condition in one.conditions_for(network):
                 planned[one.images.name, repr(condition.identity())] = len(one.images) * condition.cost
         assert int(each) == sum(planned.values()) / sum(len(found) for found in job.image_sets), name
@@ -275,7 +278,7 @@ def test_the_example_of_contributing_runs_but_for_its_metric(drawn):
     known = {"__name__": "eval_dim"}
     exec(source, known)
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 1000))
-    with pytest.raises(UserError, match=r"top1_acc/dim.*(study\.py|metrics\.toml)"):
+    with pytest.raises(UserError, match=r"top1_acc/dim.*metrics\.toml"):
         evaluate(network, known["BENCHMARK"], Data(drawn, limit=4), Settings(device="cpu"))
     for path in re.findall(r"`((?:code|tests|models|benchmarks)/[\w/.]+)`", text):
         assert (ROOT / path).exists() or "user" in path or "NAME" in path, path

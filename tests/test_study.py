@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from common import CODE
-from imagenet_biases import study
+from imagenet_biases import benchmarks, study
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import MEASURES
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
@@ -107,6 +107,95 @@ def test_units(name, unit):
 def test_an_unknown_metric_is_refused_by_its_name(name):
     with pytest.raises(UserError, match=re.escape(repr(name))):
         study.metric(name)
+
+
+METRIC = """[[metric]]
+title = "Dimmed"
+names = ["top{k}_acc/dim-{severity}"]
+pattern = 'dim/\\d+'
+unit = "%"
+meaning = "accuracy on dimmed images"
+script = "eval_dim"
+source = "measured"
+"""
+DERIVED = """[[derived]]
+name = "dimness"
+parts = ["top1_acc/dim-{severity}", "dim/1"]
+unit = "%"
+meaning = "mean"
+"""
+
+
+def loaded(folder, text):
+    (folder / "metrics.toml").write_text(text, "utf-8")
+    return study.load_metrics(folder / "metrics.toml")
+
+
+def test_an_entry_is_read(tmp_path):
+    (definition,), derived = loaded(tmp_path, METRIC + DERIVED)
+    names = [f"top{k}_acc/dim-{severity}" for k in (1, 5) for severity in (1, 2, 3, 4, 5)]
+    shared = study.Metric("", "%", "accuracy on dimmed images", "eval_dim", "measured")
+    assert definition == study.Definition("Dimmed", tuple(names), shared, r"dim/\d+")
+    assert [*derived] == ["dimness"] and derived["dimness"].combine is study.mean
+    assert derived["dimness"].parts == (*names[:5], "dim/1")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("[[metric]]", "[[metric]", r"^metrics.toml: .*line 1"),
+        ("[[metric]]", "[[metrics]]", r"^metrics.toml: unknown key 'metrics'; the keys are metric, derived"),
+        ("unit", "units", r"^metrics.toml: metric Dimmed: unknown key 'units'; the keys are title, "),
+        ('title = "Dimmed"', "", r"^metrics.toml: metric 1: title is missing"),
+        (METRIC, "metric = [1]\n", "metric 1: 1 is not a table"),
+        ('unit = "%"', 'unit = ""', "metric Dimmed: unit is missing"),
+        ('unit = "%"', "unit = 1", "unit = 1 is not of type str"),
+        ('unit = "%"', 'unit = "%"\ndigits = true', "digits = True is not of type int"),
+        ('unit = "%"', 'unit = "%"\nlogarithmic = 1', "logarithmic = 1 is not of type bool"),
+        ('unit = "%"', 'unit = "%"\nbetter = "more"', "better = 'more' is not one of 'higher', 'lower'"),
+        ('names = ["top{k}_acc/dim-{severity}"]', "names = 'dim'", "names = 'dim' is not of type list"),
+        ("top{k}", "top{n}", "unknown list {n}; the lists are k, corruption, "),
+        ("top{k}", "top{}", "unknown list {}"),
+        ("top{k}", "top{k", "Single '{'|expected '}'|unknown list"),
+        ('["top', '["dim", "dim", "top', "the name 'dim' is defined twice"),
+        ('["top', '["", "top', "the name '' is empty"),
+        ('["top', '[1, "top', "1 is not a name"),
+        (r"'dim/\d+'", "'dim/('", "metric Dimmed: missing \\)"),
+        ('source = "measured"', 'source = "guessed"', "source = 'guessed' is not one of"),
+        ('source = "measured"', 'source = "published"', "script = '-' and source = 'published' go together"),
+        (
+            "[[derived]]",
+            METRIC.replace("Dimmed", "Other") + "[[derived]]",
+            "Other: the name 'top1_acc/dim-1' is",
+        ),
+        ("[[derived]]", METRIC.replace("names", "#") + "[[derived]]", "metric Dimmed: the title is used twice"),
+        ("dim/1", "dim/one", r"derived dimness: 'dim/one' is neither a metric nor derived above"),
+        ("[[derived]]", DERIVED + "[[derived]]", "derived dimness: the name is defined twice"),
+        ('"dimness"', '"dim/3"', "derived dim/3: the name is defined twice"),
+        ("parts", 'combine = "median"\nparts', "combine = 'median' is not one of 'mean', 'high_share'"),
+        ("parts", 'combine = "high_share"\nparts', "high_share takes"),
+        ("parts", 'reported = "dimness"\nparts', "'dimness' is not a metric"),
+        ("parts", 'script = "eval_dim"\nparts', "unknown key 'script'"),
+        ('parts = ["top1_acc/dim-{severity}", "dim/1"]', "parts = []", "parts is missing"),
+    ],
+)
+def test_a_wrong_entry_is_named(tmp_path, before, after, message):
+    text = METRIC + DERIVED
+    assert before in text
+    with pytest.raises(UserError, match=message) as caught:
+        loaded(tmp_path, text.replace(before, after, 1))
+    assert str(caught.value).startswith("metrics.toml: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "metrics.toml").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"^metrics\.toml: .*utf-8"):
+        study.load_metrics(tmp_path / "metrics.toml")
+
+
+def test_every_script_of_a_metric_exists_and_every_benchmark_has_metrics():
+    scripts = {definition.about.script for definition in study.DEFINITIONS} - {"-"}
+    assert scripts == {f"eval_{name}" for name in benchmarks.names()}
 
 
 def test_numbers_in_names_are_ordered_as_numbers():

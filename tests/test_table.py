@@ -20,6 +20,7 @@ from imagenet_biases.results.table import (
     read_table,
     study,
     write_beside,
+    write_descriptions,
     write_table,
 )
 from imagenet_biases.study import place
@@ -174,9 +175,14 @@ def test_measured_rows_have_no_corrected_value_and_need_every_part():
     assert found.loc[1, "Adversarial (unflagged)"] is not None and np.isnan(found.loc[1, "Adversarial (unflagged)"])
 
 
-def test_the_readme_shows_the_definitions():
+def test_the_readme_shows_the_definitions(tmp_path):
+    """If not: cd code && python -c "from imagenet_biases.results.table import write_descriptions as f; f()"."""
     text = (ROOT / "raw-data" / "README.md").read_text("utf-8")
     assert describe() in text and describe_derived() in text
+    stale = re.sub(r"^\| `(mCE|shape-bias).*\n", "", text.replace("HPP / (LPP", "LPP / (LPP"), flags=re.M)
+    (tmp_path / "README.md").write_text(stale, "utf-8")
+    write_descriptions(tmp_path / "README.md")
+    assert stale != text and (tmp_path / "README.md").read_text("utf-8") == text
 
 
 def test_published_layer_resets_are_shares_of_few_images(table):

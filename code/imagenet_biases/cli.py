@@ -3,14 +3,19 @@
 import argparse
 import fnmatch
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
-from imagenet_biases.study import DECLARATIONS
-from imagenet_biases.vocabulary import Data, Settings
+from imagenet_biases.study import IMAGE_FOLDERS
+from imagenet_biases.vocabulary import COMPILE, PRECISIONS, PREPROCESSINGS, Benchmark, Data, Option, Settings
+
+if TYPE_CHECKING:
+    from imagenet_biases.engine.evaluate import Request
 
 
-def whole(text):
+def whole(text: str) -> int:
     """Return a whole number from 1 to a billion."""
     number = int(text) if len(text) < 12 else -1
     if not 1 <= number <= 10**9:
@@ -18,21 +23,21 @@ def whole(text):
     return number
 
 
-def _seed(text):
+def _seed(text: str) -> int:
     number = int(text) if len(text) < 19 else -1
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text[:30]} is not a number from 0")
     return number
 
 
-def _seconds(text):
+def _seconds(text: str) -> float:
     number = float(text)
     if not 0 <= number < 1e9:
         raise argparse.ArgumentTypeError(f"{text[:30]} is not a number of seconds")
     return number
 
 
-def _shard(text):
+def _shard(text: str) -> tuple[int, int]:
     """Return (i, n) of i/n, i from 1 to n."""
     try:
         number, count = (int(part) if len(part) < 10 else -1 for part in text.split("/"))
@@ -43,15 +48,19 @@ def _shard(text):
     return number, count
 
 
-def _folder(text):
-    """Return the path of a folder, which '' is not: it would be the one at hand."""
+def _folder(text: str) -> str:
+    """Return the path of a folder; '' is not one: it would be the working directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty: give a folder")
     return text
 
 
-def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
-    """Return the parser with the flags that scripts share; `sets`: the image sets that a script may show."""
+def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) -> Parser:
+    """Return the parser with the flags that scripts share.
+
+    Args:
+        sets: the image sets that a script may show.
+    """
     parser = Parser(description)
     networks = parser.add_argument_group("networks")
     networks.add_argument(
@@ -59,7 +68,7 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
         "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (a model that answers in words), comma-separated",
     )
-    networks.add_argument("--name", metavar="LABEL", help="a name of your own for one network: its results folder")
+    networks.add_argument("--name", metavar="LABEL", help="your own name for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
     networks.add_argument(
         "--normalization", choices=["imagenet", "inception", "none"], default="imagenet", help="of a checkpoint file"
@@ -68,16 +77,18 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         "--checkpoints", metavar="DIR", help="where checkpoints are kept (default: models/checkpoints)"
     )
     networks.add_argument(
-        "--allow-unstable", action="store_true", help="measure a network that answers differently each time, recorded"
+        "--allow-unstable",
+        action="store_true",
+        help="measure a network whose answers vary; the record says so",
     )
     networks.add_argument(
         "--frontend",
         metavar="WHAT",
         help="what stands before the network: low-pass:0.3, high-pass:0.5, grey, diffusion-noise, file.py:function; "
-        "with @0.5 half of it. A row of its own",
+        "with @0.5 half of it. The results get a row of their own",
     )
     networks.add_argument(
-        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run code of its own here"
+        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run its own code here"
     )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
@@ -86,106 +97,100 @@ def make_parser(description, sets=(*DECLARATIONS, "model-vs-human")):
         running.add_argument("--batch-size", type=whole, help="default: 256 on a GPU, 32 on a CPU")
         running.add_argument("--num-workers", type=int, help="decoding processes (default: by cores and images)")
         running.add_argument("--cache", metavar="DIR", help="keep decoded images here (7.5 GB for ImageNet validation)")
-        running.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
-        running.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="auto: for long runs")
+        running.add_argument("--precision", choices=PRECISIONS, default="fp32")
+        running.add_argument("--compile", choices=COMPILE, default="auto", help="auto: for long runs")
         running.add_argument(
-            "--checkpoint-seconds", type=_seconds, default=180.0, help="between checkpoints of a long pass"
+            "--checkpoint-seconds", type=_seconds, default=180.0, help="between save points of a long pass"
         )
         running.add_argument(
             "--split",
             choices=["networks", "images"],
             default="networks",
-            help="what the processes that torchrun starts share out: networks and image sets, or each network's images",
+            help="what the processes that torchrun starts divide up: networks and image sets, or each network's images",
         )
     running.add_argument(
-        "--shard", type=_shard, metavar="i/n", help="measure the i-th of n shares; they share the results folder only"
+        "--shard", type=_shard, metavar="i/n", help="measure the i-th of n shards, which share only the results folder"
     )
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    running.add_argument("--seed", type=_seed, default=0, help="of everything that is drawn")
+    running.add_argument("--seed", type=_seed, default=0, help="of everything that is random")
     running.add_argument("--dry-run", action="store_true", help="print the plan, with hours by benchmark, and stop")
     records = parser.add_argument_group("records")
     records.add_argument("--results", metavar="DIR", default="results", type=_folder)
-    records.add_argument("--fresh", action="store_true", help="measure again what is there already")
+    records.add_argument("--fresh", action="store_true", help="measure again what is measured already")
     records.add_argument("--wandb", choices=["auto", "online", "offline", "disabled"], default="auto")
     records.add_argument("--wandb-project", metavar="NAME", help="default: WANDB_PROJECT, or imagenet-biases")
     records.add_argument(
-        "--wandb-layout", choices=["study", "benchmarks"], default="study", help="one project, or one a benchmark"
+        "--wandb-layout", choices=["study", "benchmarks"], default="study", help="one project, or one per benchmark"
     )
     return parser
 
 
-def _add_images(group, sets):
+def _add_images(group: Any, sets: Iterable[str]) -> None:
     for name in sets:
-        declared = DECLARATIONS.get(name)
-        told = f"{declared.title}: {declared.images:,} images" if declared else "the data sets of model-vs-human"
-        group.add_argument(
-            f"--{name}", metavar="DIR", help=told + (", unpacked or as .tar, .parquet" if declared else "")
-        )
+        group.add_argument(f"--{name}", metavar="DIR", help=IMAGE_FOLDERS[name])
     group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
     group.add_argument(
         "--preprocessing",
         "--view",
-        choices=["study", "native"],
+        choices=PREPROCESSINGS,
         default="study",
-        help="256/224 for all, or the network's own",
+        help="256/224 for all networks, or each network's own",
     )
+    if "imagenet" in sets:
+        group.add_argument(
+            "--imagenet-labels", metavar="FILE", help="file names and labels of a flat ImageNet folder, two columns"
+        )
     group.add_argument("--limit", type=whole, metavar="N", help="only N images of each set, spread over it")
-    group.add_argument("--allow-partial", action="store_true", help="measure an incomplete set, declared as a subset")
-    group.add_argument("--skip-unreadable", action="store_true", help="leave unreadable images out, recorded")
+    group.add_argument("--allow-partial", action="store_true", help="measure incomplete sets, as declared subsets")
+    group.add_argument("--skip-unreadable", action="store_true", help="leave out unreadable images; recorded")
 
 
-def add_options(parser, options):
-    """Add a benchmark's own options as flags; what is not given stays out of the parsed command line."""
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add a benchmark's own options as flags; flags that are not used stay out of the parsed command line."""
     group = parser.add_argument_group("this benchmark")
     for option in options:
-        words = {"action": "store_true"} if option.flag else {"metavar": option.name.upper()}
+        settings: dict[str, Any] = {"action": "store_true"} if option.flag else {"metavar": option.name.upper()}
         if option.several:
-            words["nargs"] = "+"
-        shown = " ".join(map(str, option.default)) if option.several and option.default else option.default
-        told = "" if option.flag or option.default is None else f" (default: {shown})"
-        choices = f"; of {', '.join(map(str, option.choices))}" if option.choices else ""
-        group.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            default=argparse.SUPPRESS,
-            help=(option.help + choices + told).replace("%", "%%"),
-            **words,
-        )
+            settings["nargs"] = "+"
+        text = option.help
+        if option.choices:
+            text += f"; of {', '.join(map(str, option.choices))}"
+        if not option.flag and option.default is not None:
+            default = " ".join(map(str, option.default)) if option.several and option.default else option.default
+            text += f" (default: {default})"
+        flag = f"--{option.name.replace('_', '-')}"
+        group.add_argument(flag, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **settings)
 
 
-def data_of(args):
+def data_of(args: argparse.Namespace) -> Data:
     """Return the Data that a command line gives."""
     flags = vars(args)
-    folders = {name: flags.get(name.replace("-", "_")) for name in (*DECLARATIONS, "model-vs-human")}
+    folders = {name: flags.get(name.replace("-", "_")) for name in IMAGE_FOLDERS}
     names = ("limit", "allow_partial", "skip_unreadable", "imagenet_labels")
     values = {name: flags[name] for name in names if flags.get(name) is not None}
     return Data(flags.get("data"), {name: folder for name, folder in folders.items() if folder is not None}, **values)
 
 
-def settings_of(args):
+def settings_of(args: argparse.Namespace) -> Settings:
     """Return the Settings that a command line gives. Raises UserError for a value that a flag does not allow."""
-    flags = vars(args) | {"workers": getattr(args, "num_workers", None)}
+    flags: dict[str, Any] = vars(args) | {"workers": getattr(args, "num_workers", None)}
     try:
         return Settings(**{each.name: flags[each.name] for each in fields(Settings) if each.name in flags})
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def measurement_of(args, benchmarks, options, networks=None, **how):
-    """Return the Measurement that a command line asks for."""
-    from imagenet_biases.engine.evaluate import Measurement
+def request_from(
+    args: argparse.Namespace,
+    benchmarks: Sequence[str | Benchmark],
+    options: Mapping[str, Mapping[str, Any]],
+    networks: Any = None,
+    skip_missing: bool = False,
+) -> "Request":
+    """Return the request that a command line makes; `networks` where --model does not name them."""
+    from imagenet_biases.engine.evaluate import Loading, Recording, Request
 
-    return Measurement(
-        networks or args.model,
-        benchmarks,
-        data_of(args),
-        settings_of(args),
-        options=options,
-        results=args.results,
-        fresh=args.fresh,
-        wandb=args.wandb,
-        wandb_project=args.wandb_project,
-        wandb_layout=args.wandb_layout,
-        progress=True,
+    loading = Loading(
         label=args.name,
         arch=args.arch,
         normalization=args.normalization,
@@ -193,36 +198,49 @@ def measurement_of(args, benchmarks, options, networks=None, **how):
         allow_unstable=args.allow_unstable,
         frontend=args.frontend,
         trust_remote_code=args.trust_remote_code,
-        **how,
+    )
+    recording = Recording(args.results, args.fresh, args.wandb, args.wandb_project, args.wandb_layout, progress=True)
+    return Request(
+        networks or args.model,
+        benchmarks,
+        data_of(args),
+        settings_of(args),
+        options=options,
+        loading=loading,
+        recording=recording,
+        skip_missing=skip_missing,
     )
 
 
 @exit_on_user_error
-def run(benchmark, description, arguments=None):
+def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None = None) -> int:
     """Be the script of one benchmark; return the exit status."""
     parser = make_parser(description, benchmark.sets)
     add_options(parser, benchmark.options)
     args = parser.parse_args(arguments)
-    given = {one.name: getattr(args, one.name) for one in benchmark.options if hasattr(args, one.name)}
-    if files := [name for name in (args.model or "").split(",") if name.startswith("answers:")]:
-        given["answers"] = [name.removeprefix("answers:") for name in files]
-        args.model = ",".join(name for name in args.model.split(",") if name not in files) or None
-    if benchmark.without_network and report_without_network(benchmark, given, args):
+    options = {option.name: getattr(args, option.name) for option in benchmark.options if hasattr(args, option.name)}
+    names = (args.model or "").split(",")
+    if files := [name for name in names if name.startswith("answers:")]:
+        options["answers"] = [name.removeprefix("answers:") for name in files]
+        args.model = ",".join(name for name in names if name not in files) or None
+    if benchmark.without_network and report_without_network(benchmark, options, args):
         return 0
     if not args.model:
         raise UserError("--model is missing: name a network, e.g. --model resnet50.a1_in1k or --model net.py:build")
-    measurement = measurement_of(args, [benchmark], {benchmark.name: given})
+    request = request_from(args, [benchmark], {benchmark.name: options})
     if args.dry_run:
-        print_plan(measurement)
+        print_plan(request)
         return 0
-    return finish(measurement)
+    return execute(request)
 
 
-def finish(measurement):
-    """Measure; print what was found, and what failed; return the exit status."""
-    outcome = measurement.run()
+def execute(request: "Request") -> int:
+    """Measure; print the results, and what failed; return the exit status."""
+    from imagenet_biases.engine.evaluate import Run
+
+    outcome = Run(request).execute()
     if outcome.records:
-        headlines = {job.name: job.benchmark.headline for job in measurement.jobs}
+        headlines = {job.name: job.benchmark.headline for job in request.jobs}
         print(table([record.content for record in outcome.records], headlines))
     for name, reason in outcome.failed.items():
         print(f"error: {name}: {clean(reason)}", file=sys.stderr)
@@ -231,20 +249,21 @@ def finish(measurement):
     return 1 if outcome.failed else 0
 
 
-def report_without_network(benchmark, given, args):
-    """Score answers that come from files (people, other toolboxes' networks); whether there were any."""
+def report_without_network(benchmark: Benchmark, options: Mapping[str, Any], args: argparse.Namespace) -> bool:
+    """Score answers that come from files (people, other toolboxes' networks); return whether there were any."""
     from imagenet_biases.engine.evaluate import score_files
 
+    assert benchmark.without_network is not None
     try:
-        options = benchmark.options_from(given)
+        chosen = benchmark.options_from(options)
     except ValueError as error:
         raise UserError(str(error)) from None
-    answers = benchmark.without_network(data_of(args), **options)
+    answers = benchmark.without_network(data_of(args), **chosen)
     if not answers:
         return False
     if args.model:
-        raise UserError("files are scored without a network: leave --model out")
-    records = score_files(benchmark, answers, options, settings_of(args), args.results)
+        raise UserError("files are scored without a network: omit --model")
+    records = score_files(benchmark, answers, chosen, settings_of(args), args.results)
     print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
     return True
 
@@ -252,29 +271,29 @@ def report_without_network(benchmark, given, args):
 # The plan -------------------------------------------------------------------------------------------------------------
 
 
-def print_plan(measurement):
+def print_plan(request: "Request") -> None:
     """Print what is shown to which networks, what is done already, and how long the rest takes; loads no checkpoint.
 
-    Of processes that torchrun started the first one speaks.
+    Among the processes that torchrun started only the first one prints.
     """
-    if not measurement.runtime.lead:
+    if not request.runtime.lead:
         return
     from imagenet_biases.engine.cost import forecast
     from imagenet_biases.engine.progress import duration
 
-    device, precision = measurement.runtime.device, measurement.runtime.precision
-    number, count = measurement.runtime.shard
+    runtime, networks = request.runtime, len(request.labels())
+    number, count = runtime.shard
     part = f", shard {number} of {count}" if count > 1 else ""
-    print(f"Plan: {len(measurement.jobs)} benchmarks x {measurement.count} networks on {device}, {precision}{part}")
+    print(f"Plan: {len(request.jobs)} benchmarks x {networks} networks on {runtime.device}, {runtime.precision}{part}")
     rows, total = [], 0.0
-    for job, line in forecast(measurement):
-        total += line.seconds
+    for job, cost in forecast(request):
+        total += cost.seconds
         rows.append(
-            f"  {job.name:16} {len(job.image_sets):4} image sets, {line.images:>11,} images, "
-            f"{line.passes:>15,} forward passes, {line.todo:>15,} to do, about {duration(line.seconds)}"
+            f"  {job.name:16} {len(job.image_sets):4} image sets, {cost.images:>11,} images, "
+            f"{cost.passes:>15,} forward passes, {cost.todo:>15,} to do, about {duration(cost.seconds)}"
         )
     print("\n".join(rows))
-    for line in measurement.missing:
+    for line in request.missing:
         print(f"  left out: {line}")
     print(f"  to do: about {duration(total)}", flush=True)
 

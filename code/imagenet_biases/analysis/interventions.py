@@ -5,9 +5,11 @@ that was made. Differences of one network with itself are paired over the images
 trained networks the trainings are the sample, not the images: one of each kind says nothing about the kind.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.stats import ttest_ind
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.results.measurements import samples
@@ -65,19 +67,20 @@ def trainings(records, treated, untreated, name):
         )
         if len(after) and len(before):
             gap, number = after.mean() - before.mean(), min(len(after), len(before))
-            reach = _welch(after, before) if number >= FEWEST_SEEDS else np.nan
-            rows.append((name, "", measure, before.mean(), after.mean(), gap, gap - reach, gap + reach, number))
+            low, high = _welch(after, before) if number >= FEWEST_SEEDS else (np.nan, np.nan)
+            rows.append((name, "", measure, before.mean(), after.mean(), gap, low, high, number))
     return _table(rows)
 
 
-def _welch(one, other):
-    """Half the length of the 95 % interval of a difference of means (Welch 1947, Biometrika 34)."""
-    parts = [np.var(values, ddof=1) / len(values) for values in (one, other)]
-    total = sum(parts)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (one, other), strict=True))
-    return student.ppf(0.975, freedom) * np.sqrt(total)
+def _welch(treated: np.ndarray, untreated: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of means (Welch 1947, Biometrika 34)."""
+    if not np.ptp(treated) and not np.ptp(untreated):
+        gap = treated.mean() - untreated.mean()
+        return gap, gap
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where all trainings of one kind agree
+        low, high = ttest_ind(treated, untreated, equal_var=False).confidence_interval(0.95)
+    return low, high
 
 
 def _table(rows):

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, ParamSpec, TextIO, TypeVar
 
+from imagenet_biases.base.messages import show_messages
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -82,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
-RESUMABLE = "what was measured so far is kept; the same command resumes from there"
+RESUMABLE = "what was measured so far is kept; the same command resumes there"
 
 
 def exit_on_user_error(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -99,6 +101,7 @@ def exit_on_user_error(main: Callable[Arguments, Result]) -> Callable[Arguments,
         warnings.formatwarning = lambda message, *_, **__: f"warning: {clean(message)}\n"
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminated)
+        show_messages()
         with _standard_streams():
             line, status, result = "", None, None
             try:

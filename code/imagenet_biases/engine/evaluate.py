@@ -5,21 +5,24 @@ import copy
 import functools
 import itertools
 import json
-import sys
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
 from imagenet_biases.base.files import safe_name
+from imagenet_biases.benchmarks import find
 from imagenet_biases.engine.inference import float32_precision
-from imagenet_biases.engine.loop import Loop
-from imagenet_biases.engine.plan import make_job, make_jobs, make_plan, rehearse
+from imagenet_biases.engine.loop import Loop, Observer, Pair
+from imagenet_biases.engine.plan import Cell, Group, Job, Plan, make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.engine.ranks import check_shared, ranks
-from imagenet_biases.engine.runtime import make_runtime
-from imagenet_biases.engine.sharding import share
+from imagenet_biases.engine.runtime import Runtime, make_runtime
+from imagenet_biases.engine.sharding import Unit, share
 from imagenet_biases.measures.accuracy import top
 from imagenet_biases.networks.load import (
     Network,
@@ -44,351 +47,450 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
-from imagenet_biases.vocabulary import Results, Settings
+from imagenet_biases.vocabulary import Benchmark, Data, Results, Settings
+
+logger = logging.getLogger(__name__)
+
+Networks = str | Sequence[str] | torch.nn.Module | Mapping[str, torch.nn.Module]
 
 
-def evaluate(networks, benchmarks, data, settings=None, **how):
-    """Measure networks on benchmarks and return the Records, one for each pair that could be measured.
+def evaluate(
+    networks: Networks,
+    benchmarks: str | Benchmark | Sequence[str | Benchmark],
+    data: Data,
+    settings: Settings | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    results: str | Path | None = None,
+    fresh: bool = False,
+    label: str | None = None,
+    arch: str = "resnet50",
+    normalization: str = "imagenet",
+    checkpoints: str | Path | None = None,
+    allow_unstable: bool = False,
+    frontend: str | None = None,
+    trust_remote_code: bool = False,
+    wandb: str = "disabled",
+    wandb_project: str | None = None,
+    wandb_layout: str = "study",
+    progress: bool = False,
+) -> list[Record]:
+    """Measure networks on benchmarks.
 
-    networks: names as for --model (one text or a list), a module on RGB pixels in [0, 1] with 1,000 logits, or a dict
-    name -> module. A module is left as it was found: device, mode, gradients, memory format.
-    benchmarks: names of scripts without eval_ ('imagenet', 'spectral'), or Benchmark objects; one or a list.
-    data, settings: vocabulary.Data, vocabulary.Settings.
-    how: `options` {benchmark: {option: value}}; `results`, a folder for records and responses (None: nothing is
-    written); `fresh`, measure again; `wandb` ('disabled', 'auto', 'online', 'offline'), `wandb_project`,
-    `wandb_layout`; `progress`, whether to show it; `arch`, `normalization`, `checkpoints`, `allow_unstable`,
-    `frontend`, `trust_remote_code`, as the flags of the same names; `label`, a name for the one network.
+    Args:
+        networks: names as for --model (one text or a list), a module on RGB pixels in [0, 1] with 1,000 logits, or a
+            dict name -> module. A module is left as it was: device, mode, gradients, memory format.
+        benchmarks: names of scripts without eval_ ('imagenet', 'spectral'), or Benchmark objects; one or a list.
+        data: where the images are, and which of them to show.
+        settings: how to run.
+        options: {benchmark: {option: value}}.
+        results: a folder for records and responses; None: nothing is written.
+        fresh: measure again what is there already.
+        label: a name for the one network.
+        arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code: as for load_model.
+        wandb: 'disabled', 'auto', 'online' or 'offline'.
+        wandb_project, wandb_layout: as the flags of the same names.
+        progress: whether to show it.
 
-    Records have `.model`, `.benchmark` and `.metrics` {name: Estimate with value, low, high}. Raises UserError for what
-    is wrong with the input, also where a network cannot be had or fails.
+    Returns:
+        One Record per pair of network and benchmark, with `.model`, `.benchmark` and `.metrics` {name: Estimate with
+        value, low, high}.
+
+    Raises:
+        UserError: something is wrong with the input, or a network cannot be loaded or fails.
     """
-    outcome = Measurement(networks, benchmarks, data, settings or Settings(), **how).run()
+    loading = Loading(label, arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code)
+    recording = Recording(results, fresh, wandb, wandb_project, wandb_layout, progress)
+    request = Request(
+        networks, benchmarks, data, settings or Settings(), options=options, loading=loading, recording=recording
+    )
+    outcome = Run(request).execute()
     if outcome.failed:
         raise UserError("; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items()))
     return outcome.records
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How networks are loaded; the fields are load_model's arguments."""
+
+    label: str | None = None
+    arch: str = "resnet50"
+    normalization: str = "imagenet"
+    checkpoints: str | Path | None = None
+    allow_unstable: bool = False
+    frontend: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where records go, and what is shown meanwhile."""
+
+    results: str | Path | None = None
+    fresh: bool = False
+    wandb: str = "disabled"
+    wandb_project: str | None = None
+    wandb_layout: str = "study"
+    progress: bool = False
+
+
 @dataclass
 class Outcome:
-    """What a run found: the records, and why networks are missing among them, {name: reason}."""
+    """The records of a run, and why networks are missing among them, {name: reason}."""
 
-    records: list
-    failed: dict
+    records: list[Record] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-class Measurement:
-    """Networks, benchmarks, data and settings, from what was asked for to records. See `evaluate`."""
+class Request:
+    """What is asked for, checked: networks, benchmarks, data and settings. No network is loaded yet. See `evaluate`.
+
+    Args:
+        skip_missing: leave out benchmarks whose image sets are not given (`missing` says which).
+
+    Raises:
+        UserError: something is wrong with the input.
+    """
 
     def __init__(
         self,
-        networks,
-        benchmarks,
-        data,
-        settings,
+        networks: Networks,
+        benchmarks: str | Benchmark | Sequence[str | Benchmark],
+        data: Data,
+        settings: Settings,
         *,
-        options=None,
-        results=None,
-        fresh=False,
-        wandb="disabled",
-        wandb_project=None,
-        wandb_layout="study",
-        progress=False,
-        skip_missing=False,
-        **loading,
-    ):
-        from imagenet_biases.benchmarks import find
-
-        self.networks = {type(networks).__name__: networks} if isinstance(networks, torch.nn.Module) else networks
-        self.results, self.fresh, self.progress, self.loading = results, fresh, progress, loading
-        self.store = ResponseStore(results, fresh)
-        several = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
-        self.benchmarks = [find(one) if isinstance(one, str) else one for one in several]
-        names = [one.name for one in self.benchmarks]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UserError(f"the benchmark {twice[0]} is named twice; name it once")
-        options = options or {}
-        if strange := sorted(set(options) - set(names)):
-            raise UserError(f"options for {strange[0]}, which is not among the benchmarks: {', '.join(names)}")
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        loading: Loading = Loading(),
+        recording: Recording = Recording(),
+        skip_missing: bool = False,
+    ) -> None:
+        self.networks: Any = {type(networks).__name__: networks} if isinstance(networks, torch.nn.Module) else networks
+        self.loading, self.recording = loading, recording
+        chosen = _benchmarks(benchmarks, options or {})
         data = replace(data, seed=settings.seed, listed={})
-        if results is not None and not fresh:
-            data = replace(data, listings=Path(results) / ".listings")
-        if skip_missing:
-            self.jobs, self.missing = make_jobs(self.benchmarks, data, options)
-        else:
-            self.jobs, self.missing = [make_job(one, data, options.get(one.name)) for one in self.benchmarks], []
-        if not self.jobs:
-            raise UserError("no image set was given for any benchmark; " + "; ".join(self.missing))
+        if recording.results is not None and not recording.fresh:
+            data = replace(data, listings=Path(recording.results) / ".listings")
         self.data = data
+        self.jobs, self.missing = _jobs(chosen, data, options or {}, skip_missing)
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
-        self.runtime = make_runtime(settings, sum(images.values()))
-        self.wandb = wandb, wandb_project, wandb_layout
-        self._built, self._specs = {}, {}
-        if self.runtime.shard[1] > 1 and results is None:
+        self.runtime: Runtime = make_runtime(settings, sum(images.values()))
+        self._built: dict[str, Network] = {}
+        if self.runtime.shard[1] > 1 and recording.results is None:
             raise UserError("shards share nothing but the results folder: give one, or --split images to torchrun")
-        if self.runtime.shard[1] > 1 and fresh:
+        if self.runtime.shard[1] > 1 and recording.fresh:
             raise UserError(
-                "--fresh cannot tell what other shards have measured anew: give a new folder with --results instead, "
+                "--fresh cannot tell what other shards have measured again; give a new folder with --results instead, "
                 "or --split images to torchrun"
             )
 
-    @property
-    def quiet(self):
-        """Whether another rank does the talking."""
-        return self.runtime.rank > 0
+    def labels(self) -> list[tuple[str, str]]:
+        """Return [(name, label)] of the networks, without loading any."""
+        if isinstance(self.networks, Mapping):
+            return [(name, name) for name in self.networks]
+        return [(name, self.loading.label or network_name(name)) for name in self._names()]
 
-    def run(self):
-        """Measure; return the Outcome."""
-        with ranks(self.runtime), contextlib.ExitStack() as stack:
-            check_shared(self.runtime, self.results)
-            networks, failed = self._load(stack)
-            if not networks:
-                if not failed:
-                    print(f"{self._called()} has nothing to do: there are fewer units than shards", file=sys.stderr)
-                return Outcome([], failed)
-            return self._measure(networks, failed)
+    def _names(self) -> list[str]:
+        return resolve(self.networks if isinstance(self.networks, str) else ",".join(self.networks))
 
-    def _called(self):
-        return "shard {}/{}".format(*self.runtime.shard)
+    def built(self, name: str) -> Network:
+        """Return a network as far as it can be had without its weights, one per architecture."""
+        in_python = isinstance(self.networks, Mapping)
+        key = name if in_python else architecture(name, self.loading.arch)
+        if key not in self._built:
+            self._built[key] = self.from_python(name) if in_python else skeleton(key)
+        return self._built[key]
+
+    def from_python(self, name: str) -> Network:
+        """Return the Network of a module that was passed in."""
+        module = self.networks[name]
+        if isinstance(module, Network):
+            network = copy.copy(module)  # loaded by load_model: the same parameters under this label
+            network.name = safe_name(name)
+        else:
+            network = from_module(module, name, allow_unstable=self.loading.allow_unstable)
+        return behind(network, self.loading.frontend) if self.loading.frontend else network
+
+    def loaders(self) -> dict[str, Callable[[], Network]]:
+        """Return {name: what loads it} of this shard's networks."""
+        if isinstance(self.networks, Mapping):
+            loaders = {name: functools.partial(self.from_python, name) for name in self.networks}
+        else:
+            names, loading = self._names(), asdict(self.loading)
+            if self.loading.label and len(names) > 1:
+                raise UserError(f"--name gives one network a name, but there are {len(names)}; run them one by one")
+            loaders = {name: functools.partial(load_model, name, **loading) for name in names}
+        if self.share is None:
+            return loaders
+        names_in_share = {unit[0] for unit in self.share}
+        return {name: load for name, load in loaders.items() if name in names_in_share}
 
     @functools.cached_property
-    def share(self):
-        """The units (network, image set, kind of condition) that are this shard's; None: all."""
+    def share(self) -> set[Unit] | None:
+        """The units that are this shard's; None: all."""
         if self.runtime.shard[1] == 1:
             return None
         return share(self.jobs, [name for name, _ in self.labels()], self.built, self.runtime.shard)
 
-    def has(self, name, images, kind):
+    def has(self, name: str, images: str, kind: str) -> bool:
         """Whether a network's conditions of a kind on an image set (its name) are this shard's to measure."""
         return self.share is None or (name, images, kind) in self.share
 
-    def built(self, name):
-        """Return a network that is asked for as far as it can be had without its weights, one an architecture."""
-        given = isinstance(self.networks, dict)
-        key = name if given else architecture(name, self.loading.get("arch", "resnet50"))
-        if key not in self._built:
-            self._built[key] = self._from_python(self.networks[name], name) if given else skeleton(key)
-        return self._built[key]
+    def store(self) -> ResponseStore:
+        """Return the store of responses."""
+        return ResponseStore(self.recording.results, self.recording.fresh)
+
+
+def _benchmarks(
+    benchmarks: str | Benchmark | Sequence[str | Benchmark], options: Mapping[str, Mapping[str, Any]]
+) -> list[Benchmark]:
+    several = [benchmarks] if isinstance(benchmarks, str | Benchmark) else list(benchmarks)
+    chosen = [find(each) if isinstance(each, str) else each for each in several]
+    names = [each.name for each in chosen]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"the benchmark {twice[0]} is named twice; name it once")
+    if unknown := sorted(set(options) - set(names)):
+        raise UserError(f"options for {unknown[0]}, which is not among the benchmarks: {', '.join(names)}")
+    return chosen
+
+
+def _jobs(
+    benchmarks: Sequence[Benchmark], data: Data, options: Mapping[str, Mapping[str, Any]], skip_missing: bool
+) -> tuple[list[Job], list[str]]:
+    if skip_missing:
+        jobs, missing = make_jobs(benchmarks, data, options)
+    else:
+        jobs, missing = [make_job(each, data, options.get(each.name)) for each in benchmarks], []
+    if not jobs:
+        raise UserError("no image set was given for any benchmark; " + "; ".join(missing))
+    return jobs, missing
+
+
+class Run:
+    """Measures what a request asks for; each record is written as soon as its own conditions are complete."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.runtime, self.recording = request, request.runtime, request.recording
+        self.store = request.store()
+        self.outcome = Outcome()
+        self.names: dict[Network, str] = {}  # what each network was asked for by
 
     @property
-    def count(self):
-        """How many networks are asked for."""
-        return len(self.labels())
+    def quiet(self) -> bool:
+        """Whether another rank does the talking."""
+        return self.runtime.rank > 0
 
-    def labels(self):
-        """Return [(what it is asked for by, label)] of the networks, without loading any."""
-        if isinstance(self.networks, dict):
-            return [(name, name) for name in self.networks]
-        names = resolve(self.networks if isinstance(self.networks, str) else ",".join(self.networks))
-        return [(name, self.loading.get("label") or network_name(name)) for name in names]
+    def execute(self) -> Outcome:
+        """Measure; return the outcome."""
+        with ranks(self.runtime), contextlib.ExitStack() as stack:
+            check_shared(self.runtime, self.recording.results)
+            if isinstance(self.request.networks, Mapping):
+                for module in self.request.networks.values():
+                    stack.enter_context(borrowed(module))
+            networks = self._load()
+            if networks:
+                self._measure(networks)
+            elif not self.outcome.failed:
+                logger.info("%s has nothing to do: there are fewer units than shards", self._shard_name())
+            return self.outcome
 
-    def _load(self, stack):
-        """Return the networks that can be had, and why others cannot, {name: reason}."""
-        modules = self.networks
-        if isinstance(modules, dict):
-            for module in modules.values():
-                stack.enter_context(borrowed(module))
-            makers = {
-                name: (lambda module=module, name=name: self._from_python(module, name))
-                for name, module in modules.items()
-            }
-        else:
-            names = resolve(modules if isinstance(modules, str) else ",".join(modules))
-            if self.loading.get("label") and len(names) > 1:
-                raise UserError(
-                    f"--name gives one network a name, and {len(names)} are asked for; name them one by one"
-                )
-            makers = {name: (lambda name=name: load_model(name, **self.loading)) for name in names}
-        if self.share is not None:
-            mine = {unit[0] for unit in self.share}
-            makers = {name: make for name, make in makers.items() if name in mine}
-        networks, failed = [], {}
-        for name, make in makers.items():
-            if self.progress and self.runtime.lead:
-                print(f"loading {name}", file=sys.stderr)
+    def _shard_name(self) -> str:
+        return "shard {}/{}".format(*self.runtime.shard)
+
+    def _load(self) -> list[Network]:
+        """Return the networks that load; note why others do not. The same weights under the same label count once."""
+        networks: dict[tuple[str, str], Network] = {}
+        loaders = self.request.loaders()
+        for name, load in loaders.items():
+            if self.recording.progress and self.runtime.lead:
+                logger.info("loading %s", name)
             try:
                 with collected_warnings() as notes:
-                    network = make()
-                    if self.runtime.preprocessing == "study" and network.side not in (None, study.VIEW_CROP):
+                    network = load()
+                    if self.runtime.preprocessing == "study" and network.side not in (None, study.STUDY_CROP):
                         raise UserError(
                             f"it takes images of {network.side} pixels only: measure it with --preprocessing native"
                         )
-                network.notes = notes
-                networks.append(network)
-                self._specs[network] = name
+                network.notes = notes  # type: ignore[assignment]
+                networks.setdefault((network.identity["network"], network.name), network)
+                self.names[network] = name
             except UserError as error:
-                if len(makers) == 1:
+                if len(loaders) == 1:
                     raise
-                failed[name] = str(error)
-                print(f"error: {name}: {error}; the others go on", file=sys.stderr)
-        twins = {}
-        for network in networks:
-            twin = twins.setdefault(network.identity["network"], network)
-            if twin is not network and twin.name == network.name:
-                networks = [one for one in networks if one is not network]
-        return networks, failed
+                self.outcome.failed[name] = str(error)
+                logger.error("error: %s: %s; the others continue", name, error)
+        return list(networks.values())
 
-    def _from_python(self, module, label):
-        if not isinstance(module, Network):
-            network = from_module(module, label, allow_unstable=self.loading.get("allow_unstable", False))
-        else:
-            network = copy.copy(module)  # loaded by load_model: the same parameters under this label
-            network.name = safe_name(label)
-        frontend = self.loading.get("frontend")
-        return behind(network, frontend) if frontend else network
-
-    def _measure(self, networks, failed):
-        """Measure what is not known yet; write each record as soon as its own conditions are complete."""
-        if self.results is not None and not self.quiet:
-            for job, network in itertools.product(self.jobs, networks):
-                check_place(self.results, network.name, job.name)
-        plan = make_plan(
-            self.jobs,
-            networks,
-            self.runtime,
-            lambda cell: self.has(self._specs[cell.network], cell.images.name, cell.condition.kind),
-        )
-        mode, *names = self.wandb
-        logger = WandbLogger("disabled" if self.quiet else mode, self.results, self.runtime, *names)
-        records, todo = [], []
-        loop = Loop(plan, self.store, self.runtime, self.data.skip_unreadable, self.progress and self.runtime.lead)
+    def _measure(self, networks: list[Network]) -> None:
+        """Measure what is not stored yet, and report it."""
+        jobs = self.request.jobs
+        if self.recording.results is not None and not self.quiet:
+            for job, network in itertools.product(jobs, networks):
+                check_place(self.recording.results, network.name, job.name)
+        plan = make_plan(jobs, networks, self.runtime, self._in_shard)
+        show = self.recording.progress and self.runtime.lead
+        loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, show)
         loop.load()
-        pairs = [(j, n) for j, n in plan.cells if j.passes or self.has(self._specs[n], "", j.name)]
-        for pair in pairs:
-            standing = None if self.fresh or self.quiet else self._standing(pair, plan)
-            if standing is None:
-                todo.append(pair)
-            else:
-                records.append(Record(standing))
-        unmeasured = [job for job in self.jobs if any(loop.missing(plan.cells[job, n]) for n in networks)]
-        for job in unmeasured:
-            if not self.quiet:
+        todo = self._todo(plan)
+        for job in jobs:
+            if not self.quiet and any(loop.missing(plan.cells[job, network]) for network in networks):
                 rehearse(job, networks[0])
-        live = [pair for pair in todo if loop.missing(plan.cells[pair])] if self.share is None else []
-        for job, network in live if len(live) <= logger.LIVE else ():
-            logger.start(job, network)
-        loop.watch, loop.gate = logger.watch, self._gate
+        wandb = self._wandb(loop, todo)
+        loop.observer = Observer(wandb.watch, self._check_clean_accuracy)
         try:
             with float32_precision(self.runtime.precision):
                 for pair in loop.run(todo):
                     if not self.quiet:
-                        records.append(self._finish(*pair, plan, loop, logger))
+                        self.outcome.records.append(self._finish(*pair, plan, loop, wandb))
         finally:
-            logger.close()
-        self._say_what_waits([pair for pair in loop.waiting if pair[1] not in loop.failed])
-        failed |= {network.name: reason for network, reason in loop.failed.items()}
-        order = {pair: number for number, pair in enumerate((j.name, n.name) for j in self.jobs for n in networks)}
-        records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
-        return Outcome(records, failed)
+            wandb.close()
+        self._report_waiting([pair for pair in loop.waiting if pair[1] not in loop.failed])
+        self.outcome.failed |= {network.name: reason for network, reason in loop.failed.items()}
+        pairs = itertools.product((job.name for job in jobs), (network.name for network in networks))
+        order = {pair: number for number, pair in enumerate(pairs)}
+        self.outcome.records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
 
-    def _say_what_waits(self, pairs):
+    def _in_shard(self, cell: Cell) -> bool:
+        return self.request.has(self.names[cell.network], cell.images.name, cell.condition.kind)
+
+    def _todo(self, plan: Plan) -> list[Pair]:
+        """Return this shard's pairs without a valid record; those with one are taken into the outcome."""
+        todo = []
+        for job, network in plan.cells:
+            if job.passes or self.request.has(self.names[network], "", job.name):
+                valid = None if self.recording.fresh or self.quiet else self._valid_record(job, network, plan)
+                if valid is None:
+                    todo.append((job, network))
+                else:
+                    self.outcome.records.append(Record(valid))
+        return todo
+
+    def _wandb(self, loop: Loop, todo: Iterable[Pair]) -> WandbLogger:
+        """Return the W&B logger; where there are few pairs, their runs are live from the beginning."""
+        recording = self.recording
+        mode = "disabled" if self.quiet else recording.wandb
+        wandb = WandbLogger(mode, recording.results, self.runtime, recording.wandb_project, recording.wandb_layout)
+        live = []
+        if self.request.share is None:
+            live = [pair for pair in todo if loop.missing(loop.plan.cells[pair])]
+        for job, network in live if len(live) <= wandb.LIVE else []:
+            wandb.start(job, network)
+        return wandb
+
+    def _report_waiting(self, pairs: Sequence[Pair]) -> None:
         """Say which records wait for units of other shards."""
         if pairs:
             names = listed_briefly((f"{network.name} {job.name}" for job, network in pairs), 5)
-            print(
-                f"{self._called()} is done; {len(pairs)} records wait for other shards ({names}): the last of them to "
-                f"finish writes them, or the same command without shards",
-                file=sys.stderr,
+            logger.info(
+                f"{self._shard_name()} is done; {len(pairs)} records wait for other shards ({names}): whichever shard "
+                f"finishes last writes them, or the same command without shards"
             )
 
-    def _source(self, cells):
-        """What a record is scored from: the responses, by identity and time, and the code; None where it is unknown."""
+    def _source(self, cells: Sequence[Cell]) -> str | None:
+        """Return what a record is scored from: responses, by identity and time, and code; None if unknown."""
         code = commit()
         if not cells or code is None or code.endswith("+"):
             return None
-        responses = sorted([key_of(cell.identity), cell.kept.measured, cell.kept.nonfinite] for cell in cells)
+        responses = sorted([key_of(cell.identity), cell.stored.measured, cell.stored.nonfinite] for cell in cells)
         return key_of({"code": code, "responses": responses})
 
-    def _standing(self, pair, plan):
-        """Return the record that stands already, scored from the same responses by the same code, or None."""
-        job, network = pair
-        cells = plan.cells[pair]
-        if self.results is None or any(cell.kept is None or (cell.kept.state == UNSEEN).any() for cell in cells):
+    def _valid_record(self, job: Job, network: Network, plan: Plan) -> dict[str, Any] | None:
+        """Return the record that is there already, scored from the same responses by the same code, or None."""
+        cells, folder = plan.cells[job, network], self.recording.results
+        if folder is None or any(cell.stored is None or (cell.stored.state == UNSEEN).any() for cell in cells):
             return None
-        source = self._source(cells)
-        for path in sorted((Path(self.results) / network.name).glob(f"{job.name}.*json")) if source else ():
+        expected = {
+            "scored_from": self._source(cells),
+            "seed": self.runtime.seed,
+            "collection": collection_of(job.image_sets),
+        }
+        if expected["scored_from"] is None:
+            return None
+        for path in sorted((Path(folder) / network.name).glob(f"{job.name}.*json")):
             record = read_record(path)
-            if (
-                record
-                and record["provenance"].get("scored_from") == source
-                and record["provenance"]["seed"] == self.runtime.seed
-                and record["provenance"]["collection"] == collection_of(job.image_sets)
-                and record.get("options") == _plain(job.options)
-            ):
-                return record
+            if record and record.get("options") == _plain(job.options):
+                source = record["provenance"]
+                if all(source.get(key) == value for key, value in expected.items()):
+                    return record
         return None
 
-    def _gate(self, group):
-        """Say at once where the clean accuracy is far from what is known of a network: it is loaded wrongly."""
-        if (
-            group.images.name != study.CLEAN_SET
-            or group.images.subset
-            or self.runtime.preprocessing != "study"
-            or self.quiet
-        ):
+    def _check_clean_accuracy(self, group: Group) -> None:
+        """Report at once a clean accuracy far from what is known of a network: it is loaded wrongly."""
+        whole = group.images.name == study.CLEAN_SET and not group.images.subset
+        if not whole or self.runtime.preprocessing != "study" or self.quiet:
             return
         for cell in group.cells:
-            if cell.condition.kind == "clean" and cell.readout.hits(cell.kept.values, cell.images.labels) is not None:
-                doubt = self._doubt(cell.network, top(cell.responses()).value, len(cell.images))
-                if doubt:
-                    print(f"\n*** WARNING, {cell.network.name}: {doubt}\n", file=sys.stderr)
+            if cell.condition.kind != "clean":
+                continue
+            if cell.readout.hits(cell.stored.values, cell.images.labels) is not None:
+                warning = self._clean_warning(cell.network, top(cell.responses()).value, len(cell.images))
+                if warning:
+                    logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
 
     @staticmethod
-    def _doubt(network, accuracy, images):
+    def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
         return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
 
-    def _finish(self, job, network, plan, loop, logger):
+    def _finish(self, job: Job, network: Network, plan: Plan, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
         cells = plan.cells[job, network]
-        found = Results((cell.responses() for cell in cells), network, job.options)
-        with collected_warnings() as said:
-            metrics = named(job.benchmark.report(found), job.name)
-        notes = [*network.notes, *job.notes, *said, *(note for one in found.all() for note in one.notes)]
+        results = Results((cell.responses() for cell in cells), network, job.options)
+        with collected_warnings() as report_notes:
+            metrics = named(job.benchmark.report(results), job.name)
+        notes: list[str] = [*network.notes, *job.notes, *report_notes]  # type: ignore[misc]
+        notes += [note for responses in results.all() for note in responses.notes]
         clean = metrics.get(study.CONTROL)
         whole = not any(images.subset for images in job.image_sets)
         if clean is not None and clean.value is not None and whole and self.runtime.preprocessing == "study":
-            doubt = self._doubt(network, clean.value, len(job.image_sets[0]))
-            notes += [doubt] if doubt else []
-        with collected_warnings() as more:
+            warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
+            notes += [warning] if warning else []
+        with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,
                 network.name,
                 network,
-                found,
+                results,
                 metrics,
                 self.runtime,
                 options=job.options,
                 image_sets=job.image_sets,
                 notes=list(dict.fromkeys(notes)),
             )
-        content["warnings"] += [note for note in more if note not in content["warnings"]]
+        content["warnings"] += [note for note in record_notes if note not in content["warnings"]]
         content["provenance"]["scored_from"] = self._source(cells)
-        news = True
-        if self.results is not None:
-            content, path, news = write_record(self.results, content)
+        new = True
+        if self.recording.results is not None:
+            content, path, new = write_record(self.recording.results, content)
             if job.benchmark.export:
-                job.benchmark.export(found, network.name, path.parent)
+                job.benchmark.export(results, network.name, path.parent)
         for note in content["warnings"]:
-            print(f"\n*** WARNING, {network.name}, {job.name}: {note}\n", file=sys.stderr)
-        if news:
-            logger.finish(job, network, content, found, loop.pictures_of(cells))
+            logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
+        if new:
+            wandb.finish(job, network, content, results, loop.pictures_of(cells))
         return Record(content)
 
 
-def score_files(benchmark, answers, options, settings, results):
-    """Score answers that come from files: the same records, without a network. `answers`: pairs (label, Results)."""
-    here, records = make_runtime(settings, 0), []
-    for label, found in answers:
-        found = Results(found.all(), None, options)
+def score_files(
+    benchmark: Benchmark,
+    answers: Iterable[tuple[str, Results]],
+    options: Mapping[str, Any],
+    settings: Settings,
+    folder: str | Path,
+) -> list[Record]:
+    """Score answers that come from files, pairs (label, Results): the same records, without a network."""
+    runtime, records = make_runtime(settings, 0), []
+    for label, answered in answers:
+        results = Results(answered.all(), None, options)
         with collected_warnings() as notes:
-            metrics = named(benchmark.report(found), benchmark.name)
-        image_sets = list({one.images.name: one.images for one in found.all()}.values())
+            metrics = named(benchmark.report(results), benchmark.name)
+        image_sets = list({responses.images.name: responses.images for responses in results.all()}.values())
         with collected_warnings():
             content = make_record(
-                benchmark, label, None, found, metrics, here, options=options, image_sets=image_sets, notes=notes
+                benchmark, label, None, results, metrics, runtime, options=options, image_sets=image_sets, notes=notes
             )
-        records.append(Record(write_record(results, content)[0]))
+        records.append(Record(write_record(folder, content)[0]))
     return records
 
 
-def _plain(options):
+def _plain(options: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(options, default=str))

@@ -1,64 +1,78 @@
-"""A network made ready on a device: answers without gradients, with gradients for attacks, and under changes."""
+"""A network prepared on a device: answers without gradients, with gradients for attacks, and under changes."""
 
 import contextlib
 import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine import compilation
 from imagenet_biases.engine.activation_cache import ActivationCache
+from imagenet_biases.engine.runtime import Runtime
+from imagenet_biases.networks.load import Network
+from imagenet_biases.vocabulary import Attacked, Batch, Condition, Presentation
 
-DRAWS = 4  # of a network that draws: over so many an attack averages each gradient (expectation over transformation)
+DRAWS = 4  # for a network that draws: an attack averages each gradient over so many (expectation over transformation)
+
+Pixels = Float[Tensor, "B 3 H W"]
 
 
-class _Pixels(torch.nn.Module):
+class _PixelsOnly(torch.nn.Module):
     """A network as a function of pixels alone, which is what can be traced, folded and compiled."""
 
-    def __init__(self, network):
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pixels):
+    def forward(self, pixels: Pixels) -> Tensor:
         return self.network(pixels)
 
 
 class Runner:
     """A network on a device, in the settings' precision.
 
-    `machine`: the Machine that runs it; `crop`: side of its input in pixels; `programs`: compilation.Programs, where
-    compiling pays. The network itself goes to the device only where it runs as it was built: as a rule a folded copy
-    does.
+    The network itself goes to the device only where it runs as it was built; usually a folded copy does.
+
+    Args:
+        crop: side of its input in pixels.
+        programs: where compiled programs are kept; None: the network is not compiled.
     """
 
-    def __init__(self, network, crop, runtime, programs=None):
+    def __init__(
+        self, network: Network, crop: int, runtime: Runtime, programs: compilation.Programs | None = None
+    ) -> None:
         self.network, self.runtime, self.crop, self.programs = network, runtime, crop, programs
         self.layout = torch.channels_last if network.channels_last else torch.contiguous_format
-        network.to(memory_format=self.layout)
-        self.program = self.folded = network
+        network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.program: Callable[..., Any] = network
+        self.folded: torch.nn.Module = network
         self.padded = False  # a program is compiled for one batch size: a ragged batch is filled up
-        self.changes = self.steps = None
+        self.changes: ActivationCache | None = None
+        self.steps: Callable[..., Any] | None = None
         if network.wants_batch or network.answers == "words":
             network.to(runtime.device)
             return  # their forward is more than a function of pixels
-        alone = _Pixels(network).eval()
-        self.program = self.folded = compilation.folded(alone, self._example(2).to(network.mean.device)).to(
-            runtime.device
-        )
+        example = self._example(2).to(next(network.buffers()).device)
+        self.program = self.folded = compilation.folded(_PixelsOnly(network).eval(), example).to(runtime.device)
         if programs is not None:
             self.program = programs.compiled(self.folded, self._example(runtime.batch_size), runtime.autocast)
             self.padded = self.program is not self.folded
 
-    def _example(self, count):
+    def _example(self, count: int) -> Pixels:
         """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""
         pixels = torch.rand((count, 3, self.crop, self.crop), generator=torch.Generator().manual_seed(0))
         return pixels.to(self.runtime.device).contiguous(memory_format=self.layout)
 
-    def answer(self, pixels, batch, prompt=None):
-        """Return logits float32 [B, classes] of pixels [B, 3, H, W], without gradients; or a list of B strings.
+    def answer(self, pixels: Pixels, batch: Batch | None, prompt: Mapping[str, Any] | None = None) -> Any:
+        """Return float32 logits [B, classes], without gradients, or a list of B strings.
 
-        `question`: what else is put to a network that takes questions, {word: value}.
+        Args:
+            prompt: keyword arguments for a network that accepts some.
         """
         count = len(pixels)
         if prompt and self.network.asks:
@@ -70,106 +84,117 @@ class Runner:
             pixels = torch.cat([pixels, filler])
         return _floats(self._run(self.program, pixels, batch), count)
 
-    def intact(self, pixels, batch):
-        """Return what `answer` does from the network as it was built: the yardstick of a changed one."""
+    def intact(self, pixels: Pixels, batch: Batch | None) -> Any:
+        """Return what `answer` does, from the network as it was built: the reference for a changed one."""
         return self._changes().intact(lambda: _floats(self._run(self.network, pixels, batch), len(pixels)), pixels)
 
-    def changed(self, condition, shown):
-        """Return (what was shown, the answer of the network) under a condition's change, all of it undone afterwards.
+    def changed(self, condition: Condition, original: Presentation) -> tuple[Presentation, Any]:
+        """Return (what was presented, the answer) under a condition's change, all of it undone afterwards.
 
-        An attack that the condition has as well is made on the changed network.
+        If the condition has an attack, it is made on the changed network.
         """
 
-        def run():
-            now = shown
+        def run() -> tuple[Presentation, Any]:
+            presented = original
             if condition.attack is not None:
-                now = attacked(condition.attack, self.differentiable(shown.batch, self.network), shown)
-            return now, _floats(self._run(self.network, now.pixels, shown.batch), len(now.pixels))
+                network = self.differentiable(original.batch, self.network)
+                presented = attacked(condition.attack, network, original)
+            pixels = presented.pixels
+            return presented, _floats(self._run(self.network, pixels, original.batch), len(pixels))
 
-        return self._changes().answer(condition, run, shown.pixels if condition.attack is None else None)
+        return self._changes().answer(condition, run, original.pixels if condition.attack is None else None)
 
-    def differentiable(self, batch, program=None):
-        """Return the network of one batch for attacks: pixels [b, 3, H, W] -> logits [b, classes], with gradients.
+    def differentiable(self, batch: Batch | None, program: Callable[..., Any] | None = None) -> Attacked:
+        """Return the network of one batch for attacks, with gradients.
 
-        `rows`: which images of the batch these are, where not all. `program`: the network to use, where it is not the
-        fastest one. Of a network that draws, every call is a new draw, none of them the one it is measured with; its
-        attribute `draws` says how many to average a gradient over.
+        For a network that draws, every call is a new draw, none of them the one it is measured with; its attribute
+        `draws` says how many calls to average a gradient over.
+
+        Args:
+            program: the network to use, where it is not the fastest one.
         """
         calls = itertools.count(1)
 
-        def network(pixels, rows=None):
+        def network(pixels: Pixels, rows: Any = None) -> Tensor:
             with self.runtime.autocast():
                 if not self.network.wants_batch:
                     run = program or self._stepping(len(pixels))
                     return run(pixels.contiguous(memory_format=self.layout)).float()
-                mine = batch if rows is None else batch.rows(rows)
-                if len(mine.keys) != len(pixels):
+                assert batch is not None, "images join and leave no attack on a network that draws"
+                attacked_batch = batch if rows is None else batch.rows(rows)
+                if len(attacked_batch.keys) != len(pixels):
                     raise UserError(f"{self.network.name} needs to know which images an attack shows it; use another")
-                return self.network(pixels, batch=replace(mine, draw=next(calls))).float()
+                return self.network(pixels, batch=replace(attacked_batch, draw=next(calls))).float()
 
-        network.draws = DRAWS if self.network.wants_batch else 1
-        return network
+        network.draws = DRAWS if self.network.wants_batch else 1  # type: ignore[attr-defined]
+        return network  # type: ignore[return-value]
 
-    def _stepping(self, count):
-        """Return what attacks run for so many images: a whole batch goes through compiled code, where there is some."""
+    def _stepping(self, count: int) -> Callable[..., Any]:
+        """Return what attacks run for so many images: a whole batch goes through compiled code, if there is any."""
         if not self.padded or count != self.runtime.batch_size:
             return self.folded
         if self.steps is None:
+            assert self.programs is not None
             example = self._example(count)
             self.steps = self.programs.differentiable(self.program, self.folded, example, self.runtime.autocast)
         return self.steps
 
-    def _run(self, program, pixels, batch):
+    def _run(self, program: Callable[..., Any], pixels: Pixels, batch: Batch | None) -> Any:
         with torch.no_grad(), self.runtime.autocast():
             pixels = pixels.contiguous(memory_format=self.layout)
             return program(pixels, batch=batch) if self.network.wants_batch else program(pixels)
 
-    def _changes(self):
+    def _changes(self) -> ActivationCache:
         if self.changes is None:
             self.changes = ActivationCache(self.network.to(self.runtime.device))
         return self.changes
 
 
-def attacked(attack, network, shown, **settings):
+def attacked(attack: Callable[..., Any], network: Attacked, original: Presentation, **settings: Any) -> Presentation:
     """Return the presentation with what an attack on `network` makes of its pixels."""
-    made = attack(network, shown.pixels, shown.labels, shown.batch, **settings)
-    pixels, gradient = made if isinstance(made, tuple) else (made, None)
-    return replace(shown, pixels=pixels.detach(), gradient=gradient)
+    outcome = attack(network, original.pixels, original.labels, original.batch, **settings)
+    pixels, gradient = outcome if isinstance(outcome, tuple) else (outcome, None)
+    return replace(original, pixels=pixels.detach(), gradient=gradient)
 
 
-def _floats(answer, count):
-    return answer[:count].float() if isinstance(answer, torch.Tensor) else answer
+def _floats(answer: Any, count: int) -> Any:
+    return answer[:count].float() if isinstance(answer, Tensor) else answer
 
 
 class Runners:
-    """The networks made ready, each when its first image comes; `planned`: {(network, crop): passes to come}.
+    """The networks of a run, each prepared when its first image comes.
 
-    On a CPU every network is compiled by itself, with its weights frozen into the code; elsewhere one program serves
-    all networks of a graph, which then pay for it together, and runs the steps of attacks as well (of which compiled
-    code is no faster on a CPU: benchmarks/README.md).
+    On a CPU every network is compiled by itself, with its weights frozen into the code. Elsewhere one program serves
+    all networks of a graph, which then pay for it together, and runs the steps of attacks as well (on a CPU compiled
+    code is no faster for these: benchmarks/README.md).
+
+    Args:
+        planned: {(network, crop): passes to come}.
     """
 
-    def __init__(self, runtime, planned):
-        self.runtime, self.planned, self.ready = runtime, planned, {}
+    def __init__(self, runtime: Runtime, planned: Mapping[tuple[Network, int], int]) -> None:
+        self.runtime, self.planned = runtime, planned
+        self.ready: dict[tuple[Network, int], Runner] = {}
         self.programs = compilation.Programs(shared=runtime.device.type != "cpu")
 
-    def get(self, network, crop):
+    def get(self, network: Network, crop: int) -> Runner:
+        """Return the runner of a network for images of a side, prepared."""
         key = network, crop
         if key not in self.ready:
             programs = self.programs if self.runtime.compiles(self._passes(network, crop)) else None
             self.ready[key] = Runner(network, crop, self.runtime, programs)
         return self.ready[key]
 
-    def _passes(self, network, crop):
-        """Return the passes to come of all that are likely to share the network's program."""
+    def _passes(self, network: Network, crop: int) -> int:
+        """Return the passes to come of all networks that are likely to share this one's program."""
         arch = self.programs.shared and network.identity.get("arch")
-        return sum(
-            passes
-            for (other, side), passes in self.planned.items()
-            if side == crop and (other is network or (arch and other.identity.get("arch") == arch))
-        )
+        total = 0
+        for (other, side), passes in self.planned.items():
+            if side == crop and (other is network or (arch and other.identity.get("arch") == arch)):
+                total += passes
+        return total
 
-    def close(self):
+    def close(self) -> None:
         """Put every network back as it was before any change, also after an interruption in the middle of one."""
         for runner in self.ready.values():
             if runner.changes is not None:
@@ -177,7 +202,7 @@ class Runners:
 
 
 @contextlib.contextmanager
-def float32_precision(precision):
+def float32_precision(precision: str) -> Iterator[None]:
     """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's default."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     reduced = precision == "tf32"

@@ -1,32 +1,37 @@
 """THE forward loop, the only one: groups x conditions x networks -> responses.
 
-An image is decoded, and a stimulus made, once for all conditions and networks that are shown together: which these are
-says the plan. Answers stay on the device until a checkpoint; nothing waits for the device within a batch.
+Each image is decoded once, and each stimulus computed once, for all conditions and networks of a group; the plan
+decides the grouping. Answers stay on the device until a save point.
 """
 
-import sys
+import logging
 import time
 import warnings
-import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
-from tqdm import tqdm
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError, out_of_memory
-from imagenet_biases.engine.inference import Runners, attacked
+from imagenet_biases.engine.inference import Runner, Runners, attacked
+from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
-from imagenet_biases.engine.ranks import collected, meet, summed
+from imagenet_biases.engine.ranks import meet
+from imagenet_biases.engine.recorder import Recorder, checksum
+from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.loader import batches
 from imagenet_biases.images.preprocessing import Reader, Unreadable
-from imagenet_biases.results.provenance import circumstances
-from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, key_of
-from imagenet_biases.vocabulary import Batch, Presentation
+from imagenet_biases.networks.load import Network
+from imagenet_biases.results.responses import UNSEEN, ResponseStore, StoredResponses
+from imagenet_biases.vocabulary import Batch, Condition, Presentation
 
-NETWORK_FAULTS = (  # what a stranger's network may raise; our own mistakes in its place are found by the tests
+NETWORK_FAULTS = (  # what a user's network may raise; mistakes of this package in its place are found by the tests
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -37,154 +42,188 @@ NETWORK_FAULTS = (  # what a stranger's network may raise; our own mistakes in i
     ValueError,
 )
 
+logger = logging.getLogger(__name__)
+
+Pair = tuple[Job, Network]
+Picture = np.ndarray  # uint8 [H, W, 3]
+
+
+@dataclass
+class Observer:
+    """Who is told about a run: once a second how far it is, and when a group is done."""
+
+    progressed: Callable[[Group, Progress, dict[tuple[Network, str], float]], None] = lambda *_: None
+    group_done: Callable[[Group], None] = lambda _: None
+
 
 class Loop:
     """Shows every group of a plan to its networks.
 
-    Responses that the store has are not measured again; a run that was stopped, at any moment, goes on from the last
-    checkpoint. A shard shows its own cells only, and waits for nobody: what the others have stored is seen when a pair
-    (job, network) is looked at. Ranks that split the images take every world-th missing image each.
+    Responses in the store are not measured again, and interrupted runs resume from the last save point. A shard shows
+    its own cells only and waits for nobody: what others have stored is read when a pair (job, network) is looked at.
+    Ranks that split the images take every world-th missing image each.
     """
 
-    def __init__(self, plan, store, runtime, skip_unreadable=False, progress=False, runners=None):
+    def __init__(
+        self,
+        plan: Plan,
+        store: ResponseStore,
+        runtime: Runtime,
+        skip_unreadable: bool = False,
+        show_progress: bool = False,
+        runners: Runners | None = None,
+    ) -> None:
         self.plan, self.store, self.runtime = plan, store, runtime
-        self.skip_unreadable, self.progress, self.runners = skip_unreadable, progress, runners
-        self.failed, self.pictures, self.waiting = {}, {}, {}
-        self.watch = self.gate = self.writer = None
+        self.skip_unreadable, self.show_progress, self.runners = skip_unreadable, show_progress, runners
+        self.failed: dict[Network, str] = {}
+        self.pictures: dict[tuple[str, Condition, Network | None], list[Picture]] = {}
+        self.waiting: dict[Pair, None] = {}
+        self.observer = Observer()
 
-    def load(self):
-        """Read what is known of every cell; of other shards' cells, those that are complete."""
+    def load(self) -> None:
+        """Read what is stored of every cell; of other shards' cells, those that are complete."""
         for group in self.plan.groups:
-            checked = {}
+            checked: dict[str, int | None] = {}
             for cell in group.cells:
-                if not cell.mine and not self._stored_by_others(cell):
+                if not cell.in_shard and not self._stored_by_others(cell):
                     continue
-                cell.kept = cell.kept or self._load(cell)
-                if cell.kept.pixels and _other_pixels(group, cell.kept.pixels, checked):
+                cell.stored = cell.stored or self._load(cell)
+                if cell.stored.pixels and _other_pixels(group, cell.stored.pixels, checked):
                     warnings.warn(
                         f"{group.images.name}: images have changed since they were measured; {cell.condition.name} is "
                         f"measured again",
                         stacklevel=2,
                     )
-                    cell.kept = cell.kept.forgotten()
+                    cell.stored = cell.stored.forgotten()
                 self._free([cell])
         meet()  # nobody writes before everybody has read the same state
 
-    def _load(self, cell):
+    def _load(self, cell: Cell) -> StoredResponses:
         return self.store.load(cell.identity, cell.network.name, len(cell.images), cell.readout)
 
-    def _stored_by_others(self, cell):
+    def _stored_by_others(self, cell: Cell) -> bool:
         """Whether another shard's cell is complete by now; its answers are read if so."""
-        if cell.kept is None and self.store.complete(cell.identity, cell.network.name):
-            kept = self._load(cell)
-            cell.kept = None if (kept.state == UNSEEN).any() else kept
-            self._free([cell] if cell.kept else [])
-        return cell.kept is not None
+        if cell.stored is None and self.store.complete(cell.identity, cell.network.name):
+            stored = self._load(cell)
+            if not (stored.state == UNSEEN).any():
+                cell.stored = stored
+                self._free([cell])
+        return cell.stored is not None
 
-    def _fetch(self, cells):
-        """Have the answers of some cells at hand: they are read again where they were given up."""
+    def _fetch(self, cells: Iterable[Cell]) -> None:
+        """Read the answers of cells again where they were freed."""
         for cell in cells:
-            if cell.kept.values is None:
-                kept = self._load(cell)
-                cell.kept = kept.forgotten() if cell.kept.stale else kept
+            if cell.stored.values is None:
+                stored = self._load(cell)
+                cell.stored = stored.forgotten() if cell.stored.stale else stored
 
-    def _free(self, cells):
-        """Give up the answers of some cells, of which the store keeps what is there."""
+    def _free(self, cells: Iterable[Cell]) -> None:
+        """Free the answers of cells whose store keeps them."""
         if self.store.results is not None:
             for cell in cells:
-                cell.kept.release()
+                cell.stored.release()
 
-    def missing(self, cells):
+    def missing(self, cells: Iterable[Cell]) -> bool:
         """Whether some image is still to be shown for some of the cells."""
-        return any(cell.kept is None or (cell.kept.state == UNSEEN).any() for cell in cells)
+        return any(cell.stored is None or (cell.stored.state == UNSEEN).any() for cell in cells)
 
-    def run(self, pairs):
+    def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield each of the pairs (job, network) as soon as its responses are complete and stored."""
-        waiting = self.waiting = dict.fromkeys(pairs)
-
-        def complete():
-            for pair in [pair for pair in waiting if self._complete(self.plan.cells[pair])]:
-                cells = self.plan.cells[pair]
-                self._fetch(cells)
-                if self.missing(cells):  # damaged since
-                    continue
-                del waiting[pair]
-                self._pack(pair)
-                if pair[1] not in self.failed:
-                    yield pair
-                self._free(cells)
-
-        yield from complete()
-        needed = {cell for pair in waiting for cell in self.plan.cells[pair] if cell.mine}
-        groups = [replace(g, cells=[c for c in g.cells if c.mine]) for g in self.plan.groups]
-        groups = [g for g in groups if needed.intersection(g.cells) and self.missing(g.cells)]
+        self.waiting = dict.fromkeys(pairs)
+        yield from self._completed()
+        groups = self._remaining()
         if self.runners is None:
-            planned = {}
-            for group in self.plan.groups:
-                for network in {cell.network for cell in group.cells if cell.condition.kind != "change"}:
-                    # what the whole job needs, not what is left of it or this shard's share: all compute alike
-                    cost = sum(
-                        c.cost
-                        for c, by_network in group.shows(("clean", "stimulus", "attack"))
-                        if dict(by_network).get(network)
-                    )
-                    key = network, group.preprocessing.crop
-                    planned[key] = planned.get(key, 0) + len(group.images) * cost
-            self.runners = Runners(self.runtime, planned)
-        known = {}  # groups of one image set mostly miss the same images
-        tasks = [self._tasks(group, known) for group in groups]
-        total = sum(group.cost() * sum(len(task) for task in own) for group, own in zip(groups, tasks, strict=True))
+            self.runners = Runners(self.runtime, self._planned_passes())
+        split: dict[bytes, list[np.ndarray]] = {}  # groups of one image set mostly miss the same images
+        tasks = [self._tasks(group, split) for group in groups]
+        total = 0
+        for group, positions in zip(groups, tasks, strict=True):
+            total += group.cost() * sum(map(len, positions))
         sets = [(group.images, group.preprocessing) for group in groups]
-        feed = batches(sets, [(number, task) for number, own in enumerate(tasks) for task in own], self.runtime)
-        with Progress(total, self.progress) as progress, ThreadPoolExecutor(1) as self.writer:
+        numbered = [(number, task) for number, group_tasks in enumerate(tasks) for task in group_tasks]
+        feed = batches(sets, numbered, self.runtime)
+        with Progress(total, self.show_progress) as progress, ThreadPoolExecutor(1) as writer:
             try:
-                for group, own in zip(groups, tasks, strict=True):
+                for group, group_tasks in zip(groups, tasks, strict=True):
                     self._fetch(group.cells)
-                    Showing(self, group, own, feed, progress).run()
-                    if self.gate:
-                        self.gate(group)
+                    recorder = Recorder(group, self.store, self.runtime, writer)
+                    Presenter(self, recorder, feed, progress).run(group_tasks)
+                    self.observer.group_done(group)
                     self._free(group.cells)
-                    yield from complete()
+                    yield from self._completed()
             finally:
                 feed.close()
                 self.runners.close()
 
-    def _complete(self, cells):
+    def _completed(self) -> Iterator[Pair]:
+        """Yield the waiting pairs that are complete by now, and free their answers afterwards."""
+        for pair in [pair for pair in self.waiting if self._complete(self.plan.cells[pair])]:
+            cells = self.plan.cells[pair]
+            self._fetch(cells)
+            if self.missing(cells):  # damaged since
+                continue
+            del self.waiting[pair]
+            self._pack(pair)
+            if pair[1] not in self.failed:
+                yield pair
+            self._free(cells)
+
+    def _complete(self, cells: Sequence[Cell]) -> bool:
         """Whether all of the cells are complete, by this shard's work and that of others."""
-        own, others = [c for c in cells if c.mine], [c for c in cells if not c.mine]
-        return not self.missing(own) and all(self._stored_by_others(cell) for cell in others)
+        if self.missing(cell for cell in cells if cell.in_shard):
+            return False
+        return all(cell.in_shard or self._stored_by_others(cell) for cell in cells)
 
-    def _tasks(self, group, known):
-        """Return this rank's batches of missing images, as positions; `known`: {missing images: batches}."""
-        missing = np.flatnonzero(np.any([cell.kept.state == UNSEEN for cell in group.cells], axis=0))
-        mine, size = missing[self.runtime.rank :: self.runtime.world], self.runtime.batch_size
-        return known.setdefault(mine.tobytes(), [mine[i : i + size] for i in range(0, len(mine), size)])
+    def _remaining(self) -> list[Group]:
+        """Return the groups with images to show for the waiting pairs, each with this shard's cells."""
+        needed = {cell for pair in self.waiting for cell in self.plan.cells[pair] if cell.in_shard}
+        groups = [replace(group, cells=[c for c in group.cells if c.in_shard]) for group in self.plan.groups]
+        return [group for group in groups if needed.intersection(group.cells) and self.missing(group.cells)]
 
-    def _pack(self, pair):
+    def _planned_passes(self) -> dict[tuple[Network, int], int]:
+        """Return the passes of each (network, crop) in the whole job, whatever is left of it or this shard's share.
+
+        Whether a network is compiled depends on it, and all shards must compute alike.
+        """
+        planned: dict[tuple[Network, int], int] = {}
+        for group in self.plan.groups:
+            for condition, by_network in group.presentations(("clean", "stimulus", "attack")):
+                for network, _ in by_network:
+                    key = network, group.preprocessing.crop
+                    planned[key] = planned.get(key, 0) + len(group.images) * condition.cost
+        return planned
+
+    def _tasks(self, group: Group, split: dict[bytes, list[np.ndarray]]) -> list[np.ndarray]:
+        """Return this rank's batches of missing images, as positions; `split`: {missing images: their batches}."""
+        missing = np.flatnonzero(np.any([cell.stored.state == UNSEEN for cell in group.cells], axis=0))
+        positions, size = missing[self.runtime.rank :: self.runtime.world], self.runtime.batch_size
+        return split.setdefault(positions.tobytes(), [positions[i : i + size] for i in range(0, len(positions), size)])
+
+    def _pack(self, pair: Pair) -> None:
         if self.runtime.rank:
             return
         stems = {cell.images.name.partition("/")[0]: cell.identity for cell in self.plan.cells[pair]}
         for identity in stems.values():
             self.store.pack(identity, pair[1].name)
 
-    def pictures_of(self, cells):
-        """Return {(image set, condition): a few images as shown, uint8 [H, W, 3]} of some cells."""
-        found = {}
+    def pictures_of(self, cells: Iterable[Cell]) -> dict[tuple[str, str], list[Picture]]:
+        """Return {(image set, condition): a few images as presented, uint8 [H, W, 3]} of some cells."""
+        pictures = {}
         for cell in cells:
             for network in (None, cell.network):
-                picture = self.pictures.get((cell.images.name, cell.condition, network))
-                if picture:
-                    found[cell.images.name, cell.condition.name] = picture
-        return found
+                presented = self.pictures.get((cell.images.name, cell.condition, network))
+                if presented:
+                    pictures[cell.images.name, cell.condition.name] = presented
+        return pictures
 
 
-def _other_pixels(group, sample, checked):
-    """Whether some image does not have the pixels that it had when it was measured; `checked`: {position: crc32}."""
+def _other_pixels(group: Group, checksums: dict[str, int], checked: dict[str, int | None]) -> bool:
+    """Whether some image has other pixels than when it was measured; `checked`: {position: crc32 of today's}."""
     reader = Reader(group.images, group.preprocessing)
-    for position, crc in sample.items():
+    for position, crc in checksums.items():
         if position not in checked:
             try:
-                checked[position] = _crc(reader.read(int(group.images.chosen[int(position)])))
+                checked[position] = checksum(reader.read(int(group.images.chosen[int(position)])))
             except (Unreadable, IndexError, ValueError):
                 checked[position] = None
         if checked[position] != crc:
@@ -192,221 +231,187 @@ def _other_pixels(group, sample, checked):
     return False
 
 
-def _crc(pixels):
-    return zlib.crc32(np.ascontiguousarray(pixels))
+class Presenter:
+    """Shows one group's missing images to its networks; a recorder keeps the answers."""
 
-
-SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered with the answers and to be looked at
-
-
-class Showing:
-    """One group's missing images shown to its networks; answers are saved now and then, at the end, and on a fault."""
-
-    def __init__(self, loop, group, tasks, batches, progress):
-        self.loop, self.group, self.tasks, self.batches, self.progress = loop, group, tasks, batches, progress
-        self.runtime, self.images = loop.runtime, group.images
+    def __init__(self, loop: Loop, recorder: Recorder, feed: Iterator, progress: Progress) -> None:
+        self.loop, self.recorder, self.feed, self.progress = loop, recorder, feed, progress
+        self.group, self.images, self.runtime = recorder.group, recorder.group.images, loop.runtime
         device = self.runtime.device
-        self.labels, self.keys = (torch.from_numpy(a).to(device) for a in (self.images.labels, self.images.keys))
-        self.values = {cell: _buffer(cell, device) for cell in group.cells}
-        self.due = {cell: cell.kept.state == UNSEEN for cell in group.cells}
-        self.asked_rows = {cell: rows.copy() for cell, rows in self.due.items()}
-        self.asked = {cell: bool(rows.any()) for cell, rows in self.due.items()}
-        self.nonfinite = {cell: torch.zeros((), dtype=torch.int64, device=device) for cell in group.cells}
-        self.hits = {cell: torch.zeros((), dtype=torch.int64, device=device) for cell in group.cells}
-        self.counted = dict.fromkeys(group.cells, 0)
-        sample = np.linspace(0, len(self.images) - 1, min(SAMPLE, len(self.images))).astype(int)
-        self.sample, self.crcs = set(sample.tolist()), {}
-        self.under_way = {}  # {(condition, network): an attack that images join and leave}
-        self.passes = 0  # forward passes, with what an attack takes counted as such
-        self.writing = None  # a checkpoint on its way to the disk
+        self.labels = torch.from_numpy(self.images.labels).to(device)
+        self.keys = torch.from_numpy(self.images.keys).to(device)
+        self.attacks: dict[tuple[Condition, Network], Any] = {}  # attacks under way that images join and leave
 
-    def run(self):
-        """Show all; the cells of networks that fail are dropped."""
-        self.started = self.told = time.monotonic()
-        self.save_at = self.started + self.runtime.checkpoint_seconds
-        self.progress.group(self.images.name, len(self.images))
+    def run(self, tasks: Iterable[Int64[np.ndarray, " B"]]) -> None:
+        """Show all images; the cells of networks that fail are dropped."""
+        self.progress.begin_group(self.images.name, len(self.images))
+        reported = time.monotonic()
         try:
-            for positions in self.tasks:
+            for positions in tasks:
                 self._batch(positions)
-                self._now_and_then()
-            for condition, network in self.under_way:
+                reported = self._report_and_save(reported)
+            for condition, network in self.attacks:
                 if network not in self.loop.failed:
-                    self._guarded(network, self._attack_on, condition, network, True)
-                    self._now_and_then()
+                    self._guarded(network, self._continue_attack, condition, network, True)
+                    reported = self._report_and_save(reported)
         except BaseException as error:
-            self._save()  # also on Ctrl-C: what was measured is kept
+            self.recorder.save()  # also on Ctrl-C: what was measured is kept
             if not out_of_memory(error):
                 raise
-            raise UserError(
-                f"out of memory with --batch-size {self.runtime.batch_size}; repeat with half of it"
-            ) from None
-        self._save(final=True)
-        unseen = [cell for cell in self.group.cells if self._alive(cell) and (cell.kept.state == UNSEEN).any()]
-        if unseen:
-            raise AssertionError(f"{len(unseen)} conditions of {self.images.name} have images that were not shown")
+            size = self.runtime.batch_size
+            raise UserError(f"out of memory with --batch-size {size}; repeat with half of it") from None
+        self.recorder.save(final=True)
+        if unanswered := self.recorder.unanswered():
+            raise AssertionError(f"{unanswered} conditions of {self.images.name} have images that were not shown")
 
-    def _now_and_then(self):
-        """Say how far it is and save, where it is time."""
-        now = time.monotonic()
-        if now - self.told > 1:
-            self.told = now
-            self._tell()
-        if now > self.save_at:
-            self._checkpoint()
-            # many networks and conditions take long to copy: never more than a twentieth of the time
-            self.save_at = time.monotonic() + max(self.runtime.checkpoint_seconds, 20 * (time.monotonic() - now))
+    def _report_and_save(self, reported: float) -> float:
+        """Report progress once a second and save when it is time; return when progress was last reported."""
+        if time.monotonic() - reported > 1:
+            reported = time.monotonic()
+            accuracies = self.recorder.accuracies()
+            self.progress.report({(network.name, name): value for (network, name), value in accuracies.items()})
+            self.loop.observer.progressed(self.group, self.progress, accuracies)
+        self.recorder.save_when_due()
+        return reported
 
-    def _alive(self, cell):
-        return cell.network not in self.loop.failed
-
-    def _batch(self, positions):
+    def _batch(self, positions: Int64[np.ndarray, " B"]) -> None:
         """Show one batch under every condition that some image of it still needs."""
-        rows, unreadable = next(self.batches)
-        self._note_unreadable(unreadable)
-        for row in (row for row, position in enumerate(positions) if position in self.sample and row not in unreadable):
-            self.crcs[str(positions[row])] = _crc(rows[row].numpy())
+        rows, unreadable = next(self.feed)
+        self._report_unreadable(unreadable)
+        self.recorder.sample.remember(rows, positions, unreadable)
         device = self.runtime.device
-        here = torch.from_numpy(positions).to(device)
+        index = torch.from_numpy(positions).to(device)
         # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
         pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         readable = np.ones(len(positions), bool)
         readable[list(unreadable)] = False
-        shown = Presentation(None, pixels, pixels, self.labels[here], Batch(self.keys[here], self.runtime.seed))
-        for condition, by_network in self.group.shows(("clean", "stimulus", "attack")):
+        batch = Batch(self.keys[index], self.runtime.seed)
+        original = Presentation(None, pixels, pixels, self.labels[index], batch)
+        for condition, by_network in self.group.presentations(("clean", "stimulus", "attack")):
             presented = None
-            for network, cells in self._due(by_network, positions):
-                if self._in_steps(condition, network):
-                    self._guarded(network, self._join, condition, network, cells, shown, positions, readable)
+            for network, cells in self.recorder.due(by_network, positions):
+                if _stepwise(condition, network):
+                    self._guarded(network, self._join, condition, network, cells, original, positions, readable)
                     continue
                 if presented is None:
-                    presented = self._presented(condition, shown)
-                if self._guarded(
-                    network, self._answer, condition, network, cells, shown, presented, positions, readable
-                ):
+                    presented = replace(original, pixels=_stimulated(condition, original))
+                answered = self._guarded(network, self._show, condition, network, cells, presented, positions, readable)
+                if answered:
                     self._count(condition, positions)
         # a network's own activations are kept from its intact pass over the batch: all its changes in one go
-        for network in self._networks("change"):
-            self._guarded(network, self._changed, network, shown, positions, readable)
-        at_once = [cell for cell in self.group.cells if not self._in_steps(cell.condition, cell.network)]
-        self._mark(at_once, positions, readable)
-        self.progress.images(len(positions))
+        for network in dict.fromkeys(c.network for c in self.group.cells if c.condition.kind == "change"):
+            if network not in self.loop.failed:
+                self._guarded(network, self._show_changed, network, original, positions, readable)
+        at_once = [cell for cell in self.group.cells if not _stepwise(cell.condition, cell.network)]
+        self.recorder.mark(at_once, positions, readable)
+        self.progress.count_images(len(positions))
 
-    def _mark(self, cells, positions, readable):
-        """Note that images have been answered, or left out."""
-        for cell in cells:
-            self.due[cell][positions] = False
-            state = cell.kept.state[positions]
-            cell.kept.state[positions] = np.where(state == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), state)
-
-    def _note_unreadable(self, unreadable):
+    def _report_unreadable(self, unreadable: dict[int, str]) -> None:
         if unreadable and not self.loop.skip_unreadable:
             raise UserError(
                 f"unreadable image {next(iter(unreadable.values()))}; replace it, or leave such images out with "
                 f"--skip-unreadable"
             )
         for message in unreadable.values():
-            tqdm.write(f"left out: {message}", file=sys.stderr)
+            logger.warning("left out: %s", message)
 
-    def _due(self, by_network, positions):
-        """Return the networks whose cells some image of the batch still needs, with these cells."""
-        due = [(n, [cell for cell in cells if self.due[cell][positions].any()]) for n, cells in by_network]
-        return [(network, cells) for network, cells in due if cells and network not in self.loop.failed]
-
-    def _networks(self, kind):
-        return list(dict.fromkeys(c.network for c in self.group.cells if c.condition.kind == kind and self._alive(c)))
-
-    @staticmethod
-    def _presented(condition, shown):
-        if condition.stimulus is None:
-            return shown.pixels
-        with torch.no_grad():
-            return condition.stimulus(shown.pixels, shown.batch, **condition.settings)
-
-    def _answer(self, condition, network, cells, shown, presented, positions, readable):
-        """Show what is presented to one network; keep what its readouts say of the answer."""
-        runner, now = self._runner(network), replace(shown, pixels=presented)
+    def _show(
+        self,
+        condition: Condition,
+        network: Network,
+        cells: Sequence[Cell],
+        presented: Presentation,
+        positions: Int64[np.ndarray, " B"],
+        readable: Bool[np.ndarray, " B"],
+    ) -> None:
+        """Show a stimulus to one network, attacked where the condition is an attack; keep what its readouts need."""
         if condition.attack is not None:
-            now = attacked(condition.attack, runner.differentiable(shown.batch), now, **condition.settings)
-        self._ask(condition, network, cells, shown, now, positions, readable)
+            network_of_batch = self._runner(network).differentiable(presented.batch)
+            presented = attacked(condition.attack, network_of_batch, presented, **condition.settings)
+        self._answer(condition, network, cells, presented, positions, readable)
 
-    def _ask(self, condition, network, cells, shown, now, positions, readable):
-        """Show one network what has become of what was shown; keep what its readouts say of the answer."""
+    def _answer(
+        self,
+        condition: Condition,
+        network: Network,
+        cells: Sequence[Cell],
+        presented: Presentation,
+        positions: Int64[np.ndarray, " B"],
+        readable: Bool[np.ndarray, " B"],
+    ) -> None:
+        """Have a network answer what is presented."""
         runner = self._runner(network)
-        self._picture(condition, network, now.pixels, positions)
-        answer = runner.answer(now.pixels, shown.batch, condition.prompt)
-        intact = None
+        self._keep_picture(condition, network, presented.pixels, positions)
+        answer = runner.answer(presented.pixels, presented.batch, condition.prompt)
         if any(cell.readout.intact for cell in cells):
-            intact = answer if now.pixels is shown.pixels else runner.answer(shown.pixels, shown.batch)
-        self._keep(cells, replace(now, intact=intact), answer, positions, readable)
+            unchanged = presented.pixels is presented.before
+            intact = answer if unchanged else runner.answer(presented.before, presented.batch)
+            presented = replace(presented, intact=intact)
+        self.recorder.keep(cells, _answered(presented, answer), positions, readable)
 
-    @staticmethod
-    def _in_steps(condition, network):
-        """Whether images join and leave an attack one by one; those on a network that draws stay with their batch."""
-        return condition.kind == "attack" and condition.stepwise is not None and not network.wants_batch
-
-    def _join(self, condition, network, cells, shown, positions, readable):
+    def _join(
+        self,
+        condition: Condition,
+        network: Network,
+        cells: Sequence[Cell],
+        original: Presentation,
+        positions: Int64[np.ndarray, " B"],
+        readable: Bool[np.ndarray, " B"],
+    ) -> None:
         """Have the images that are due join an attack under way."""
-        joining = np.any([self.due[cell][positions] for cell in cells], axis=0)
-        self._mark(cells, positions[joining & ~readable], False)
+        joining = self.recorder.due_rows(cells, positions)
+        self.recorder.mark(cells, positions[joining & ~readable], False)
         key, rows = (condition, network), np.flatnonzero(joining & readable)
-        if key not in self.under_way:
-            attacker = self._runner(network).differentiable(None)
-            size = self.runtime.batch_size
-            self.under_way[key] = condition.stepwise(attacker, self.runtime.seed, size, **condition.settings)
-        tickets, rows = (torch.from_numpy(a).to(self.runtime.device) for a in (positions[rows], rows))
-        self.under_way[key].add(tickets, shown.pixels[rows], shown.labels[rows], shown.batch.keys[rows])
-        self._attack_on(condition, network)
+        if key not in self.attacks:
+            assert condition.stepwise is not None
+            attacked_network = self._runner(network).differentiable(None)
+            seed, size = self.runtime.seed, self.runtime.batch_size
+            self.attacks[key] = condition.stepwise(attacked_network, seed, size, **condition.settings)
+        tickets, chosen = (torch.from_numpy(array).to(self.runtime.device) for array in (positions[rows], rows))
+        keys = original.batch.keys[chosen]
+        self.attacks[key].add(tickets, original.pixels[chosen], original.labels[chosen], keys)
+        self._continue_attack(condition, network)
 
-    def _attack_on(self, condition, network, last=False):
-        """Go on with an attack as long as batches are full, at the end to its end; keep the answers to what is done."""
+    def _continue_attack(self, condition: Condition, network: Network, last: bool = False) -> None:
+        """Continue an attack while batches are full, at the end to its end; keep the answers to finished images."""
         cells = [cell for cell in self.group.cells if cell.condition is condition and cell.network is network]
-        for here, before, pixels in self.under_way[condition, network].finished(last):
-            positions, readable = here.cpu().numpy(), np.ones(len(here), bool)
-            shown = Presentation(None, before, before, self.labels[here], Batch(self.keys[here], self.runtime.seed))
-            self._ask(condition, network, cells, shown, replace(shown, pixels=pixels), positions, readable)
-            self._mark(cells, positions, readable)
+        for tickets, before, pixels in self.attacks[condition, network].finished(last):
+            positions, readable = tickets.cpu().numpy(), np.ones(len(tickets), bool)
+            batch = Batch(self.keys[tickets], self.runtime.seed)
+            presented = Presentation(None, pixels, before, self.labels[tickets], batch)
+            self._answer(condition, network, cells, presented, positions, readable)
+            self.recorder.mark(cells, positions, readable)
             self._count(condition, positions)
 
-    def _changed(self, network, shown, positions, readable):
+    def _show_changed(
+        self,
+        network: Network,
+        original: Presentation,
+        positions: Int64[np.ndarray, " B"],
+        readable: Bool[np.ndarray, " B"],
+    ) -> None:
         """Show the pixels to one network under each of its changes."""
         runner, intact = self._runner(network), None
-        for condition, by_network in self.group.shows(("change",)):
-            for _, cells in self._due([pair for pair in by_network if pair[0] is network], positions):
+        for condition, by_network in self.group.presentations(("change",)):
+            for _, cells in self.recorder.due([pair for pair in by_network if pair[0] is network], positions):
                 if intact is None and (condition.attack is None or any(cell.readout.intact for cell in cells)):
-                    intact = runner.intact(shown.pixels, shown.batch)
-                now, answer = runner.changed(condition, shown)
-                self._keep(cells, replace(now, intact=intact), answer, positions, readable)
+                    intact = runner.intact(original.pixels, original.batch)
+                presented, answer = runner.changed(condition, original)
+                presented = _answered(replace(presented, intact=intact), answer)
+                self.recorder.keep(cells, presented, positions, readable)
                 self._count(condition, positions)
 
-    def _runner(self, network):
+    def _runner(self, network: Network) -> Runner:
+        assert self.loop.runners is not None
         return self.loop.runners.get(network, self.group.preprocessing.crop)
 
-    def _keep(self, cells, shown, answer, positions, readable):
-        """Store what the readouts make of an answer: only missing rows, so that nothing is changed or doubled."""
-        words = not isinstance(answer, torch.Tensor)
-        shown = replace(shown, words=answer) if words else replace(shown, logits=answer)
-        for cell in cells:
-            rows = cell.readout(shown)
-            due = np.flatnonzero(self.due[cell][positions])
-            if isinstance(self.values[cell], np.ndarray):
-                self.values[cell][positions[due]] = np.asarray(rows)[due]
-            else:
-                rows = torch.as_tensor(rows, device=self.runtime.device).to(self.values[cell].dtype)
-                where = torch.from_numpy(positions[due]).to(self.runtime.device)
-                self.values[cell][where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
-            if not words:
-                self.nonfinite[cell] += (~answer.isfinite().all(1)).sum()
-            hits = cell.readout.hits(rows, shown.labels)
-            if hits is not None:
-                self.hits[cell] += hits.sum()
-                self.counted[cell] += int(readable.sum())
+    def _count(self, condition: Condition, positions: Int64[np.ndarray, " B"]) -> None:
+        passes = len(positions) * condition.cost
+        self.recorder.passes += passes
+        self.progress.count_passes(passes)
 
-    def _count(self, condition, positions):
-        self.passes += len(positions) * condition.cost
-        self.progress.passes(len(positions) * condition.cost)
-
-    def _guarded(self, network, action, *arguments):
-        """Run a network; one that fails is out, and the others go on. Returns whether it went well."""
+    def _guarded(self, network: Network, action: Callable[..., None], *arguments: Any) -> bool:
+        """Run a network; one that fails is dropped, and the others continue. Returns whether it succeeded."""
         try:
             action(*arguments)
             return True
@@ -415,125 +420,48 @@ class Showing:
         except NETWORK_FAULTS as error:
             if out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:300]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if len(self.loop.plan.networks) == 1 or self.runtime.world > 1:
-                raise UserError(f"{network.name} failed: {type(error).__name__}: {reason}") from error
-            self.loop.failed[network] = f"{type(error).__name__}: {reason}"
-            print(f"error: {network.name} failed: {self.loop.failed[network]}; the others go on", file=sys.stderr)
+                raise UserError(f"{network.name} failed: {reason}") from error
+            self.loop.failed[network] = reason
+            self.recorder.drop(network)
+            logger.error("error: %s failed: %s; the others continue", network.name, reason)
             return False
 
-    def _picture(self, condition, network, pixels, positions):
-        """Remember the sample as it is shown; a stimulus that leaves [0, 1] is a mistake in its code."""
+    def _keep_picture(
+        self,
+        condition: Condition,
+        network: Network,
+        pixels: Float[Tensor, "B 3 H W"],
+        positions: Int64[np.ndarray, " B"],
+    ) -> None:
+        """Remember the sample as it is presented; a stimulus that leaves [0, 1] is a mistake in its code."""
         key = self.images.name, condition, network if condition.kind == "attack" else None
         if key not in self.loop.pictures:
             low, high = (float(value) for value in pixels.aminmax())
             if not (low >= 0 and high <= 1):
                 name = condition.name
                 raise UserError(f"condition '{name}' gives pixels in [{low:.4g}, {high:.4g}], not within [0, 1]")
-        kept = self.loop.pictures.setdefault(key, [])
-        rows = [row for row, position in enumerate(positions) if position in self.sample]
-        if rows and len(kept) < SAMPLE:
-            kept += [*pixels[rows].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
-
-    def _tell(self):
-        """Say how far it is, and each network's and condition's accuracy on the images so far."""
-        accuracies = {
-            (cell.network, cell.condition.name): 100 * self.hits[cell].item() / self.counted[cell]
-            for cell in self.group.cells
-            if self.counted[cell] and self._alive(cell)
-        }
-        self.progress.tell({(network.name, name): value for (network, name), value in accuracies.items()})
-        if self.loop.watch:
-            self.loop.watch(self.group, self.progress, accuracies)
-
-    def _checkpoint(self):
-        """Copy the answers, and write them while the next images are shown; not before the last ones are written."""
-        if self.writing is not None and not self.writing.done():
-            return
-        self._written()
-        cells = [cell for cell in self.group.cells if self._alive(cell)]
-        for cell in cells:
-            values = self.values[cell]
-            cell.kept.values = values.copy() if isinstance(values, np.ndarray) else values.to("cpu", copy=True).numpy()
-        counts = [int(self.nonfinite[cell]) for cell in cells]
-        kept = self._kept(cells, counts, self.passes, time.monotonic() - self.started)
-        for one in kept:
-            one.state = one.state.copy()
-        self.writing = self.loop.writer.submit(self._write, cells, kept)
-
-    def _written(self):
-        """Wait for the checkpoint on its way, if any. Raises what stopped it, a full disk for instance."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
-    def _save(self, final=False):
-        """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
-        self._written()
-        cells = [cell for cell in self.group.cells if self._alive(cell)]
-        for cell in cells:
-            values = self.values[cell]
-            cell.kept.values = values if isinstance(values, np.ndarray) else values.cpu().numpy()
-        counts = [int(self.nonfinite[cell]) for cell in cells]
-        passes, seconds = self.passes, time.monotonic() - self.started
-        if passes or not final:
-            self._write(cells, self._kept(cells, counts, passes, seconds))
-        if final and self.runtime.world > 1:
-            passes, *counts = summed(torch.tensor([passes, *counts], device=self.runtime.device)).tolist()
-            seconds = time.monotonic() - self.started  # the slowest rank's: all have come
-            for cell in cells:
-                self._gather(cell)
-            if not self.runtime.rank:
-                self._write(cells, self._kept(cells, counts, passes, seconds))
-        if final:
-            for cell, kept in zip(cells, self._kept(cells, counts, passes, seconds), strict=True):
-                cell.kept = kept
-
-    def _kept(self, cells, counts, passes, seconds):
-        """Return what is known of each cell with what this run has added: when, where, how many odd answers."""
-        now = [circumstances(self.runtime, passes / seconds)] if passes else []
-        return [
-            type(cell.kept)(
-                cell.kept.values,
-                cell.kept.state,
-                cell.kept.measured + (now if self.asked[cell] else []),
-                cell.kept.nonfinite + count,
-                cell.kept.pixels | self.crcs,
-            )
-            for cell, count in zip(cells, counts, strict=True)
-        ]
-
-    def _write(self, cells, kept):
-        kept = dict(zip(cells, kept, strict=True))
-        for network in dict.fromkeys(cell.network for cell in cells):
-            mine = [(cell.identity, kept[cell]) for cell in cells if cell.network is network and self.asked[cell]]
-            name = key_of([key_of(identity) for identity, _ in mine])
-            self.loop.store.save(name, mine, network.name, self.runtime.rank)
-
-    def _gather(self, cell):
-        """Bring together what the ranks have seen of a cell; every image was one rank's."""
-        new = self.asked_rows[cell] & (cell.kept.state != UNSEEN)
-        if cell.kept.values.dtype.kind not in "biuf":
-            parts = [None] * self.runtime.world
-            collected(torch.distributed.all_gather_object, parts, (new, cell.kept.values, cell.kept.state))
-            for seen, values, state in parts:
-                cell.kept.values[seen], cell.kept.state[seen] = values[seen], state[seen]
-            return
-        wide = np.float64 if cell.kept.values.dtype.kind == "f" else np.int64  # what every backend can add
-        values = np.where(new.reshape(-1, *[1] * (cell.kept.values.ndim - 1)), cell.kept.values, 0).astype(wide)
-        values, state = (
-            torch.from_numpy(np.ascontiguousarray(one)).to(self.runtime.device)
-            for one in (values, np.where(new, cell.kept.state, 0).astype(np.int64))
-        )
-        for one in (values, state):
-            collected(torch.distributed.all_reduce, one)
-        state = state.cpu().numpy()
-        cell.kept.values[state > 0] = values.cpu().numpy()[state > 0].astype(cell.kept.values.dtype)
-        cell.kept.state[state > 0] = state[state > 0]
+        pictures = self.loop.pictures.setdefault(key, [])
+        rows = self.recorder.sample.rows(positions)
+        if rows and len(pictures) < len(self.recorder.sample.positions):
+            pictures += [*pixels[rows].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _buffer(cell, device):
-    """Return where a cell's rows are collected: on the device, or on the host where torch has no such dtype."""
-    if cell.kept.values.dtype.kind in "biuf":
-        return torch.from_numpy(cell.kept.values).to(device, copy=True)
-    return cell.kept.values
+def _stepwise(condition: Condition, network: Network) -> bool:
+    """Whether images join and leave an attack one by one; those on a network that draws stay with their batch."""
+    return condition.kind == "attack" and condition.stepwise is not None and not network.wants_batch
+
+
+def _stimulated(condition: Condition, original: Presentation) -> Float[Tensor, "B 3 H W"]:
+    if condition.stimulus is None:
+        return original.pixels
+    with torch.no_grad():
+        return condition.stimulus(original.pixels, original.batch, **condition.settings)
+
+
+def _answered(presented: Presentation, answer: Any) -> Presentation:
+    """Return the presentation with the network's answer: logits or words."""
+    if isinstance(answer, Tensor):
+        return replace(presented, logits=answer)
+    return replace(presented, words=answer)

@@ -1,233 +1,294 @@
 """From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, and their order."""
 
 import collections
+import itertools
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError, collected_warnings
-from imagenet_biases.images.sets import NotGiven
-from imagenet_biases.vocabulary import Benchmark, Responses, Results
+from imagenet_biases.engine.runtime import Runtime
+from imagenet_biases.images.preprocessing import STUDY, Preprocessing
+from imagenet_biases.images.sets import ImageSet, NotGiven
+from imagenet_biases.networks.load import Network
+from imagenet_biases.results.records import named
+from imagenet_biases.results.responses import ANSWERED, StoredResponses
+from imagenet_biases.vocabulary import (
+    Batch,
+    Benchmark,
+    Condition,
+    Data,
+    Pass,
+    Presentation,
+    Readout,
+    Responses,
+    Results,
+)
 
 
 @dataclass(eq=False)
 class Job:
-    """One benchmark with its passes made: what is shown is known, nothing is computed yet."""
+    """One benchmark with its passes made: what is shown is known, nothing is computed yet.
+
+    `notes`: what making the passes warned of.
+    """
 
     benchmark: Benchmark
-    passes: list
-    options: dict
-    notes: list = field(default_factory=list)  # what making the passes warned of
+    passes: list[Pass]
+    options: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """The benchmark's name."""
         return self.benchmark.name
 
     @property
-    def image_sets(self):
+    def image_sets(self) -> list[ImageSet]:
         """The image sets that it shows, each once."""
-        return list({images.name: images for images in (one.images for one in self.passes)}.values())
+        return list({each.images.name: each.images for each in self.passes}.values())
 
 
-def make_job(benchmark, data, given=None):
-    """Find and check what a benchmark shows, before anything is computed. `given`: its options, where not defaults."""
+def make_job(benchmark: Benchmark, data: Data, options: Mapping[str, Any] | None = None) -> Job:
+    """Find and check what a benchmark shows, before anything is computed.
+
+    Args:
+        options: the benchmark's options, where they are not the defaults.
+
+    Raises:
+        UserError: an unknown option or a wrong value, or an image set that is missing or incomplete.
+    """
     try:
-        options = benchmark.options_from(given)
+        chosen = benchmark.options_from(options)
     except ValueError as error:
         raise UserError(f"--option {benchmark.name}: {error}") from None
     with collected_warnings() as notes:
-        passes = benchmark.passes(data, **options)
-    return Job(benchmark, passes, options, notes)
+        passes = benchmark.passes(data, **chosen)
+    return Job(benchmark, passes, chosen, notes)
 
 
-def make_jobs(benchmarks, data, options):
+def make_jobs(
+    benchmarks: Iterable[Benchmark], data: Data, options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[Job], list[str]]:
     """Return the jobs whose image sets are given, and a line for each benchmark that is left out."""
-    jobs, missing = [], []
+    jobs, left_out = [], []
     for benchmark in benchmarks:
         try:
             jobs.append(make_job(benchmark, data, options.get(benchmark.name)))
         except NotGiven as error:
-            missing.append(f"{benchmark.name}: {error}")
-    return jobs, missing
+            left_out.append(f"{benchmark.name}: {error}")
+    return jobs, left_out
 
 
 @dataclass(eq=False)
 class Cell:
-    """One network's answers to one condition of one image set, as one readout keeps them."""
+    """One network's answers to one condition of one image set, as one readout keeps them.
 
-    network: object
-    images: object
-    preprocessing: object
-    condition: object
-    readout: object
-    identity: dict
-    kept: object = None  # StoredResponses: what is known of it; None of another shard's that is not complete
-    mine: bool = True  # whether it is this shard's to measure
+    Attributes:
+        stored: what is known of it; None for another shard's cell that is not complete.
+        in_shard: whether this shard measures it.
+    """
 
-    def responses(self):
+    network: Network
+    images: ImageSet
+    preprocessing: Preprocessing
+    condition: Condition
+    readout: Readout
+    identity: dict[str, Any]
+    stored: StoredResponses = None  # type: ignore[assignment]  # loaded before anything looks at it
+    in_shard: bool = True
+
+    def responses(self) -> Responses:
         """Return what a report sees of the cell once it is complete."""
-        left_out = self.kept.state != 1
         notes = ()
-        if self.kept.nonfinite:
+        if self.stored.nonfinite:
             notes = (
-                f"{self.kept.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): the "
-                f"network or the precision is at fault",
+                f"{self.stored.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): "
+                f"the network or the precision is at fault",
             )
-        return Responses(
-            self.images, self.condition, self.kept.values, ~left_out, self.readout, tuple(self.kept.measured), notes
-        )
+        counts, measured = self.stored.state == ANSWERED, tuple(self.stored.measured)
+        return Responses(self.images, self.condition, self.stored.values, counts, self.readout, measured, notes)
 
 
 @dataclass(eq=False)
 class Group:
-    """All cells over the same images in the same view that are shown together: they share every decoded batch."""
+    """All cells over the same images and preprocessing that are shown together: they share every decoded batch."""
 
-    images: object
-    preprocessing: object
-    cells: list = field(default_factory=list)
+    images: ImageSet
+    preprocessing: Preprocessing
+    cells: list[Cell] = field(default_factory=list)
 
-    def shows(self, kinds):
-        """Return [(condition, [(network, cells)])] of these kinds of conditions: a stimulus is made once for all."""
-        order = {}
+    def presentations(self, kinds: Iterable[str]) -> list[tuple[Condition, list[tuple[Network, list[Cell]]]]]:
+        """Return [(condition, [(network, cells)])] of these kinds of conditions: each stimulus is computed once."""
+        order: dict[Condition, dict[Network, list[Cell]]] = {}
         for cell in self.cells:
             if cell.condition.kind in kinds:
-                by_network = order.setdefault(cell.condition, {})
-                by_network.setdefault(cell.network, []).append(cell)
+                order.setdefault(cell.condition, {}).setdefault(cell.network, []).append(cell)
         return [(condition, list(by_network.items())) for condition, by_network in order.items()]
 
-    def cost(self):
-        """Return the forward passes an image takes."""
-        return sum(c.cost * len(by_network) for c, by_network in self.shows(("clean", "stimulus", "attack", "change")))
+    def cost(self) -> int:
+        """Return the forward passes per image."""
+        presentations = self.presentations(("clean", "stimulus", "attack", "change"))
+        return sum(condition.cost * len(by_network) for condition, by_network in presentations)
 
 
 @dataclass(eq=False)
 class Plan:
     """What a run has to do: `groups` in order, and the cells of every pair (job, network)."""
 
-    jobs: list
-    networks: list
-    groups: list
-    cells: dict  # {(job, network): [Cell]}
+    jobs: list[Job]
+    networks: list[Network]
+    groups: list[Group]
+    cells: dict[tuple[Job, Network], list[Cell]]
 
 
-# forward passes an image up to which networks share its decoding, which takes half a pass at most; with more, each has
+# forward passes per image up to which networks share its decoding, which takes half a pass at most; with more, each has
 # its turn: its records come as it completes, and memory holds the answers and the attacks of one network
-TOGETHER = 10
+SHARED_DECODING = 10
 
 
-def preprocessing_of(network, images, preprocessing):
-    """Return the Preprocessing under which a network gets these images; `view` is 'study' or 'native'."""
-    from imagenet_biases.images.preprocessing import STUDY
-
+def preprocessing_of(network: Network, images: ImageSet, preprocessing: str) -> Preprocessing:
+    """Return how images are prepared for a network; `preprocessing` is 'study' or 'native'."""
     return images.preprocessing(STUDY if preprocessing == "study" else network.native_preprocessing)
 
 
-def make_plan(jobs, networks, runtime, mine=None):
-    """Return the Plan of jobs on networks. `mine(cell)`: whether a cell is this shard's to measure (default: all are).
+def make_plan(
+    jobs: Sequence[Job],
+    networks: Sequence[Network],
+    runtime: Runtime,
+    in_shard: Callable[[Cell], bool] = lambda _: True,
+) -> Plan:
+    """Return the plan of jobs on networks.
 
     Equal cells of several benchmarks are one. The plain images of the clean set come first, for all networks, so that a
-    network that is loaded wrongly shows at once; then benchmark by benchmark, the cheap ones first, and one that takes
-    many passes an image network by network, so that records come as early as they can. Raises UserError for two
-    conditions of one identity that call different functions.
+    network that is loaded wrongly shows at once. The benchmarks follow, cheap ones first; a benchmark of many passes
+    per image runs network by network, so that records come as early as they can.
+
+    Args:
+        in_shard: whether this shard measures a cell.
+
+    Raises:
+        UserError: two conditions of one identity that call different functions, or a network that answers in words
+            where logits are needed.
     """
-    cells, asked, known = {}, {}, {}
-    for job in jobs:
-        for network in networks:
-            for one in job.passes:
-                if one.readout.takes != network.answers:
-                    raise UserError(
-                        f"{network.name} answers in {network.answers}, and {job.name} needs {one.readout.takes}"
-                    )
-                for condition in one.conditions_for(network):
-                    condition = _known(condition, known)
-                    cell = _cell(network, one, condition, runtime)
-                    key = repr(cell.identity)
-                    asked.setdefault((job, network), []).append(cells.setdefault((network, key), cell))
-            asked.setdefault((job, network), [])
-            asked[job, network] = list(dict.fromkeys(asked[job, network]))
+    cells: dict[tuple[Network, str], Cell] = {}
+    cells_of: dict[tuple[Job, Network], list[Cell]] = {}
+    conditions: dict[str, Condition] = {}
+    for job, network in itertools.product(jobs, networks):
+        pair_cells = []
+        for each in job.passes:
+            if each.readout.takes != network.answers:
+                raise UserError(
+                    f"{network.name} answers in {network.answers}, and {job.name} needs {each.readout.takes}"
+                )
+            for condition in each.conditions_for(network):
+                cell = _cell(network, each, _representative(condition, conditions), runtime)
+                pair_cells.append(cells.setdefault((network, repr(cell.identity)), cell))
+        cells_of[job, network] = list(dict.fromkeys(pair_cells))
     for cell in cells.values():
-        cell.mine = mine is None or mine(cell)
-    groups, placed = {}, set()
-    for cell in cells.values():
+        cell.in_shard = in_shard(cell)
+    return Plan(list(jobs), list(networks), _grouped(jobs, networks, list(cells.values()), cells_of), cells_of)
+
+
+def _grouped(
+    jobs: Sequence[Job],
+    networks: Sequence[Network],
+    cells: Iterable[Cell],
+    cells_of: Mapping[tuple[Job, Network], list[Cell]],
+) -> list[Group]:
+    """Return the cells in groups, in the order in which these are shown."""
+    groups: dict[tuple, Group] = {}
+    placed: set[Cell] = set()
+
+    def place(stage: tuple, cell: Cell) -> None:
+        if cell not in placed:
+            placed.add(cell)
+            key = (*stage, cell.images.name, cell.images.fingerprint, str(cell.preprocessing))
+            groups.setdefault(key, Group(cell.images, cell.preprocessing)).cells.append(cell)
+
+    for cell in cells:
         if cell.condition.kind == "clean" and cell.images.name == study.CLEAN_SET:
-            _place(groups, (0,), cell, placed)
-    for number, job in enumerate(sorted(jobs, key=lambda job: _cost(job, networks, asked, placed)), 1):
+            place((0,), cell)
+    by_cost = sorted(jobs, key=lambda job: _new_passes(job, networks, cells_of, placed))
+    for stage, job in enumerate(by_cost, 1):
         for turn, network in enumerate(networks):
             passes = collections.Counter()
-            for images, condition in {(cell.images.name, cell.condition) for cell in asked[job, network]}:
+            for images, condition in {(cell.images.name, cell.condition) for cell in cells_of[job, network]}:
                 passes[images] += condition.cost
-            for cell in asked[job, network]:
-                _place(groups, (number, turn if passes[cell.images.name] > TOGETHER else None), cell, placed)
-    return Plan(jobs, networks, list(groups.values()), asked)
+            for cell in cells_of[job, network]:
+                place((stage, turn if passes[cell.images.name] > SHARED_DECODING else None), cell)
+    return list(groups.values())
 
 
-def _known(condition, known):
+def _representative(condition: Condition, conditions: dict[str, Condition]) -> Condition:
     """Return the condition that stands for all of its identity."""
-    key = repr(condition.identity())
-    before = known.setdefault(key, condition)
-    if not before.same_function(condition):
+    first = conditions.setdefault(repr(condition.identity()), condition)
+    if not first.same_function(condition):
         raise UserError(
             f"two conditions are called '{condition.name}' and have the same settings, but call different functions; "
             f"give one of them another name"
         )
-    return before
+    return first
 
 
-def _cell(network, one, condition, runtime):
-    preprocessing = preprocessing_of(network, one.images, runtime.preprocessing)
+def _cell(network: Network, each: Pass, condition: Condition, runtime: Runtime) -> Cell:
+    preprocessing = preprocessing_of(network, each.images, runtime.preprocessing)
     identity = {
         "network": network.identity["network"],
-        "images": one.images.name,
-        "fingerprint": one.images.fingerprint,
+        "images": each.images.name,
+        "fingerprint": each.images.fingerprint,
         "view": str(preprocessing),
         **condition.identity(),
-        "readout": one.readout.identity(),
+        "readout": each.readout.identity(),
         "precision": runtime.precision,
     }
     if condition.seeded or network.wants_batch:
         identity["seed"] = runtime.seed
     if condition.batched:
         identity["batch_size"] = runtime.batch_size
-    return Cell(network, one.images, preprocessing, condition, one.readout, identity)
+    return Cell(network, each.images, preprocessing, condition, each.readout, identity)
 
 
-def _place(groups, stage, cell, placed):
-    if cell not in placed:
-        placed.add(cell)
-        key = (*stage, cell.images.name, cell.images.fingerprint, str(cell.preprocessing))
-        groups.setdefault(key, Group(cell.images, cell.preprocessing)).cells.append(cell)
+def _new_passes(
+    job: Job, networks: Iterable[Network], cells: Mapping[tuple[Job, Network], list[Cell]], placed: set[Cell]
+) -> int:
+    """Return the forward passes that a job takes beyond what is placed already."""
+    new = {}
+    for network in networks:
+        for cell in cells[job, network]:
+            if cell not in placed:
+                new[network, cell.condition, cell.images.name] = len(cell.images) * cell.condition.cost
+    return sum(new.values())
 
 
-def _cost(job, networks, cells, placed):
-    """Forward passes that a job takes beyond what is placed already."""
-    new = {(c.network, c.condition, c.images.name): c for n in networks for c in cells[job, n] if c not in placed}
-    return sum(len(cell.images) * cell.condition.cost for cell in new.values())
+def rehearse(job: Job, network: Network) -> None:
+    """Report made-up answers before hours are spent on real ones.
 
-
-def rehearse(job, network):
-    """Report made-up answers before hours are spent on real ones: a metric that is not defined, people's trials that
-    cannot be read or a faulty report show now. Raises UserError.
+    Raises:
+        UserError: a metric without a definition, trials of people that cannot be read, a faulty report.
     """
     import numpy as np
     import torch
 
-    from imagenet_biases.results.records import named
-    from imagenet_biases.vocabulary import Batch, Presentation
-
     generator = torch.Generator().manual_seed(0)
-    rows = {}
-    made_up = []
-    for one in job.passes:
-        if one.readout not in rows:
+    rows: dict[Readout, Any] = {}
+    responses = []
+    for each in job.passes:
+        readout = each.readout
+        if readout not in rows:
             pixels = torch.rand(8, 3, 224, 224, generator=generator)
             logits = torch.randn(8, 1000, generator=generator)
-            words = [str(number) for number in range(8)] if one.readout.takes == "words" else None
+            words = [str(number) for number in range(8)] if readout.takes == "words" else None
             labels = torch.arange(8)
-            shown = Presentation(logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits))
-            rows[one.readout] = np.asarray(one.readout(shown)).astype(one.readout.dtype)
-        for condition in one.conditions_for(network):
-            values = np.resize(rows[one.readout], (len(one.images), *one.readout.shape))
-            made_up.append(Responses(one.images, condition, values, np.ones(len(values), bool), one.readout))
+            presentation = Presentation(
+                logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits)
+            )
+            rows[readout] = np.asarray(readout(presentation)).astype(readout.dtype)
+        for condition in each.conditions_for(network):
+            values = np.resize(rows[readout], (len(each.images), *readout.shape))
+            responses.append(Responses(each.images, condition, values, np.ones(len(values), bool), readout))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        named(job.benchmark.report(Results(made_up, network, job.options, "rehearsal")), job.name)
+        named(job.benchmark.report(Results(responses, network, job.options, "rehearsal")), job.name)

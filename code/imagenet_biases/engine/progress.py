@@ -3,6 +3,7 @@
 import itertools
 import sys
 import time
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -10,61 +11,62 @@ PAUSE = 30  # seconds between lines in a log file
 
 
 class Progress:
-    """Counts forward passes (of `total`) and the images of the group at hand. Silent unless `shown`."""
+    """Counts forward passes (of `total`) and the images of the current group. Silent unless `shown`."""
 
-    def __init__(self, total, shown):
+    def __init__(self, total: int, shown: bool) -> None:
         self.total, self.shown = total, shown and total > 0
-        self.done, self.name, self.seen, self.of = 0, "", 0, 0
-        self.bar, self.turn = None, itertools.count()
-        self.started = self.spoken = time.monotonic()
+        self.done, self.name, self.images, self.group_images = 0, "", 0, 0
+        self.bar: tqdm | None = None
+        self.turn = itertools.count()
+        self.started = self.reported = time.monotonic()
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         if self.shown and sys.stderr.isatty():
             self.bar = tqdm(total=self.total, unit=" passes", unit_scale=True, mininterval=0.2, dynamic_ncols=True)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def group(self, name, images):
+    def begin_group(self, name: str, images: int) -> None:
         """Begin a group: an image set of so many images."""
-        self.name, self.seen, self.of = name, 0, images
+        self.name, self.images, self.group_images = name, 0, images
 
-    def images(self, count):
-        """Count images that are done with."""
-        self.seen += count
+    def count_images(self, count: int) -> None:
+        """Count finished images."""
+        self.images += count
         if self.bar is not None:
-            self.bar.set_description(f"{self.name}, {self.seen:,} of {self.of:,} images", refresh=False)
+            text = f"{self.name}, {self.images:,} of {self.group_images:,} images"
+            self.bar.set_description(text, refresh=False)
 
-    def passes(self, count):
+    def count_passes(self, count: int) -> None:
         """Count forward passes."""
         self.done += count
         if self.bar is not None:
             self.bar.update(count)
 
-    def tell(self, accuracies):
-        """Show one of {(network, condition): per cent on the images so far}, a different one each time."""
+    def report(self, accuracies: Mapping[tuple[str, str], float]) -> None:
+        """Show progress with one of {(network, condition): per cent on the images so far}, another each time."""
         now = time.monotonic()
-        if not self.shown or (self.bar is None and now - self.spoken < PAUSE):
+        if not self.shown or (self.bar is None and now - self.reported < PAUSE):
             return
-        said = ""
+        accuracy = ""
         if accuracies:
             (network, condition), value = list(accuracies.items())[next(self.turn) % len(accuracies)]
-            said = f"{network} {condition} {value:.1f} % so far"
+            accuracy = f"{network} {condition} {value:.1f} % so far"
         if self.bar is not None:
-            self.bar.set_postfix_str(said, refresh=False)
+            self.bar.set_postfix_str(accuracy, refresh=False)
             return
-        self.spoken = now
+        self.reported = now
         pace = self.done / max(now - self.started, 1e-9)
         left = duration((self.total - self.done) / pace) if pace else "unknown"
-        counts = f"{self.seen:,} of {self.of:,} images, {self.done:,} of {self.total:,} forward passes"
-        print(
-            f"{self.name}: {counts}, {pace:.0f} a second, {left} left; {said}".rstrip("; "), file=sys.stderr, flush=True
-        )
+        images = f"{self.images:,} of {self.group_images:,} images"
+        passes = f"{self.done:,} of {self.total:,} forward passes, {pace:.0f} per second, {left} left"
+        print(f"{self.name}: {images}, {passes}; {accuracy}".rstrip("; "), file=sys.stderr, flush=True)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Return a time in words."""
     for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:

@@ -1,4 +1,4 @@
-"""What a run runs on: the device, the ranks, the processes that decode; and its description."""
+"""What a run runs on: the device, the ranks, the processes that decode."""
 
 import contextlib
 import ctypes
@@ -10,15 +10,22 @@ from pathlib import Path
 import torch
 
 from imagenet_biases.base.errors import UserError
+from imagenet_biases.vocabulary import Settings
 
-# is an estimate (2,000-5,000 images a second, a third saved): benchmarks/gpu.py says what it is on a GPU at hand
+# forward passes from which compiling (5-60 s) pays: of a network on a CPU; of all networks of a graph elsewhere, which
+# is an estimate (2,000-5,000 images per second, a third saved): benchmarks/gpu.py says what it is on a GPU at hand
 COMPILE_FROM, COMPILE_TOGETHER_FROM = 20_000, 500_000
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Settings (vocabulary.Settings) as they hold on this machine. Nothing but precision, view and seed changes an
-    answer."""
+    """Settings as they hold on this machine. Only precision, preprocessing and seed may change an answer.
+
+    Attributes:
+        rank, world: of the processes that split the images of each group between them.
+        shard: which share of the units is measured here: its number from 1, and of how many.
+        lead: whether this process shows progress: one of those that torchrun started.
+    """
 
     device: torch.device
     precision: str
@@ -29,46 +36,46 @@ class Runtime:
     cache: str | None
     compile: str
     checkpoint_seconds: float
-    rank: int = 0  # of processes that split the images of each group between them
+    rank: int = 0
     world: int = 1
-    shard: tuple[int, int] = (1, 1)  # which share of the units is measured here: number from 1, and of how many
-    lead: bool = True  # whether this process shows progress: one of those that torchrun started
+    shard: tuple[int, int] = (1, 1)
+    lead: bool = True
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Return a context in which networks run in the chosen precision."""
         if self.precision in ("bf16", "fp16"):
             return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
         return contextlib.nullcontext()
 
-    def compiles(self, images):
+    def compiles(self, images: int) -> bool:
         """Whether what is to see so many images is compiled: a network on a CPU, networks of one graph elsewhere."""
         least = COMPILE_FROM if self.device.type == "cpu" else COMPILE_TOGETHER_FROM
         return self.compile == "on" or (self.compile == "auto" and images >= least)
 
 
-def make_runtime(settings, images):
-    """Return the Runtime for settings; `images`: how many are to be decoded. Raises UserError for what it lacks."""
+def make_runtime(settings: Settings, images: int) -> Runtime:
+    """Return the runtime that settings mean on this machine.
+
+    Args:
+        images: how many are to be decoded.
+
+    Raises:
+        UserError: a device or environment that this machine does not have.
+    """
     rank, world, shard = _place(settings)
     device = _device(settings.device)
     if settings.precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is for NVIDIA GPUs; leave it out, or use bf16")
+        raise UserError("--precision tf32 is for NVIDIA GPUs; omit it, or use bf16")
     if device.type == "cpu":
         keep_memory()
-    workers = settings.workers
-    if workers is None and images < 512:
-        workers = 0  # starting processes would take longer than decoding
-    elif workers is None:
-        cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
-        # on two cores, a process that decodes beside the network costs more than it gives: benchmarks/README.md
-        workers = cores // 4 if device.type == "cpu" else min(16, max(1, cores))
     return Runtime(
         device=device,
         precision=settings.precision,
         preprocessing=settings.preprocessing,
         seed=settings.seed,
         batch_size=settings.batch_size or (256 if device.type == "cuda" else 32),
-        workers=workers,
-        cache=settings.cache and str(settings.cache),
+        workers=_workers(settings, device, images),
+        cache=str(settings.cache) if settings.cache else None,
         compile=settings.compile,
         checkpoint_seconds=settings.checkpoint_seconds,
         rank=rank,
@@ -78,14 +85,26 @@ def make_runtime(settings, images):
     )
 
 
-def _place(settings):
+def _workers(settings: Settings, device: torch.device, images: int) -> int:
+    if settings.workers is not None:
+        return settings.workers
+    if images < 512:
+        return 0  # starting processes would take longer than decoding
+    cores = available_cores() // max(1, _number("LOCAL_WORLD_SIZE", 1))
+    # on two cores, a process that decodes beside the network costs more than it gives: benchmarks/README.md
+    return cores // 4 if device.type == "cpu" else min(16, max(1, cores))
+
+
+def _place(settings: Settings) -> tuple[int, int, tuple[int, int]]:
     """Return (rank, world, shard): the processes that torchrun started are shards, unless they split the images."""
+    number, count = settings.shard or (1, 1)
     if settings.split == "nothing":
-        return 0, 1, settings.shard or (1, 1)
+        return 0, 1, (number, count)
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < world:
-        raise UserError(f"RANK={rank} and WORLD_SIZE={world} do not go together; let torchrun set them, or unset both")
-    number, count = settings.shard or (1, 1)
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={world} contradict each other; let torchrun set them, or unset both"
+        )
     needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if settings.split == "images" else ("RANK",)
     missing = [name for name in needed if name not in os.environ]
     if world > 1 and missing:
@@ -97,8 +116,8 @@ def _place(settings):
     return 0, 1, ((number - 1) * world + rank + 1, count * world)
 
 
-def available_cores():
-    """Return how many cores this process may use: those of its affinity, as far as its control group lets it."""
+def available_cores() -> int:
+    """Return how many cores this process may use, by its affinity and its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # microseconds, or 'max': no limit
@@ -106,7 +125,7 @@ def available_cores():
     return cores
 
 
-def _number(variable, default):
+def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, default)
     try:
         return int(text)
@@ -114,7 +133,7 @@ def _number(variable, default):
         raise UserError(f"the environment variable {variable} is '{str(text)[:60]}', not a number; unset it") from None
 
 
-def _device(name):
+def _device(name: str | torch.device) -> torch.device:
     if isinstance(name, torch.device):
         return name
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -124,7 +143,7 @@ def _device(name):
     if kind not in available:
         raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
     if not available[kind]:
-        raise UserError(f"--device {name}: this machine has none that torch can use; leave --device out")
+        raise UserError(f"--device {name}: this machine has none that torch can use; omit --device")
     try:
         device = torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
     except (RuntimeError, ValueError, OverflowError):
@@ -138,11 +157,11 @@ def _device(name):
 
 
 @functools.cache
-def keep_memory():
-    """Let the C library keep what is freed instead of giving it back to the system after every layer.
+def keep_memory() -> None:
+    """Let the C library keep freed memory instead of returning it to the system after every layer.
 
     glibc returns every large block at once and fetches it again, page by page, for the next layer: on a CPU that is up
-    to half of the time. With M_MMAP_MAX = 0 and no trimming the pages stay. Does nothing where there is no glibc.
+    to half of the time. With M_MMAP_MAX = 0 and no trimming the pages stay. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,96 +1,104 @@
 """Jobs of a cluster, each of which measures one shard. The engine is submitit: Slurm, or a stand-in on this machine."""
 
+import argparse
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from imagenet_biases.base.errors import UserError
 
 
-def add_flags(group):
+def add_flags(group: Any) -> None:
     """Add the flags of a submission to an argument parser or a group of one."""
     group.add_argument("--submit", metavar="CLUSTER", help="slurm, or local: run as jobs (needs: pip install submitit)")
     group.add_argument("--jobs", type=int, default=1, help="how many jobs share the work (default: 1)")
-    group.add_argument("--gpus", type=int, default=1, help="of each job (default: 1; not used by local)")
-    group.add_argument("--time", type=float, default=24.0, metavar="HOURS", help="of each job (default: 24)")
+    group.add_argument("--gpus", type=int, default=1, help="per job (default: 1; not used by local)")
+    group.add_argument("--time", type=float, default=24.0, metavar="HOURS", help="per job (default: 24)")
     group.add_argument("--partition", help="of the cluster")
     group.add_argument(
         "--slurm",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further words for Slurm, e.g. account=vision",
+        help="further settings for Slurm, e.g. account=vision",
     )
 
 
-class Share:
-    """What a job does: a command as a process of its own, which saves when the cluster wants the machine back."""
+class ShardJob:
+    """What a job does: a command in a process of its own, which saves when the cluster wants the machine back."""
 
-    def __init__(self, command, folder):
-        self.command, self.folder, self.process = command, folder, None
+    def __init__(self, command: Sequence[str], folder: str) -> None:
+        self.command, self.folder = command, folder
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self):
+    def __call__(self) -> None:
         self.process = subprocess.Popen(self.command, cwd=self.folder)
         if status := self.process.wait():
             raise SystemExit(status)
 
-    def checkpoint(self):
-        """Stop the process, and have the job go on later: submitit calls this before the time is over."""
+    def checkpoint(self) -> Any:
+        """Stop the process, and have the job resume later: submitit calls this before its time is over."""
         from submitit.helpers import DelayedSubmission
 
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
-        return DelayedSubmission(Share(self.command, self.folder))
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait()
+        return DelayedSubmission(ShardJob(self.command, self.folder))
 
 
-def command(script, arguments, number, args):
-    """Return the command of the job of a number, from 1."""
-    import argparse
+def command(script: str | Path, arguments: Sequence[str], number: int, args: argparse.Namespace) -> list[str]:
+    """Return the command of the job with this number, from 1."""
+    submission = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(submission)
+    _, measuring = submission.parse_known_args(list(map(str, arguments)))
+    torchrun: list[str] = []
+    if args.gpus > 1 and args.submit != "local":
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.gpus)]
+    return [sys.executable, *torchrun, str(script), *measuring, "--shard", f"{number}/{args.jobs}"]
 
-    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add_flags(ours)
-    _, theirs = ours.parse_known_args(list(map(str, arguments)))
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.gpus)]
-    several = ranks if args.gpus > 1 and args.submit != "local" else []
-    return [sys.executable, *several, str(script), *theirs, "--shard", f"{number}/{args.jobs}"]
 
-
-def submit(script, arguments, args):
+def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespace) -> int:
     """Submit a script with its arguments as `args.jobs` jobs; return the exit status.
 
-    Jobs of a cluster go on by themselves; those of this machine are waited for. Raises UserError for what the engine
-    lacks or refuses.
+    Jobs of a cluster run by themselves; those of this machine are waited for.
+
+    Raises:
+        UserError: what submitit lacks or refuses.
     """
     try:
         import cloudpickle
         import submitit
+        from submitit.core.utils import FailedJobError
     except ImportError:
         raise UserError("--submit needs a package that is not installed: pip install submitit") from None
     if min(args.jobs, args.gpus + 1, args.time) < 0.01:
         raise UserError("--jobs, --gpus and --time: give at least 1 job, 0 GPUs and a hundredth of an hour")
     if args.shard:
-        raise UserError("--submit gives every job its shard: leave --shard out")
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job knows nothing of this package's place
+        raise UserError("--submit gives every job its shard: omit --shard")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job does not know where this package is
     logs = Path(args.results).absolute() / ".jobs"
-    words = dict(word.partition("=")[::2] for word in args.slurm) | (
-        {"partition": args.partition} if args.partition else {}
-    )
+    settings = dict(word.partition("=")[::2] for word in args.slurm)
+    if args.partition:
+        settings["partition"] = args.partition
     try:
         executor = submitit.AutoExecutor(logs, cluster=args.submit)
         executor.update_parameters(
             name="imagenet_biases", timeout_min=max(1, round(60 * args.time)), tasks_per_node=1, nodes=1,
             gpus_per_node=args.gpus if args.submit != "local" else None,
-            **{f"slurm_{name}": value for name, value in words.items()},
+            **{f"slurm_{name}": value for name, value in settings.items()},
         )  # fmt: skip
-        shares = [Share(command(script, arguments, n, args), str(Path.cwd())) for n in range(1, args.jobs + 1)]
+        numbers = range(1, args.jobs + 1)
+        shards = [ShardJob(command(script, arguments, number, args), str(Path.cwd())) for number in numbers]
         with executor.batch():  # on Slurm, an array
-            jobs = [executor.submit(share) for share in shares]
-    except (ValueError, RuntimeError, AssertionError, NameError, OSError, submitit.core.utils.FailedJobError) as error:
+            jobs = [executor.submit(shard) for shard in shards]
+    except (ValueError, RuntimeError, AssertionError, NameError, OSError, FailedJobError) as error:
         raise UserError(f"--submit {args.submit}: {str(error).strip().splitlines()[0]}") from None
-    print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} ... {jobs[-1].job_id}; what they say is in {logs}", flush=True)
+    print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} ... {jobs[-1].job_id}; their output is in {logs}", flush=True)
     if args.submit == "slurm":
-        print("Each record is written by the last job that it needs; the same command submits what is missing again.")
+        print("Whichever job finishes a record last writes it; the same command submits again what is missing.")
         return 0
     failed = [job for job in jobs if job.exception() is not None]
     for job in failed:

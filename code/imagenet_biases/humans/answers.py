@@ -9,9 +9,9 @@ import functools
 import re
 import unicodedata
 
-from imagenet_biases.humans.stimulus_sets import CATEGORIES
+from imagenet_biases.study import CATEGORIES_16
 
-NAMES = tuple(CATEGORIES)
+NAMES = tuple(CATEGORIES_16)
 LETTERS = "ABCDEFGHIJKLMNOP"
 REFUSED, UNPARSED, GENERIC = 16, 17, 18
 DECISIONS = (*NAMES, "refused", "unparsed", "generic")

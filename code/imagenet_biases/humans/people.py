@@ -24,7 +24,6 @@ import numpy as np
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import atomic, read_bytes, safe_name
 from imagenet_biases.humans.stimulus_sets import (
-    CATEGORIES,
     CUE_CONFLICT,
     PREFIX,
     STIMULUS_SETS,
@@ -38,12 +37,13 @@ from imagenet_biases.humans.stimulus_sets import (
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import Z95, proportion
+from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import CLEAN, Categories, Estimate, Option, Responses, Results
 
 COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "condition", "imagename"]
-ANSWERS = (*CATEGORIES, "na")
+ANSWERS = (*CATEGORIES_16, "na")
 """What can be answered: a category's number, or 16 for a person who did not answer in time."""
-READOUT = Categories(tuple(CATEGORIES.items()))
+READOUT = Categories(tuple(CATEGORIES_16.items()))
 ALL_SETS = tuple(PREFIX + name for name in STIMULUS_SETS)
 
 # Trial tables ---------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _read(path, content):
         raise UserError(f"{path} {problem}; a trial file has the columns {','.join(COLUMNS)} and one line a trial")
     frame = frame[COLUMNS].apply(lambda column: column.str.strip())
     frame["object_response"] = frame.object_response.str.lower()
-    for column, known in (("object_response", ANSWERS), ("category", tuple(CATEGORIES))):
+    for column, known in (("object_response", ANSWERS), ("category", tuple(CATEGORIES_16))):
         strange = frame.index[~frame[column].isin(known)]
         if len(strange):
             value = frame[column][strange[0]]

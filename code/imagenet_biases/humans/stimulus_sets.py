@@ -4,7 +4,6 @@ Geirhos et al., "Partial success in closing the gap between human and machine vi
 A folder holds NAME/ for each set (224 x 224 images) and raw-data/NAME/*.csv with the trials of people.
 """
 
-import json
 import os
 import re
 import tarfile
@@ -22,15 +21,10 @@ from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import count
 from imagenet_biases.images.listing import ImageNames, Listing, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
-
-CATEGORIES = {
-    name: tuple(numbers)
-    for name, numbers in json.loads((Path(__file__).parent / "categories16.json").read_text("utf-8")).items()
-}
-"""The 16 categories in alphabetical order, each with the ImageNet class numbers that belong to it."""
+from imagenet_biases.study import CATEGORIES_16, MODEL_VS_HUMAN
 
 CUE_CONFLICT = "cue-conflict"
-PREFIX = "model-vs-human/"
+PREFIX = f"{MODEL_VS_HUMAN}/"
 """What an ImageSet's name has before the set's name: 'model-vs-human/sketch' is not ImageNet-Sketch."""
 
 
@@ -120,7 +114,7 @@ def texture_category(imagename):
     """
     _, dash, last = stimulus(imagename).image.rpartition("-")
     category = re.sub(r"\d", "", last)
-    if not dash or category not in CATEGORIES:
+    if not dash or category not in CATEGORIES_16:
         raise UserError(
             f"'{imagename}' does not say its texture category; cue-conflict images are named like cat7-elephant1.png"
         )
@@ -137,7 +131,7 @@ def set_of(imagename):
 
 
 def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
-    """Return the ImageSets of the stimulus sets that are there, labels 0...15 in the order of CATEGORIES.
+    """Return the ImageSets of the stimulus sets that are there, labels 0...15 in the order of CATEGORIES_16.
 
     A missing set is fetched from the release with `download`, else it is warned of; what needs it is not reported.
     Each set's `variables` hold `people`, the paths of the people's trial files. Raises UserError where none is there.
@@ -150,7 +144,8 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
         raise UserError(f"{several} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); --download fetches",
+            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); --download "
+            f"fetches",
             stacklevel=2,
         )
     manifest, images = read_manifest(root, {str: count}), []
@@ -174,10 +169,10 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
 
 def release_folder(data, download=False):
     """Return the folder of the release that `data` gives, made if there is something to download into it."""
-    given = data.folders.get("model-vs-human") or (data.root and Path(data.root) / "model-vs-human")
+    given = data.folders.get(MODEL_VS_HUMAN) or (data.root and Path(data.root) / MODEL_VS_HUMAN)
     if download and given:
         Path(given).mkdir(parents=True, exist_ok=True)
-    return folder_of("model-vs-human", data)
+    return folder_of(MODEL_VS_HUMAN, data)
 
 
 def _folder(root, name, download):
@@ -195,7 +190,7 @@ def _holds_cue_conflict(root):
 
 def _listing(folder):
     """List a set's images with their category numbers; networks see those under dnn/ where there is such a folder."""
-    number = {category: index for index, category in enumerate(CATEGORIES)}
+    number = {category: index for index, category in enumerate(CATEGORIES_16)}
     top = folder / "dnn" if (folder / "dnn").is_dir() else folder
     files, labels, sizes = [], [], []
     for path in sorted(top.rglob("[!.]*.png")):

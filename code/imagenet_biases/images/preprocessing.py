@@ -22,7 +22,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, write_json
 from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.images.archives import ArchiveReader
-from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
+from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
@@ -65,8 +65,8 @@ class Preprocessing:
         return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
 
 
-STUDY = Preprocessing(VIEW_RESIZE, VIEW_CROP)
-AS_IS = Preprocessing(None, VIEW_CROP)
+STUDY = Preprocessing(STUDY_RESIZE, STUDY_CROP)
+AS_IS = Preprocessing(None, STUDY_CROP)
 
 
 class Unreadable(Exception):

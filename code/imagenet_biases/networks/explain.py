@@ -5,9 +5,9 @@ from pathlib import Path
 from imagenet_biases.base.download import file_hash, hash_in_name
 from imagenet_biases.base.files import demand_file
 from imagenet_biases.networks import packages, registry
-from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
+from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
-STUDY = f"study: short side {VIEW_RESIZE} (bilinear), central {VIEW_CROP} x {VIEW_CROP}"
+STUDY = f"study: short side {STUDY_RESIZE} (bilinear), central {STUDY_CROP} x {STUDY_CROP}"
 INSIDE = "its own: the module receives pixels in [0, 1]"
 RULES = ("wrapper", "ignore", "strip", "rename")  # in the order in which they apply
 

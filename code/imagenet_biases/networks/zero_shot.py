@@ -23,11 +23,11 @@ from torch import Tensor
 from imagenet_biases.base.download import fetch
 from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import atomic, demand_file
-from imagenet_biases.humans.stimulus_sets import CATEGORIES
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import class_id
+from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import identified
 
 PROMPTS = ("80", "7", "photo", "name")
@@ -153,7 +153,7 @@ def zero_shot_network(
         folder = registry.checkpoint_folder(checkpoints)
         weights = [
             _stored_text_weights(model, tokenizer, tuple(names), templates, key, folder)
-            for names in (classes, CATEGORIES)
+            for names in (classes, CATEGORIES_16)
         ]
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     preprocessing: Preprocessing | str = f"resize mode {settings['resize_mode']}"
@@ -176,7 +176,7 @@ def untrained(name: str) -> ZeroShot:
         settings = _settings(parsed(name))
         model, _ = _built(parsed(name), settings)
     width = model.visual.output_dim
-    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES), width)
+    weights = torch.zeros(1000, width), torch.zeros(len(CATEGORIES_16), width)
     return ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
 
 

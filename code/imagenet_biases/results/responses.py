@@ -14,6 +14,7 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -48,7 +49,8 @@ class StoredResponses:
     """
 
     def __init__(self, values, state, measured=(), nonfinite=0, pixels=None, stale=False):
-        self.values, self.state, self.measured, self.nonfinite = values, state, list(measured), nonfinite
+        self.values: Any = values
+        self.state, self.measured, self.nonfinite = state, list(measured), nonfinite
         self.pixels, self.stale = pixels or {}, stale
 
     def of_other_pixels(self, other):

@@ -6,6 +6,7 @@ belong to a table STEM.csv: STEM_uncertainty.csv (columns UNCERTAINTY) and STEM_
 """
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def study(table, source="published", categories=STUDY_CATEGORIES):
     return rows.assign(lineage=rows["model"].map(known).fillna(rows["model"]))
 
 
-def describe():
+def describe() -> str:
     """Return the columns as a Markdown table, with what is wrong with them: what raw-data/README.md shows."""
     lines = ["| columns | unit | meaning | script | source |", "| --- | --- | --- | --- | --- |"]
     for definition in DEFINITIONS:
@@ -169,8 +170,17 @@ def describe():
     return "\n".join(lines)
 
 
-def describe_derived():
+def describe_derived() -> str:
     """Return the derived columns as a Markdown table."""
     lines = ["| name | unit | from |", "| --- | --- | --- |"]
     lines += [f"| {name} | {one.about.unit} | {one.about.meaning} |" for name, one in DERIVED.items()]
     return "\n".join(lines)
+
+
+def write_descriptions(path: Path = RAW_DATA / "README.md") -> None:
+    """Replace the two tables of raw-data/README.md by `describe()` and `describe_derived()`."""
+    text = path.read_text("utf-8")
+    for table in (describe(), describe_derived()):
+        head = re.escape(table.partition("\n")[0])
+        text = re.sub(rf"^{head}\n(\|.*\n)*", lambda _, table=table: f"{table}\n", text, flags=re.M)
+    path.write_text(text, "utf-8")

@@ -117,7 +117,7 @@ class WandbLogger:
                 if one is network
             }
             if mine:
-                counts = {"progress/images": progress.seen, "progress/forward passes": progress.done}
+                counts = {"progress/images": progress.images, "progress/forward passes": progress.done}
                 self._guarded("progress", run.log, counts | mine)
 
     def finish(self, job, network, record, found, pictures):

@@ -3,26 +3,30 @@
 from functools import cache
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from imagenet_biases.vocabulary import Condition, identified
+from imagenet_biases.vocabulary import Batch, Condition, identified
 
 
-def low_pass(cutoff):
+def low_pass(cutoff: float) -> Condition:
     """Return the condition that keeps the share `cutoff` (0 to 1) of the spectrum around the zero frequency."""
     return _band_pass("low-pass", cutoff)
 
 
-def high_pass(cutoff):
+def high_pass(cutoff: float) -> Condition:
     """Return the condition that keeps the share `cutoff` (0 to 1) of the spectrum at its high end."""
     return _band_pass("high-pass", cutoff)
 
 
-def _band_pass(kind, cutoff):
+def _band_pass(kind: str, cutoff: float) -> Condition:
     return Condition(f"{kind} {cutoff}", stimulus=band_pass, settings={"kind": kind, "cutoff": cutoff})
 
 
 @identified("band_pass")
-def band_pass(pixels, batch=None, *, kind, cutoff):
+def band_pass(
+    pixels: Float[Tensor, "B C H W"], batch: Batch | None = None, *, kind: str, cutoff: float
+) -> Float[Tensor, "B C H W"]:
     """Filter each channel by a square in the frequency plane, take the real part and clip it to [0, 1].
 
     With the zero frequency at index n/2 of an image of size n, the square has the rows and columns n/2 - r to
@@ -34,7 +38,7 @@ def band_pass(pixels, batch=None, *, kind, cutoff):
 
 
 @cache
-def _mask(kind, cutoff, height, width, device):
+def _mask(kind: str, cutoff: float, height: int, width: int, device: torch.device) -> Float[Tensor, "H half"]:
     """Return the filter on the half spectrum of a real image, float32 [height, width // 2 + 1].
 
     The square M has the frequency -r without its partner r. The real part of an image filtered by M is the image

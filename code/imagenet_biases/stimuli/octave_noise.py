@@ -7,21 +7,23 @@ import math
 from functools import cache
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from imagenet_biases.stimuli.seeded import normal, streams, uniform
-from imagenet_biases.vocabulary import Condition, identified
+from imagenet_biases.vocabulary import Batch, Condition, identified
 
 OCTAVES = 7
 CONTRAST, MEAN = 0.2, 0.449  # of the grey image that the noise is added to
 REFILL = 0.1, 0.9  # what a pixel becomes that the noise takes below 0, above 1
 
 
-def grey():
+def grey() -> Condition:
     """Return the condition that shows an image in grey and in low contrast, without noise."""
     return Condition("grey", stimulus=_grey)
 
 
-def octave_noise(frequency, sd):
+def octave_noise(frequency: int, sd: float) -> Condition:
     """Return the condition that masks the image of `grey` by noise of one octave: `frequency` 0 (coarsest) to 6.
 
     `sd` is the standard deviation of the white noise that the octave is taken from, in units of the pixels.
@@ -31,13 +33,13 @@ def octave_noise(frequency, sd):
 
 
 @identified("_grey")
-def _grey(pixels, batch):
+def _grey(pixels: Float[Tensor, "B 3 H W"], batch: Batch) -> Float[Tensor, "B 3 H W"]:
     return low_contrast(pixels)[:, None].expand_as(pixels)
 
 
 @identified("masked")
-def masked(pixels, batch, *, frequency, sd):
-    """Return the grey image of low contrast under octave-band noise, the same in the three channels (a view).
+def masked(pixels: Float[Tensor, "B 3 H W"], batch: Batch, *, frequency: int, sd: float) -> Float[Tensor, "B 3 H W"]:
+    """Return the grey image of low contrast under octave-band noise, the same in all three channels (a view).
 
     White Gaussian noise is reduced to one octave, and scaled to the root-mean-square that it has in the finest octave
     (Subramanian et al., NeurIPS 2023, section 2).
@@ -50,12 +52,12 @@ def masked(pixels, batch, *, frequency, sd):
     return add_noise(low_contrast(pixels), noise, sd, streams(batch, name + " redrawn"))[:, None].expand_as(pixels)
 
 
-def _norm(noise):
+def _norm(noise: Float[Tensor, "B H W"]) -> Float[Tensor, "B 1 1"]:
     return torch.linalg.vector_norm(noise, dim=(-2, -1), keepdim=True)
 
 
-def low_contrast(pixels):
-    """Return 8-bit RGB pixels [B, 3, H, W] as grey images of the study's contrast and mean, float32 [B, H, W].
+def low_contrast(pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B H W"]:
+    """Return 8-bit RGB pixels [B, 3, H, W] as grey images of the study's contrast and mean.
 
     Grey is Pillow's 'L' to the bit: its weights are integers, and float32 holds these sums exactly.
     """
@@ -64,7 +66,7 @@ def low_contrast(pixels):
     return grey.sub_(grey.mean((1, 2), keepdim=True)).mul_(CONTRAST).add_(MEAN)
 
 
-def octave(images, frequency):
+def octave(images: Float[Tensor, "B H H"], frequency: int) -> Float[Tensor, "B H H"]:
     """Return one octave of square images [B, H, H]: one level of their Laplacian pyramid, reconstructed to full size.
 
     `frequency` counts from the low-pass rest, 0, to the finest level, 6; the sum over all is the image. Pyramid of
@@ -82,7 +84,7 @@ def octave(images, frequency):
 
 
 @cache
-def _steps(size, device):
+def _steps(size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Return the pyramid's (reduction, expansion) along one axis of `size` points, level by level, as matrices.
 
     Reduction keeps every second point of the filtered axis; expansion filters the axis with zeros between its points.
@@ -99,8 +101,10 @@ def _steps(size, device):
     return steps
 
 
-def add_noise(images, noise, sd, states):
-    """Return images + noise [B, H, W], both kept, within [0, 1]: what would leave the range is changed by a rule.
+def add_noise(
+    images: Float[Tensor, "B H W"], noise: Float[Tensor, "B H W"], sd: float, states: Int64[Tensor, " B"]
+) -> Float[Tensor, "B H W"]:
+    """Return images + noise within [0, 1]; pixels that would leave the range follow a rule. Both inputs are left alone.
 
     A pixel below 0 becomes 0.1 and one above 1 becomes 0.9, as if the image had the value 0.1 - noise or 0.9 - noise
     there. Where that value would itself lie outside [0, 1], the pixel's noise is drawn anew from N(0, sd^2) until

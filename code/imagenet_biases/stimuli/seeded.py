@@ -2,12 +2,17 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from imagenet_biases.vocabulary import Batch
 
 
-def _signed(number):
-    """Return an unsigned 64-bit number as torch's int64 has it (there is no wrapping uint64 arithmetic in torch)."""
+def _signed(number: int) -> int:
+    """Return an unsigned 64-bit number as int64 holds it (torch has no wrapping uint64 arithmetic)."""
     return number - 2**64 if number >= 2**63 else number
 
 
@@ -15,7 +20,7 @@ GOLDEN = _signed(0x9E3779B97F4A7C15)
 MIX = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)), (31, 1))
 
 
-def _mix_(state):
+def _mix_(state: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
     """Scramble int64 numbers in place by the output function of splitmix64 (Steele et al. 2014, OOPSLA, figure 15)."""
     for shift, factor in MIX:
         # int64 shifts keep the sign: the mask makes them logical; products wrap
@@ -23,8 +28,8 @@ def _mix_(state):
     return state
 
 
-def streams(batch, name):
-    """Return the state of every image's own stream of random numbers, int64 [B].
+def streams(batch: Batch, name: str) -> Int64[Tensor, " B"]:
+    """Return the state of each image's own stream of random numbers.
 
     `name` says what the numbers are for: another name, another image or another seed gives unrelated numbers.
     """
@@ -32,20 +37,20 @@ def streams(batch, name):
     return _mix_(batch.keys ^ int.from_bytes(salt, "little", signed=True))
 
 
-def bits(states, count):
-    """Return `count` 64-bit random numbers per stream, int64 [B, count]: splitmix64 started at each state [B]."""
+def bits(states: Int64[Tensor, " B"], count: int) -> Int64[Tensor, "B {count}"]:
+    """Return `count` 64-bit random numbers per stream: splitmix64 started at each state."""
     return _mix_(states[:, None] + torch.arange(1, count + 1, device=states.device) * GOLDEN)
 
 
-def uniform(states, shape):
-    """Return numbers drawn uniformly from [0, 1), float32 [B, *shape], multiples of 2^-24."""
+def uniform(states: Int64[Tensor, " B"], shape: Sequence[int]) -> Float[Tensor, "B ..."]:
+    """Return numbers drawn uniformly from [0, 1), float32 [B, *shape]: multiples of 2^-24."""
     count = math.prod(shape)
     halves = bits(states, (count + 1) // 2).view(torch.int32)[:, :count]
     return ((halves >> 8) & 0xFFFFFF).float().mul_(2.0**-24).unflatten(1, shape)
 
 
-def normal(states, shape):
-    """Return standard normal numbers, float32 [B, *shape], of at most 6.7 in size (Box & Muller 1958)."""
+def normal(states: Int64[Tensor, " B"], shape: Sequence[int]) -> Float[Tensor, "B ..."]:
+    """Return standard normal numbers, float32 [B, *shape], at most 6.7 in size (Box & Muller 1958)."""
     count = math.prod(shape)
     halves = bits(states, (count + 1) // 2).view(torch.int32).unflatten(1, (-1, 2))
     radius = (halves[..., 0] & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).log_().mul_(-2).sqrt_()

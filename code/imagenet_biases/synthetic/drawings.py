@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from imagenet_biases.study import VIEW_CROP, VIEW_RESIZE
+from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
 DRAWING = 4  # version of the drawings: a drawn folder of another version is drawn anew
-VIEW = VIEW_CROP  # pixels: side of the standard view, the 'image' of 'cycles per image'
-RESIZED = VIEW_RESIZE  # pixels: short side from which the standard view is cropped
+VIEW = STUDY_CROP  # pixels: side of the standard view, the 'image' of 'cycles per image'
+RESIZED = STUDY_RESIZE  # pixels: short side from which the standard view is cropped
 TEXTURE_OCTAVE = (56 / 2**0.5, 56 * 2**0.5)  # cycles per image
 SOFTNESS = 3.0  # pixels of the view: standard deviation of a silhouette's blur
 LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, the weights of Pillow's 'L'

@@ -1,0 +1,250 @@
+"""What one group's networks answer: collected on the device, saved at save points, at the end, and on a fault."""
+
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from imagenet_biases.engine.plan import Cell, Group
+from imagenet_biases.engine.ranks import collected, summed
+from imagenet_biases.engine.runtime import Runtime
+from imagenet_biases.images.sets import ImageSet
+from imagenet_biases.networks.load import Network
+from imagenet_biases.results.provenance import circumstances
+from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, ResponseStore, StoredResponses, key_of
+from imagenet_biases.vocabulary import Presentation
+
+SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered with the answers and to be looked at
+
+
+class PixelSample:
+    """A few images of a set, whose checksums tell later whether the same file names still hold the same pixels."""
+
+    def __init__(self, images: ImageSet) -> None:
+        positions = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
+        self.positions: set[int] = set(positions.tolist())
+        self.checksums: dict[str, int] = {}
+
+    def rows(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
+        """Return which rows of a batch show images of the sample."""
+        return [row for row, position in enumerate(positions) if position in self.positions]
+
+    def remember(self, pixels: Tensor, positions: Int64[np.ndarray, " B"], unreadable: Iterable[int]) -> None:
+        """Keep the checksums of the sample's images in a batch of decoded pixels, uint8 [B, H, W, 3]."""
+        for row in self.rows(positions):
+            if row not in unreadable:
+                self.checksums[str(positions[row])] = checksum(pixels[row].numpy())
+
+
+def checksum(pixels: np.ndarray) -> int:
+    """Return the crc32 of decoded pixels."""
+    return zlib.crc32(np.ascontiguousarray(pixels).data)
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """One cell's rows while they are collected, and what is counted of them."""
+
+    values: Any  # [N, *shape], on the device, or on the host where torch has no such dtype
+    due: Bool[np.ndarray, " N"]  # images that are still to be answered
+    asked: Bool[np.ndarray, " N"]  # images that this run was to answer
+    nonfinite: Tensor  # answers with NaN or infinite logits
+    hits: Tensor
+    counted: int = 0  # images that `hits` is over
+
+    @classmethod
+    def of(cls, cell: Cell, device: torch.device) -> "_Buffer":
+        due = cell.stored.state == UNSEEN
+        values = cell.stored.values
+        if values.dtype.kind in "biuf":
+            values = torch.from_numpy(values).to(device, copy=True)
+        nonfinite, hits = torch.zeros((2,), dtype=torch.int64, device=device)
+        return cls(values, due, due.copy(), nonfinite, hits)
+
+    def on_host(self, copy: bool = False) -> np.ndarray:
+        """Return the rows as an array."""
+        if isinstance(self.values, np.ndarray):
+            return self.values.copy() if copy else self.values
+        return self.values.to("cpu", copy=copy).numpy()
+
+
+class Recorder:
+    """Records the answers to one group's missing images.
+
+    Answers stay on the device until a save point, and nothing waits for the device in between. The cells of a network
+    that fails are dropped; what was saved of them stays.
+    """
+
+    def __init__(self, group: Group, store: ResponseStore, runtime: Runtime, writer: Executor) -> None:
+        self.group, self.store, self.runtime, self.writer = group, store, runtime, writer
+        self.buffers = {cell: _Buffer.of(cell, runtime.device) for cell in group.cells}
+        self.sample = PixelSample(group.images)
+        self.passes = 0  # forward passes; those that an attack takes count as such
+        self.started = time.monotonic()
+        self.next_save = self.started + runtime.checkpoint_seconds
+        self.saving: Future[None] | None = None  # a save point on its way to the disk
+
+    # What is still to be answered
+
+    def due(
+        self, by_network: Iterable[tuple[Network, list[Cell]]], positions: Int64[np.ndarray, " B"]
+    ) -> list[tuple[Network, list[Cell]]]:
+        """Return the networks whose cells some image of a batch still needs, with these cells."""
+        pairs = []
+        for network, cells in by_network:
+            needed = [cell for cell in cells if cell in self.buffers and self.buffers[cell].due[positions].any()]
+            if needed:
+                pairs.append((network, needed))
+        return pairs
+
+    def due_rows(self, cells: Iterable[Cell], positions: Int64[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
+        """Return which images of a batch some of the cells still need."""
+        return np.any([self.buffers[cell].due[positions] for cell in cells], axis=0)
+
+    def drop(self, network: Network) -> None:
+        """Forget the cells of a network that failed."""
+        self.buffers = {cell: buffer for cell, buffer in self.buffers.items() if cell.network is not network}
+
+    def unanswered(self) -> int:
+        """Return how many cells still have images that were not shown."""
+        return sum(bool((cell.stored.state == UNSEEN).any()) for cell in self.buffers)
+
+    # What was answered
+
+    def keep(
+        self,
+        cells: Sequence[Cell],
+        presentation: Presentation,
+        positions: Int64[np.ndarray, " B"],
+        readable: Bool[np.ndarray, " B"],
+    ) -> None:
+        """Store what the readouts make of an answer: missing rows only, so that nothing is changed or counted twice."""
+        for cell in cells:
+            buffer = self.buffers[cell]
+            rows = cell.readout(presentation)
+            due = np.flatnonzero(buffer.due[positions])
+            if isinstance(buffer.values, np.ndarray):
+                buffer.values[positions[due]] = np.asarray(rows)[due]
+            else:
+                rows = torch.as_tensor(rows, device=self.runtime.device).to(buffer.values.dtype)
+                where = torch.from_numpy(positions[due]).to(self.runtime.device)
+                buffer.values[where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
+            if presentation.logits is not None:
+                buffer.nonfinite += (~presentation.logits.isfinite().all(1)).sum()
+            hits = cell.readout.hits(rows, presentation.labels)
+            if hits is not None:
+                buffer.hits += hits.sum()
+                buffer.counted += int(readable.sum())
+
+    def mark(
+        self, cells: Iterable[Cell], positions: Int64[np.ndarray, " B"], readable: Bool[np.ndarray, " B"] | bool
+    ) -> None:
+        """Note that images have been answered or, where they are not readable, left out."""
+        for cell in cells:
+            if cell in self.buffers:
+                self.buffers[cell].due[positions] = False
+                state = cell.stored.state[positions]
+                cell.stored.state[positions] = np.where(state == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), state)
+
+    def accuracies(self) -> dict[tuple[Network, str], float]:
+        """Return each network's and condition's accuracy on the images so far, in per cent."""
+        return {
+            (cell.network, cell.condition.name): 100 * buffer.hits.item() / buffer.counted
+            for cell, buffer in self.buffers.items()
+            if buffer.counted
+        }
+
+    # Saving
+
+    def save_when_due(self) -> None:
+        """Save if it is time, while the next images are shown; not before the last save point is written."""
+        now = time.monotonic()
+        if now <= self.next_save:
+            return
+        if self.saving is None or self.saving.done():
+            self._wait()
+            for cell, buffer in self.buffers.items():
+                cell.stored.values = buffer.on_host(copy=True)
+            counts = [int(buffer.nonfinite) for buffer in self.buffers.values()]
+            parts = self._updated(counts, self.passes, time.monotonic() - self.started)
+            for stored in parts.values():
+                stored.state = stored.state.copy()
+            self.saving = self.writer.submit(self._write, self._asked(parts))
+        # many networks and conditions take long to copy: never more than a twentieth of the time
+        self.next_save = time.monotonic() + max(self.runtime.checkpoint_seconds, 20 * (time.monotonic() - now))
+
+    def save(self, final: bool = False) -> None:
+        """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
+        self._wait()
+        for cell, buffer in self.buffers.items():
+            cell.stored.values = buffer.on_host()
+        counts = [int(buffer.nonfinite) for buffer in self.buffers.values()]
+        passes, seconds = self.passes, time.monotonic() - self.started
+        if passes or not final:
+            self._write(self._asked(self._updated(counts, passes, seconds)))
+        if final and self.runtime.world > 1:
+            passes, *counts = summed(torch.tensor([passes, *counts], device=self.runtime.device)).tolist()
+            seconds = time.monotonic() - self.started  # the slowest rank's: all have come
+            for cell in self.buffers:
+                self._gather(cell)
+            if not self.runtime.rank:
+                self._write(self._asked(self._updated(counts, passes, seconds)))
+        if final:
+            for cell, stored in self._updated(counts, passes, seconds).items():
+                cell.stored = stored
+
+    def _wait(self) -> None:
+        """Wait for the save point on its way, if any. Raises what stopped it, a full disk for instance."""
+        saving, self.saving = self.saving, None
+        if saving is not None:
+            saving.result()
+
+    def _updated(self, nonfinite: Sequence[int], passes: int, seconds: float) -> dict[Cell, StoredResponses]:
+        """Return what is stored of each cell with what this run has added: when, where, how many odd answers."""
+        moment = [circumstances(self.runtime, passes / seconds)] if passes else []
+        updated = {}
+        for (cell, buffer), count in zip(self.buffers.items(), nonfinite, strict=True):
+            stored = cell.stored
+            measured = stored.measured + (moment if buffer.asked.any() else [])
+            checksums = stored.pixels | self.sample.checksums
+            updated[cell] = StoredResponses(stored.values, stored.state, measured, stored.nonfinite + count, checksums)
+        return updated
+
+    def _asked(self, parts: dict[Cell, StoredResponses]) -> dict[Cell, StoredResponses]:
+        """Return the parts to which this run adds something."""
+        return {cell: stored for cell, stored in parts.items() if self.buffers[cell].asked.any()}
+
+    def _write(self, parts: dict[Cell, StoredResponses]) -> None:
+        for network in dict.fromkeys(cell.network for cell in parts):
+            entries = [(cell.identity, stored) for cell, stored in parts.items() if cell.network is network]
+            name = key_of([key_of(identity) for identity, _ in entries])
+            self.store.save(name, entries, network.name, self.runtime.rank)
+
+    def _gather(self, cell: Cell) -> None:
+        """Bring together what the ranks have seen of a cell; every image was one rank's."""
+        stored, asked = cell.stored, self.buffers[cell].asked
+        new = asked & (stored.state != UNSEEN)
+        if stored.values.dtype.kind not in "biuf":
+            parts: list[Any] = [None] * self.runtime.world
+            collected(torch.distributed.all_gather_object, parts, (new, stored.values, stored.state))
+            for seen, values, state in parts:
+                stored.values[seen], stored.state[seen] = values[seen], state[seen]
+            return
+        wide = np.float64 if stored.values.dtype.kind == "f" else np.int64  # what every backend can add
+        own_values = np.where(new.reshape(-1, *[1] * (stored.values.ndim - 1)), stored.values, 0).astype(wide)
+        own_state = np.where(new, stored.state, 0).astype(np.int64)
+        values, state = (
+            torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device) for array in (own_values, own_state)
+        )
+        collected(torch.distributed.all_reduce, values)
+        collected(torch.distributed.all_reduce, state)
+        state = state.cpu().numpy()
+        stored.values[state > 0] = values.cpu().numpy()[state > 0].astype(stored.values.dtype)
+        stored.state[state > 0] = state[state > 0]
