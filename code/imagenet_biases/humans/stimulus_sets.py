@@ -144,8 +144,8 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
         raise UserError(f"{several} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); --download "
-            f"fetches",
+            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); "
+            f"--download fetches",
             stacklevel=2,
         )
     manifest, images = read_manifest(root, {str: count}), []

@@ -161,8 +161,8 @@ def select(records, view="study", precision="fp32", frontend=""):
         last = older[-1]["provenance"]
         notes.append(
             f"left out: {model}: {listed_briefly(record['benchmark'] for record in older)} of other weights than "
-            f"those that were measured last under this name (network {str(network)[:8]}, {last['source'] or 'source unknown'}, "
-            f"{last['time']}): --name gives a network a name of its own"
+            f"those that were measured last under this name (network {str(network)[:8]}, "
+            f"{last['source'] or 'source unknown'}, {last['time']}): --name gives a network a name of its own"
         )
     return chosen, list(dict.fromkeys(notes))
 
