@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
-from imagenet_biases.base.errors import some
+from imagenet_biases.base.errors import listed_briefly
 from imagenet_biases.cli import run
 from imagenet_biases.measures import filter_quality
 from imagenet_biases.networks.load import load_model
@@ -76,10 +76,12 @@ def report(results: Results) -> Metrics:
     dead = {name: measures["dead_channels"] for name, measures in layers.items() if measures["dead_channels"]}
     if dead:
         number = sum(dead.values())
-        warnings.warn(f"{number} dead output channels are left out of the orthogonality ({some(dead)})", stacklevel=2)
+        warnings.warn(
+            f"{number} dead output channels are left out of the orthogonality ({listed_briefly(dead)})", stacklevel=2
+        )
     tiny = [name for name, measures in layers.items() if measures["ve"] is None or measures["or"] is None]
     if tiny:
-        warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({some(tiny)})", stacklevel=2)
+        warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({listed_briefly(tiny)})", stacklevel=2)
     start = prefix(results.options)
     for key, kinds in AGGREGATES.items():
         for kind in kinds:

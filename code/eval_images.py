@@ -12,7 +12,7 @@ import sys
 from functools import partial
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.custom import PREFIX, accepted, own_set
+from imagenet_biases.images.custom import PREFIX, accepted, custom_set
 from imagenet_biases.images.sets import NotGiven
 from imagenet_biases.measures.accuracy import among
 from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Results, TopClasses
@@ -29,7 +29,7 @@ def passes(data: Data, images: str | None, images_name: str, classes: str | None
     """Show the images as they are."""
     if images is None:
         raise NotGiven("images: no images of your own were given; add --images DIR")
-    custom = own_set(images_name, images, data, classes, labels)
+    custom = custom_set(images_name, images, data, classes, labels)
     k = min(5, len(custom.classes)) if custom.classes else 5
     return [Pass(custom, readout=TopClasses(k=k, classes=custom.classes))]
 

@@ -41,7 +41,7 @@ from torch import nn
 from imagenet_biases.base.errors import Parser, Terminated, UserError, exit_on_user_error
 from imagenet_biases.base.files import atomic, safe_name
 from imagenet_biases.cli import whole
-from imagenet_biases.images.custom import own_set
+from imagenet_biases.images.custom import custom_set
 from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.networks.frontends import SCHEDULES, diffusion_noise
 from imagenet_biases.networks.registry import NORMALIZATIONS
@@ -385,7 +385,7 @@ def main(arguments=None):
     args = parsed(arguments)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)) if args.device == "cuda" else None)
-    sets = [own_set(name, getattr(args, name), Data()) for name in ("train", "stylized") if getattr(args, name)]
+    sets = [custom_set(name, getattr(args, name), Data()) for name in ("train", "stylized") if getattr(args, name)]
     images = Photographs(sets, args.size, args.seed)
     if args.batch_size < ranks:
         raise UserError(f"--batch-size {args.batch_size} is less than an image for each of {ranks} processes")

@@ -121,6 +121,10 @@ def imagenet_as(layout, drawn, folder):
     return packed(folder / "val.tar", tree(drawn / "imagenet" / "val", f"./{'x' * 90}/"), kind)
 
 
+def label_file(layout, folder):
+    return folder / "val.txt" if layout == "labels" else None
+
+
 LAYOUTS = ["devkit", "devkit.tar.gz", "labels", "parquet", "shards", "ustar", "pax", "gnu"]
 
 
@@ -136,7 +140,8 @@ def same(one, two):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_imagenet_as_downloaded_is_the_unpacked_set(drawn, tmp_path, layout):
     given = imagenet_as(layout, drawn, tmp_path / "given")
-    data = Data(folders={"imagenet": given}, listings=tmp_path / "listings")
+    labels = label_file(layout, tmp_path / "given")
+    data = Data(folders={"imagenet": given}, listings=tmp_path / "listings", imagenet_labels=labels)
     same(image_set("imagenet", Data(drawn)), image_set("imagenet", data))
     kept = sorted((tmp_path / "listings").iterdir())
     assert kept
@@ -211,7 +216,8 @@ def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path, layout):
     options = {"imagenet_c": {"corruptions": "fog", "severities": "1"}}
     folder = beside(drawn, "imagenet-c", tmp_path / "root" / "imagenet-c")
     packed(folder / "weather.tar", tree(drawn / "imagenet-c" / "fog", "fog/"))
-    root = imagenet_as(layout, drawn, tmp_path / "root" / "imagenet").parent
+    imagenet = imagenet_as(layout, drawn, tmp_path / "root" / "imagenet")
+    archived = Data(imagenet.parent, imagenet_labels=label_file(layout, imagenet))
 
     def answers(data, results):
         found = evaluate(network, benchmarks, data, settings, options=options, results=results)
@@ -219,14 +225,14 @@ def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path, layout):
 
     unpacked = answers(Data(drawn), tmp_path / "results")
     stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("responses/*")}
-    assert stored and answers(Data(root), tmp_path / "results") == unpacked
+    assert stored and answers(archived, tmp_path / "results") == unpacked
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("responses/*")} == stored
-    assert answers(Data(root), tmp_path / "alone") == unpacked  # measured from the archives by a decoding process
+    assert answers(archived, tmp_path / "alone") == unpacked  # measured from the archives by a decoding process
 
 
 def test_cache_of_archives(drawn, tmp_path):
     given = imagenet_as("labels", drawn, tmp_path / "given")
-    one = image_set("imagenet", Data(folders={"imagenet": given}))
+    one = image_set("imagenet", Data(folders={"imagenet": given}, imagenet_labels=label_file("labels", given)))
     first = [Reader(one, STUDY, tmp_path / "cache").read(position) for position in one.chosen]
     again = Reader(one, STUDY, tmp_path / "cache")
     assert all(again.stamps["crc"]) and all(np.array_equal(again.read(p), first[p]) for p in one.chosen)
@@ -284,10 +290,10 @@ def test_truncated_archives_are_named(drawn, tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "problem"),
     [
-        ("/etc/a.jpg", tarfile.REGTYPE, "no name of a file within a folder"),
-        ("../n01440764/a.jpg", tarfile.REGTYPE, "no name of a file within a folder"),
-        ("n01440764/../../a.jpg", tarfile.REGTYPE, "no name of a file within a folder"),
-        ("n01440764//a.jpg", tarfile.REGTYPE, "no name of a file within a folder"),
+        ("/etc/a.jpg", tarfile.REGTYPE, "does not name a file within a folder"),
+        ("../n01440764/a.jpg", tarfile.REGTYPE, "does not name a file within a folder"),
+        ("n01440764/../../a.jpg", tarfile.REGTYPE, "does not name a file within a folder"),
+        ("n01440764//a.jpg", tarfile.REGTYPE, "does not name a file within a folder"),
         ("n01440764/a.jpg", tarfile.SYMTYPE, "is called an image but is a link"),
         ("n01440764/a.jpg", tarfile.LNKTYPE, "is called an image but is a link"),
         ("n01440764/a.jpg", tarfile.CHRTYPE, "is called an image but is a link, a device"),

@@ -306,7 +306,7 @@ def test_a_file_by_python_2(tmp_path):
 def test_several_fitting_parts_are_named(tmp_path):
     average = {name: value + 1 for name, value in GOOD.items()}
     torch.save({"model": GOOD, "model_ema": average}, tmp_path / "x.pth")
-    with pytest.warns(UserWarning, match=r"several networks: 'model\.' is taken, not model_ema\."):
+    with pytest.warns(UserWarning, match=r"several networks: 'model\.' is used, not model_ema\."):
         assert same(filled(tmp_path / "x.pth"))
     torch.save({"model": GOOD, "copy": GOOD}, tmp_path / "x.pth")
     with warnings.catch_warnings():
@@ -491,5 +491,5 @@ def test_pins(tmp_path):
     with pytest.raises(UserError, match=f"x.pth has sha256 {'3' * 64}, but https://a.org/x had {'1' * 64}"):
         pins.check("https://a.org/x", "3" * 64, "x.pth")
     (tmp_path / "lock.json").write_text("<<<<<<< mine")
-    with pytest.raises(UserError, match=r"lock\.json is no lock file.*it is not JSON"):
+    with pytest.raises(UserError, match=r"lock\.json is not a lock file.*it is not JSON"):
         pins.check("https://a.org/x", "1" * 64, "x.pth")

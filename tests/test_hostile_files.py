@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hostile
@@ -23,7 +24,14 @@ from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.engine.runtime import available_cores, make_runtime
 from imagenet_biases.humans import people
 from imagenet_biases.images.labels import flat_labels, real_labels
-from imagenet_biases.images.listing import Listing, Names, _keep_listing, _kept_names, _read_listing, list_classes
+from imagenet_biases.images.listing import (
+    ImageNames,
+    Listing,
+    _read_listing,
+    _store_listing,
+    _stored_names,
+    list_classes,
+)
 from imagenet_biases.images.preprocessing import AS_IS, STUDY, Reader, Unreadable, decode
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks import registry
@@ -183,11 +191,7 @@ def test_label_files_give_the_right_classes_or_are_refused(tmp_path):
         for path in tmp_path.glob("*.*"):
             path.unlink()
         (tmp_path / "labels.csv").write_bytes(odd_text(text, dice))
-        if dice.random() < 0.3:
-            (tmp_path / "README.txt").write_bytes(
-                odd_text(f"About these images\n{names[3]} is a cat\nThank you\n", dice)
-            )
-        found = refused(flat_labels, names, [tmp_path])
+        found = refused(flat_labels, names, [tmp_path], tmp_path / "labels.csv")
         if found is not None:
             accepted += 1
             assert len(found) == 40 and all(type(c) is int and 0 <= c < 1000 for c in found), case
@@ -204,23 +208,25 @@ def lines(first=0):
 
 
 @pytest.mark.parametrize(
-    ("files", "problem"),
+    ("text", "problem"),
     [
-        ({"a.txt": lines(1)}, "numbered from 1"),
-        ({"a.txt": lines(981)}, "counted from 0"),
-        ({"a.txt": lines() + f"\n{NAMES[0]} 5"}, "two different labels"),
-        ({"a.txt": lines(), "b.csv": lines(5)}, "different labels"),
-        ({"a.txt": lines().partition("\n")[2]}, "no label for 1 images"),
-        ({"a.txt": lines() + f"\n{NAMES[0]} cat"}, "'cat'"),
+        (lines(1), "numbered from 1"),
+        (lines(981), "counted from 0"),
+        (lines() + f"\n{NAMES[0]} 5", "two different labels"),
+        (lines(5), "meta.bin and"),
+        (lines().partition("\n")[2], "no label for 1 images"),
+        (lines() + f"\n{NAMES[0]} cat", "'cat'"),
+        ("These are images of animals.", "no label for 20 images"),
     ],
 )
-def test_what_is_wrong_with_labels_is_said(tmp_path, files, problem):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+def test_what_is_wrong_with_labels_is_said(tmp_path, text, problem):
+    (tmp_path / "a.txt").write_text(text)
+    if "meta" in problem:
+        torch.save(({}, list(wordnet_ids()[:20])), tmp_path / "meta.bin")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            flat_labels(NAMES, [tmp_path])
+            flat_labels(NAMES, [tmp_path], tmp_path / "a.txt")
             said = " ".join(str(one.message) for one in caught)
         except UserError as error:
             said = str(error)
@@ -232,7 +238,8 @@ def test_labels_of_spreadsheets_and_other_text_beside_them(tmp_path, encoding):
     quoted = "\r\n".join(f'"{name}";"{number}"' for number, name in enumerate(NAMES))
     (tmp_path / "labels.csv").write_text('"file";"class"\r\n' + quoted, encoding=encoding)
     (tmp_path / "README.txt").write_text(f"These are images.\n{NAMES[0]} 3\nis not what it seems.\nThanks to all.\n")
-    assert flat_labels(NAMES, [tmp_path]) == list(range(20))
+    assert flat_labels(NAMES, [tmp_path], tmp_path / "labels.csv") == list(range(20))
+    assert flat_labels(NAMES, [tmp_path]) is None
 
 
 def test_real_labels_are_sets_of_classes_or_refused(drawn, tmp_path):
@@ -482,15 +489,15 @@ def test_odd_tables_are_refused_or_read(tmp_path):
 
 def test_damaged_listings_are_not_used(tmp_path):
     times, folders, keep = np.array([1, 2], np.int64), {"n01440764": 0, "n01443537": 1}, tmp_path / "keep"
-    good = Listing(tmp_path, Names(["n01440764/1.png", "n01443537/2.png"], [0, 1]), np.array([5, 6]))
-    _keep_listing(keep / "one.npz", good, folders, "n01440764/\x001.png\0n01443537/\x002.png", times)
+    good = Listing(tmp_path, ImageNames(["n01440764/1.png", "n01443537/2.png"], [0, 1]), np.array([5, 6]))
+    _store_listing(keep / "one.npz", good, folders, "n01440764/\x001.png\0n01443537/\x002.png", times)
     whole = {path: path.read_bytes() for path in keep.iterdir()}
     assert len(whole) == 2
     assert _read_listing(keep / "one.npz", tmp_path, folders, times).files == good.files
     for case, dice in cases(150):
         path = dice.choice(sorted(whole))
         path.write_bytes(damaged(whole[path], dice))
-        _kept_names.cache_clear()
+        _stored_names.cache_clear()
         with limited():
             found = _read_listing(keep / "one.npz", tmp_path, folders, times)
         assert found is None or (found.files == good.files and np.array_equal(found.sizes, good.sizes)), case

@@ -45,9 +45,9 @@ def test_a_front_end_whose_filter_changed_is_measured_again(drawn, tmp_path, mon
         return record.metrics["top1_acc/imagenet"].value
 
     before = top1()
-    _, *rest = frontends.KNOWN["low-pass"]
+    _, *rest = frontends.FRONT_ENDS["low-pass"]
     brighter = identified("band_pass", version=2)(lambda pixels, batch, **settings: pixels)
-    monkeypatch.setitem(frontends.KNOWN, "low-pass", (brighter, *rest))
+    monkeypatch.setitem(frontends.FRONT_ENDS, "low-pass", (brighter, *rest))
     assert top1() == 100 != before
 
 

@@ -79,6 +79,7 @@ def _flatten(validation):
 def test_flat_layouts(validation, labels):
     truth = _flatten(validation)
     in_order = [truth[name] for name in sorted(truth)]
+    file = None
     if labels == "meta.bin":
         torch.save((dict.fromkeys(wordnet_ids(), ("name",)), in_order), validation / "meta.bin")
     elif labels == "devkit":
@@ -91,22 +92,41 @@ def test_flat_layouts(validation, labels):
         lines = "".join(f"{ids[wnid]}\n" for wnid in in_order)
         (data / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
     elif labels == "wnids":
-        (validation / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, wnid in truth.items()))
+        file = validation / "val.txt"
+        file.write_text("".join(f"{name} {wnid}\n" for name, wnid in truth.items()))
     elif labels == "numbers":
         lines = (f"{name} {wordnet_ids().index(wnid)}\n" for name, wnid in truth.items())
-        (validation / "val" / "labels.txt").write_text("".join(lines))
+        file = validation / "val" / "labels.txt"
+        file.write_text("".join(lines))
     else:
         lines = ["ImageId,PredictionString\n"]
         lines += [f"{name.removesuffix('.JPEG')},{wnid} 1 2 3 4\n" for name, wnid in truth.items()]
-        (validation / "LOC_val_solution.csv").write_text("".join(lines))
-    one = found(validation)
+        file = validation / "LOC_val_solution.csv"
+        file.write_text("".join(lines))
+    one = found(validation, imagenet_labels=file)
     assert {file: wordnet_ids()[label] for file, label in zip(one.files, one.labels, strict=True)} == truth
 
 
 def test_flat_without_labels_says_what_to_put(validation):
     _flatten(validation)
-    with pytest.raises(UserError, match=r"meta\.bin"):
+    with pytest.raises(UserError, match=r"meta\.bin.*--imagenet-labels FILE"):
         found(validation)
+    (validation / "README.txt").write_text("Cite us.")
+    with pytest.raises(UserError, match="--imagenet-labels FILE"):
+        found(validation)
+    with pytest.raises(UserError, match=r"README\.txt has no label for 12 images"):
+        found(validation, imagenet_labels=validation / "README.txt")
+    with pytest.raises(UserError, match=r"nowhere\.txt does not exist: give a text file with two columns"):
+        found(validation, imagenet_labels=validation / "nowhere.txt")
+
+
+def test_a_label_file_is_named_but_not_read_unless_it_is_given(validation):
+    truth = _flatten(validation)
+    file = validation / "val_labels.txt"
+    file.write_text("".join(f"{name} {wnid}\n" for name, wnid in truth.items()))
+    with pytest.raises(UserError, match=f"--imagenet-labels {file}$"):
+        found(validation)
+    assert len(found(validation, imagenet_labels=file)) == PHOTOS
 
 
 def test_keys_do_not_depend_on_layout_or_subset(validation, tmp_path):
@@ -116,7 +136,7 @@ def test_keys_do_not_depend_on_layout_or_subset(validation, tmp_path):
     assert all(by_stem[os.path.basename(file)] == key for file, key in zip(few.files, few.keys, strict=True))
     truth = _flatten(validation)
     (validation / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, wnid in truth.items()))
-    flat = found(validation, limit=None)
+    flat = found(validation, limit=None, imagenet_labels=validation / "val.txt")
     assert {os.path.basename(f): k for f, k in zip(flat.files, flat.keys, strict=True)} == by_stem
     assert len(set(by_stem.values())) == PHOTOS
 

@@ -78,7 +78,7 @@ def server(monkeypatch):
         ("return self.fc(self.conv(x).mean((2, 3))) + torch.rand(len(x), 1000)", "differently when asked again"),
         (
             "self.seen = getattr(self, 'seen', 0) + 1\nreturn self.fc(self.conv(x).mean((2, 3))) * self.seen",
-            "memory of what it has seen",
+            "memory of earlier images",
         ),
         (
             "h = self.conv(x)\nreturn self.fc(F.batch_norm(h, None, None, training=True).relu().mean((2, 3)))",
@@ -156,7 +156,7 @@ def test_view_in_forward(forward, tmp_path):
 
 @pytest.mark.parametrize("change", ["x.sub_(0.5).div_(0.25)", "x = F.relu(x, inplace=True)"])
 def test_in_place_normalization_under_attack(change, tmp_path):
-    with pytest.warns(UserWarning, match=r"net\.build writes into its pixels: it is given a copy"):
+    with pytest.warns(UserWarning, match=r"net\.build writes into its pixels: it receives a copy"):
         network = load_model(written(tmp_path, f"{change}\n{PLAIN}"))
     pixels = torch.rand(2, 3, 224, 224)
     before, shown = pixels.clone(), pixels.requires_grad_(True)
@@ -166,7 +166,7 @@ def test_in_place_normalization_under_attack(change, tmp_path):
 
 def test_a_changed_default_type(tmp_path):
     name = written(tmp_path, head="torch.set_default_dtype(torch.float64)\n")
-    with pytest.warns(UserWarning, match=r"sets torch's default type to torch\.float64: set back"):
+    with pytest.warns(UserWarning, match=r"sets torch's default type to torch\.float64: restored"):
         network = load_model(name)
     assert torch.get_default_dtype() == torch.float32
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -174,7 +174,7 @@ def test_a_changed_default_type(tmp_path):
 
 
 def test_gradients_switched_off_by_a_users_file_are_switched_on_again(tmp_path):
-    with pytest.warns(UserWarning, match="switches gradients off for all: set back"):
+    with pytest.warns(UserWarning, match="switches gradients off for all: restored"):
         load_model(written(tmp_path, head="torch.set_grad_enabled(False)\n"))
     assert torch.is_grad_enabled()
 
@@ -303,7 +303,7 @@ def test_identity_of_a_module_is_its_weights_architecture_and_code_not_its_label
 def test_what_is_no_network_is_said():
     for module, label, message in [
         (torch.relu, "mine", r"mine: .* is not a torch\.nn\.Module"),
-        (nn.Linear(3, 1000), "mine", r"mine, shown two images, failed: RuntimeError: .*mat1 and mat2"),
+        (nn.Linear(3, 1000), "mine", r"mine, given two images, failed: RuntimeError: .*mat1 and mat2"),
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(1000)), "mine", "mine: some of its weights have no shape yet"),
         (Small(), "../mine", "cannot be the name of a file or folder"),
         (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)), "mine", r"with \(2, 10\)"),
@@ -357,11 +357,11 @@ def test_own_entries_and_pins_lie_in_files_of_the_user(own, server, tmp_path):
     with pytest.raises(UserError, match=r"remove its line from .*zoo\.user\.lock\.json"):
         load_model("mine", checkpoints=tmp_path / "elsewhere")
     for change, message in {
-        'name = "tv_resnet50"': "entry tv_resnet50: the zoo has this name already",
-        'name = "all"': "entry all: the zoo has this name already",
+        'name = "tv_resnet50"': "entry tv_resnet50: the zoo already has this name",
+        'name = "all"': "entry all: the zoo already has this name",
         'name = "../../etc"': "cannot be the name of a file or folder",
         'name = "mine"\nin_study = true': "in_study is for the networks that the study has published",
-        'name = "mine"\nview = {resize = 10000000000000000000, crop = 224}': "no sizes in pixels",
+        'name = "mine"\nview = {resize = 10000000000000000000, crop = 224}': "are not sizes in pixels",
         'name = "mine"\nview = {resize = "256", crop = 224}': 'resize is "256", not a whole number',
         'name = "mine"\nignore = ["("]': "entry mine: missing",
         'name = "mine"\nignore = "fc"': 'ignore is "fc", not a list',
@@ -371,7 +371,7 @@ def test_own_entries_and_pins_lie_in_files_of_the_user(own, server, tmp_path):
             registry.resolve("mine")
     expected = entry.replace("76.5", "1" + 19 * "0")
     (own / "zoo.user.toml").write_text(expected)
-    with pytest.raises(UserError, match=r"zoo\.user\.toml: entry mine: expected_top1 = 10+ is not in per cent"):
+    with pytest.raises(UserError, match=r"zoo\.user\.toml: entry mine: expected_top1 = 10+ is not a percentage"):
         registry.resolve("mine")
 
 

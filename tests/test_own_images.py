@@ -8,7 +8,7 @@ import pytest
 
 from common import run
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.images.custom import accepted, own_set
+from imagenet_biases.images.custom import accepted, custom_set
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Data
 
@@ -49,7 +49,7 @@ def test_labels_by_folder_and_by_image_any_of_which_is_right(objects, tmp_path):
         f"# what is right\nFlyer {first.wnid}\nimages/Teddy {third.wnid} {second.number}\n"
         f"{odd.relative_to(objects)} {third.number}\n"
     )
-    images = own_set("mine", objects, Data(), labels=tmp_path / "labels.txt")
+    images = custom_set("mine", objects, Data(), labels=tmp_path / "labels.txt")
     right = dict(zip(images.files, accepted(images), strict=True))
     assert not [name for name in right if "Two wheels" in name]  # it has no line
     assert right.pop(str(odd.relative_to(objects))) == {third.number}
@@ -70,16 +70,18 @@ def test_the_network_chooses_among_the_classes_given(objects, tmp_path):
     assert record["metrics"]["top1_acc/own/images"] == 100.0  # and top 5 of three classes is top 3
     (tmp_path / "classes.txt").write_text(f"{numbers[0]}\n")
     with pytest.raises(UserError, match=f"classes {numbers[1]}, which .*classes.txt does not list"):
-        own_set("mine", objects, Data(), tmp_path / "classes.txt", tmp_path / "labels.csv")
+        custom_set("mine", objects, Data(), tmp_path / "classes.txt", tmp_path / "labels.csv")
 
 
 def test_an_archive_is_the_folder(objects, tmp_path):
     (tmp_path / "labels.txt").write_text("Flyer 404\nTeddy 296\n'Two wheels' 671\n")
     with tarfile.open(tmp_path / "objects.tar", "w") as tar:
         tar.add(objects / "images", "images")
-    both = [own_set("mine", one, Data(), labels=tmp_path / "labels.txt") for one in (objects, tmp_path / "objects.tar")]
+    both = [
+        custom_set("mine", one, Data(), labels=tmp_path / "labels.txt") for one in (objects, tmp_path / "objects.tar")
+    ]
     assert both[0].fingerprint == both[1].fingerprint and len(both[0]) == len(both[1]) > 10
-    short = own_set("mine", objects, Data(limit=4), labels=tmp_path / "labels.txt")
+    short = custom_set("mine", objects, Data(limit=4), labels=tmp_path / "labels.txt")
     assert len(short) == len(accepted(short)) == 4 and short.subset["of"] == len(both[0])
 
 
@@ -103,4 +105,4 @@ def test_mistakes_are_one_clear_line(objects, tmp_path, labels, classes, name, m
         if text is not None:
             files[key].write_text(text)
     with pytest.raises(UserError, match=message):
-        own_set(name, objects, Data(), files["classes"], files["labels"])
+        custom_set(name, objects, Data(), files["classes"], files["labels"])

@@ -19,11 +19,11 @@ from imagenet_biases.measures.perturbation_maps import (
     Rings,
     _radius,
     border,
+    loss_gradient,
+    loss_gradient_padded,
     masked,
     pad,
     padding_convolutions,
-    loss_gradient,
-    loss_gradient_padded,
     spectrum,
 )
 from imagenet_biases.networks.load import from_module

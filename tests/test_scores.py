@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from timm.data import RealLabelsImagenet
 
-from imagenet_biases.images.listing import Listing, Names
+from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures import accuracy
 from imagenet_biases.vocabulary import CLEAN, Responses
@@ -16,7 +16,7 @@ from imagenet_biases.vocabulary import CLEAN, Responses
 def responses(answers, labels, name="imagenet", files=None):
     """Make responses of made-up images."""
     files = tuple(files or (f"c{label}/i{number}.png" for number, label in enumerate(labels)))
-    listing = Listing(None, Names(files, labels), np.ones(len(files), np.int64))
+    listing = Listing(None, ImageNames(files, labels), np.ones(len(files), np.int64))
     images = ImageSet(name, listing, np.arange(len(files)))
     values = np.asarray(answers, np.int16).reshape(len(files), -1)
     return Responses(images, CLEAN, np.maximum(values, 0), values[:, 0] >= 0)

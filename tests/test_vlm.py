@@ -268,7 +268,7 @@ def test_letters_are_read_off_in_one_pass_as_the_model_itself_scores_them(llava)
     network = load_model(f"hf:{llava}")
     pixels = torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
     read = network(pixels, prompt={"text": "Which?", "letters": "ABC"})
-    model, processor = network.body._held
+    model, processor = network.body._model_and_processor
     inputs = network.body._inputs(pixels[:1], "Which?")
     with torch.no_grad():
         scores = model(**inputs).logits[0, -1]

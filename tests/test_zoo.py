@@ -71,7 +71,7 @@ def use_zoo(monkeypatch, tmp_path):
 def pins():
     """What was pinned: the user's lock file, and never the shipped one."""
     assert not model_zoo.PINS.exists()
-    path = model_zoo.own_folder() / "zoo.user.lock.json"
+    path = model_zoo.user_folder() / "zoo.user.lock.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -230,7 +230,7 @@ def lies():
         "extra key": (saved({**GOOD, "scale": torch.ones(1)}), "1 left over: scale"),
         "missing key": (saved({"weight": GOOD["weight"]}), "1 missing: bias"),
         "whole numbers": (saved({**GOOD, "bias": torch.arange(3)}), "bias torch.int64 instead of torch.float32"),
-        "numpy objects": (saved({**GOOD, "bias": array}), "something else than numbers"),
+        "numpy objects": (saved({**GOOD, "bias": array}), "does not contain numbers"),
     }
 
 

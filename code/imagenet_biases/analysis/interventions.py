@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.results.measurements import samples
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
@@ -58,7 +58,7 @@ def trainings(records, treated, untreated, name):
     """
     found = {way.model: one for way, one in samples(records).items() if way.usual}
     if missing := [one for one in (*treated, *untreated) if one not in found]:
-        raise UserError(f"no record of {some(missing)}: measure it first, or give --results")
+        raise UserError(f"no record of {listed_briefly(missing)}: measure it first, or give --results")
     rows = []
     for measure in MEASURES:
         after, before = (

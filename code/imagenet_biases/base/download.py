@@ -1,4 +1,4 @@
-"""Downloads: fetch a file from wherever it is published and verify its hash."""
+"""Downloads: fetch a published file and verify its hash."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from imagenet_biases.base.errors import UserError
 
 CHUNK = 1 << 17
 ATTEMPTS = 5
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without data
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch.hub: NAME-HASHPREFIX.pth
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
@@ -20,20 +20,25 @@ WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
 # --- fetching --------------------------------------------------------------------------------------------------------
 
 
-def fetch(address, folder, *, sha256=None, name=None):
-    """Return the path of the file at `address`, fetched into `folder` unless it lies there.
+def fetch(address: str, folder: str | Path, *, sha256: str | None = None, name: str | None = None) -> Path:
+    """Return the path of the file at `address`, downloaded into `folder` unless it is there.
 
-    address: https://…, hf://owner/repository/file (Hugging Face hub) or gdrive://id (Google Drive).
-    sha256: the expected hash or its first digits; without it, digits in the file name as torch.hub puts them.
-    name: readable part of the local name (default: the address' own). The local name begins with a key made of the
-    address, so two sources never share a file; a file put there by hand is taken as it is.
+    Interrupted downloads resume where they stopped; several processes may fetch the same file. The local name begins
+    with a key made of the address, so two sources never share a file; a file put there by hand is used as it is.
 
-    Goes on where an interrupted download stopped; several processes may fetch the same file. Raises UserError, with the
-    address to open by hand and the place to put the file, when it cannot be had, is a web page or has another hash.
+    Args:
+        address: https://…, hf://owner/repository/file (Hugging Face hub) or gdrive://id (Google Drive).
+        folder: of the downloads.
+        sha256: the expected hash or its first digits; by default those that the file name gives, as in torch.hub.
+        name: readable part of the local name; by default the last part of the address.
+
+    Raises:
+        UserError: the file cannot be downloaded, is a web page or has another hash; the message names the address to
+            open in a browser and the path at which to save the file.
     """
     path = local_path(address, folder, name)
     if path.exists():
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # a pipe would block
             raise UserError(f"{path} is not a file: delete it; {by_hand(address, path)}")
         if page := _web_page(path):
             raise UserError(f"{path} is a web page ({page}), not a checkpoint: delete it; {by_hand(address, path)}")
@@ -51,38 +56,39 @@ def fetch(address, folder, *, sha256=None, name=None):
                 part.unlink()
                 raise _Failed(f"a web page came instead of the file ({page})")
             expected = sha256 or hash_in_name(address)
-            if expected and not (found := file_hash(part)).startswith(expected):
+            if expected and not (actual := file_hash(part)).startswith(expected):
                 part.unlink()
-                raise _Failed(f"its sha256 begins with {found[: len(expected)]}, {expected} was expected")
+                raise _Failed(f"its sha256 begins with {actual[: len(expected)]}, {expected} was expected")
             os.replace(part, path)
-    except (_Failed, OSError) as error:  # those of requests and huggingface_hub are OSErrors
+    except (_Failed, OSError) as error:  # requests and huggingface_hub raise OSErrors
         raise UserError(f"cannot fetch {address}: {reason(error)}; {by_hand(address, path)}") from error
     return path
 
 
-def local_path(address, folder, name=None):
-    """Where `fetch` keeps the file of `address`."""
-    own = Path(urllib.parse.urlsplit(address).path).name or urllib.parse.urlsplit(address).netloc
-    return Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{(name or own)[-150:]}"
+def local_path(address: str, folder: str | Path, name: str | None = None) -> Path:
+    """Return where `fetch` keeps the file of `address`."""
+    published = Path(urllib.parse.urlsplit(address).path).name or urllib.parse.urlsplit(address).netloc
+    return Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{(name or published)[-150:]}"
 
 
-def web_address(address):
-    """The address of a file for a browser."""
-    scheme, _, rest = address.partition("://")
+def web_address(address: str) -> str:
+    """Return the address of a file for a browser."""
+    scheme, _, location = address.partition("://")
     if scheme == "gdrive":
-        return f"https://drive.google.com/file/d/{rest}/view"
+        return f"https://drive.google.com/file/d/{location}/view"
     if scheme == "hf":
-        owner, repository, file = rest.split("/", 2)
+        owner, repository, file = location.split("/", 2)
         return f"{_hub()}/{owner}/{repository}/resolve/main/{file}"
     return address
 
 
-def by_hand(address, path):
+def by_hand(address: str, path: Path) -> str:
+    """Return how to get a file that cannot be downloaded."""
     return f"open {web_address(address)} in a browser and save the file as {path}"
 
 
-def reason(error):
-    """Why a request failed, in one line."""
+def reason(error: BaseException) -> str:
+    """Return why a request failed, in one line."""
     import requests
 
     if isinstance(error, requests.ConnectionError) and error.request is not None:
@@ -90,37 +96,33 @@ def reason(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def hash_in_name(address):
-    """The first digits of the sha256 that a file name gives (NAME-0676ba61.pth), or None."""
-    found = HASH_IN_NAME.search(Path(urllib.parse.urlsplit(address).path).name)
-    return found and found[1]
+def hash_in_name(address: str) -> str | None:
+    """Return the first digits of the sha256 that a file name gives (NAME-0676ba61.pth), or None."""
+    match = HASH_IN_NAME.search(Path(urllib.parse.urlsplit(address).path).name)
+    return match[1] if match else None
 
 
-def file_hash(path):
-    """sha256 of a file, 64 hexadecimal digits."""
+def file_hash(path: str | Path) -> str:
+    """Return the sha256 of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Failed(Exception):
-    """A download that trying again does not help."""
+    """A download failed, and a retry does not help."""
 
 
 class _Interrupted(Exception):
-    """A download that trying again may help: the connection ended, the server is busy."""
+    """A download failed, and a retry may help: the connection ended, the server is busy."""
 
 
-def _download(address, part):
-    """Bring the file at `address` to `part`, going on from there after an interruption."""
+def _download(address: str, part: Path) -> None:
+    """Download the file at `address` to `part`, resuming after interruptions."""
     import requests
 
-    interruptions = (
-        _Interrupted,
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-    )
+    interruptions = (_Interrupted, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     source = {"hf": _from_hub, "gdrive": _from_drive}.get(address.partition("://")[0], _from_web)
+    last: BaseException = _Interrupted()
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(2 ** (attempt - 1))
@@ -131,8 +133,8 @@ def _download(address, part):
     raise _Failed(f"{reason(last)} ({ATTEMPTS} attempts)")
 
 
-def _from_web(address, part):
-    """http(s), from where `part` ends if the server still has the same file (its tag is kept beside `part`)."""
+def _from_web(address: str, part: Path) -> None:
+    """Download by http(s), from where `part` ends if the server still has the same file (its tag is kept beside it)."""
     import requests
     from tqdm import tqdm
 
@@ -142,7 +144,7 @@ def _from_web(address, part):
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag.read_text()}
     with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response:
         answer = f"the server answers {response.status_code} {response.reason}"
-        if response.status_code == 416:  # nothing lies beyond `part`: begin anew
+        if response.status_code == 416:  # the file ends at or before `part`'s length: start over
             part.unlink()
             raise _Interrupted(answer)
         if response.status_code == 429 or response.status_code >= 500:
@@ -167,12 +169,12 @@ def _from_web(address, part):
     tag.unlink(missing_ok=True)
 
 
-def _hub():
+def _hub() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def _from_hub(address, part):
-    """Hugging Face hub; its client resumes, with a progress bar, within the folder it works in."""
+def _from_hub(address: str, part: Path) -> None:
+    """Download from the Hugging Face hub, whose client resumes within its folder and shows a progress bar."""
     from huggingface_hub import hf_hub_download
 
     owner, repository, file = address.removeprefix("hf://").split("/", 2)
@@ -181,25 +183,27 @@ def _from_hub(address, part):
         fetched = hf_hub_download(f"{owner}/{repository}", file, local_dir=folder, endpoint=_hub())
         os.replace(fetched, part)
     finally:
-        if not any(half.stat().st_size for half in folder.rglob("*.incomplete")):
+        if not any(path.stat().st_size for path in folder.rglob("*.incomplete")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _from_drive(address, part):
-    """Google Drive, through the page that asks for confirmation of large files; gdown resumes, with a progress bar."""
+def _from_drive(address: str, part: Path) -> None:
+    """Download from Google Drive, past its confirmation page for large files; gdown resumes and shows progress."""
     import gdown
 
     try:
         gdown.download(id=address.removeprefix("gdrive://"), output=str(part), resume=True, use_cookies=False)
     except gdown.exceptions.FileURLRetrievalError as error:
         text = " ".join(str(error).split())
-        raise _Failed("Google Drive's quota for it is used up today" if "Too many users" in text else text) from error
+        raise _Failed(
+            "today's Google Drive quota of the file is used up" if "Too many users" in text else text
+        ) from error
     except gdown.exceptions.DownloadError as error:
         raise _Interrupted(error) from error
 
 
-def _web_page(path):
-    """The title of the web page that lies at `path`, or None for any other file."""
+def _web_page(path: Path) -> str | None:
+    """Return the title of the web page at `path`, or None for any other file."""
     with path.open("rb") as file:
         head = file.read(4096)
     if not head.lstrip().lower().startswith(WEB_PAGE):

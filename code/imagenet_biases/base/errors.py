@@ -1,4 +1,4 @@
-"""A user's mistake: one clear line, exit status 2, no traceback; the parser of command lines."""
+"""User errors (one clear line, exit status 2, no traceback) and the command-line parser."""
 
 import argparse
 import contextlib
@@ -9,129 +9,142 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 from imagenet_biases.base.messages import show_messages
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one line."""
+    """A user's mistake: what is wrong, where, and what to do about it, in one line."""
 
 
-def clean(text, most=1200):
-    """Return `text` as it may be shown: one line, no control characters, not much longer than `most` characters.
+def clean(text: object, limit: int = 1200) -> str:
+    """Return `text` ready to print: one line, no control characters, not much longer than `limit` characters.
 
-    Of a longer text the middle is left out. Whatever a message quotes (file names, keys of a stranger's file, answers
-    of a server) passes here once, where it is printed: escape sequences would act on the terminal, and a name may be a
-    megabyte long.
+    Longer texts lose their middle. Every message passes here once, where it is printed, because of what it quotes (file
+    names, keys of an untrusted file, a server's answers): escape sequences would act on the terminal, and a name may be
+    a megabyte long.
     """
-    text = " ".join(_cut(str(text), most).split())
-    # what is not printable (also half a character of a file name that is not UTF-8) is shown by its number
-    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
+    text = " ".join(_cut(str(text), limit).split())
+    # unprintable characters (also the unpaired surrogates of a file name that is not UTF-8) are shown by number
+    return _cut("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), limit)
 
 
-def _cut(text, most):
-    return text if len(text) <= most else f"{text[: most * 2 // 3]} [...] {text[-most // 3 :]}"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} [...] {text[-limit // 3 :]}"
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
-def _terminated(*_):
+def _terminated(*_: object) -> None:
     raise Terminated
 
 
-def some(names, most=3):
-    """Return the first few names, for a message."""
+def listed_briefly(names: Iterable[str], limit: int = 3) -> str:
+    """Return the first `limit` names, separated by commas, for a message."""
     names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
-def nearest(name, known):
-    """Return a hint at those of `known` that are spelled like `name`, or ''."""
-    close = difflib.get_close_matches(name[:100], dict.fromkeys(known), n=3)
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return a hint at the candidates whose spelling is close to `name`, or ''."""
+    close = difflib.get_close_matches(name[:100], dict.fromkeys(candidates), n=3)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 @contextlib.contextmanager
-def noted():
-    """Collect the texts of warnings, for a record."""
+def collected_warnings() -> Iterator[list[str]]:
+    """Yield a list that receives the texts of the block's warnings when it ends, for a record."""
     notes = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield notes
-    notes += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
+    messages = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    notes += dict.fromkeys(messages)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line. `description`: a script's docstring, shown as it is."""
+    """An argument parser whose errors are one line; `description` (a script's docstring) is shown unchanged."""
 
-    def __init__(self, description):
+    def __init__(self, description: str | None) -> None:
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
-    def print_help(self, file=None):  # argparse's own does not mind a stream that cannot be written
+    def print_help(self, file: Any = None) -> None:  # argparse ignores a stream that cannot be written
         print(self.format_help(), end="", file=file)
 
 
-KEPT = "what was measured so far is kept; the same command resumes there"
+RESUMABLE = "what was measured so far is kept; the same command resumes there"
 
 
-def exit_on_user_error(main):
-    """Decorate a script's main(): what ends it becomes one line on stderr and a status.
+def exit_on_user_error(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a script's main(): whatever ends it becomes one line on stderr and an exit status.
 
     2 for a UserError; 1 where the system refuses something (no space, no permission, no memory); 130 for Ctrl-C and 143
     for SIGTERM (which a cluster sends before it takes a machine away), both of which save what was measured; 141 where
-    the reader of a pipe has seen enough. Warnings become one line each. main() may return an exit status.
+    the reader of a pipe stops reading. Each warning is one line. main() may return an exit status.
     """
 
     @functools.wraps(main)
-    def guarded(*args, **kwargs):
-        # a user needs no place in our code
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        # users do not need the line of code that warns
         warnings.formatwarning = lambda message, *_, **__: f"warning: {clean(message)}\n"
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminated)
         show_messages()
         with _standard_streams():
-            line, status, result = None, None, None
+            line, status, result = "", None, None
             try:
                 result = main(*args, **kwargs)
             except SystemExit as end:
                 status = end.code or 0
-            except UserError as error:
-                line, status = f"error: {clean(error)}", 2
-            except KeyboardInterrupt:
-                line, status = f"\nstopped; {KEPT}", 130
-            except Terminated:
-                line, status = f"\nterminated; {KEPT}", 143
-            except BrokenPipeError:  # `... | head` has seen enough
-                status = 141
-            except Exception as error:
-                reason = refused(error)
-                if reason is None:
-                    raise  # a mistake of ours
-                line, status = f"error: {clean(reason)}; {KEPT}", 1
+            except (Exception, KeyboardInterrupt, Terminated) as error:
+                ending = _ending(error)
+                if ending is None:
+                    raise  # a bug
+                line, status = ending
             try:
                 sys.stdout.flush()
             except OSError as error:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+                # otherwise Python complains when it exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 if not status:
                     line, status = f"error: standard output cannot be written: {error.strerror}", 1
             if line:
                 print(line, file=sys.stderr)
         if status is not None:
             raise SystemExit(status)
-        return result
+        return result  # type: ignore[return-value]
 
     return guarded
 
 
-def refused(error):
-    """Return what the operating system refuses, in words, or None for any other error."""
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """Return the line and the exit status with which an exception ends a script, None for a bug."""
+    if isinstance(error, UserError):
+        return f"error: {clean(error)}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return f"\nstopped; {RESUMABLE}", 130
+    if isinstance(error, Terminated):
+        return f"\nterminated; {RESUMABLE}", 143
+    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, stops reading
+        return "", 141
+    reason = refused(error)
+    return None if reason is None else (f"error: {clean(reason)}; {RESUMABLE}", 1)
+
+
+def refused(error: BaseException) -> str | None:
+    """Return in words what the operating system refuses, or None for any other error."""
     if out_of_memory(error):
         return "out of memory: repeat with a smaller --batch-size or fewer --num-workers"
     if isinstance(error, OSError):
@@ -139,23 +152,23 @@ def refused(error):
     return None
 
 
-def out_of_memory(error):
-    """Whether an error says that memory is used up; torch says it in several ways."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error reports that memory is used up; torch reports it in several ways."""
     return (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     )
 
 
 @contextlib.contextmanager
-def _standard_streams():
-    """Make the standard streams such that no message ends a run: closed ones lead nowhere, stderr never fails.
+def _standard_streams() -> Iterator[None]:
+    """Keep printing from ending a run: closed streams go to the null device, and writing to stderr never fails.
 
-    Characters that an encoding lacks are shown by their numbers.
+    Characters that an encoding lacks are shown by number.
     """
     before = sys.stdout, sys.stderr
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # closed: the next file to be opened would get its number, and with it what libraries print
+        if stream is None:  # closed: the next file opened would get its number, and what libraries print
             try:
                 os.fstat(number)
             except OSError:
@@ -163,7 +176,7 @@ def _standard_streams():
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stderr = _Forgiving(sys.stderr)
+    sys.stderr = _Forgiving(sys.stderr)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -171,19 +184,19 @@ def _standard_streams():
 
 
 class _Forgiving:
-    """A stream whose writing never fails: what cannot be said is not worth a measurement."""
+    """A stream whose writing never fails: a message that cannot be printed must not cost a measurement."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):  # ValueError: closed in the meantime
             return self._stream.write(text)
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

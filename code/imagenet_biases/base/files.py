@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Read and write files; what is written is either whole or absent."""
 
 import contextlib
 import errno
@@ -7,18 +7,21 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 from imagenet_biases.base.errors import UserError
 
 
-def safe_name(text):
-    """Return `text` if it can be the name of a folder or the stem of a file of ours; every such name passes here.
+def safe_name(text: Any) -> str:
+    """Return `text` if it can name a folder or file that the project writes; every such name is checked here.
 
-    One component of a path, at most 150 bytes, printable, without a dot at its beginning, and not `wandb`, which is the
-    W&B client's folder. Raises UserError for anything else.
+    Raises:
+        UserError: the text is not one path component of at most 150 printable bytes, begins with a dot, or is `wandb`,
+            the W&B client's folder.
     """
-    printable = isinstance(text, str) and text.isprintable()  # no control characters, no halves of characters
+    printable = isinstance(text, str) and text.isprintable()  # no control characters, no unpaired surrogates
     if (
         not printable
         or text.strip() != text
@@ -35,8 +38,12 @@ def safe_name(text):
     return text
 
 
-def open_file(path):
-    """Open a file for reading bytes. Raises OSError, also for what is no file: a pipe would be waited for."""
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file: a pipe would block.
+    """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -44,41 +51,47 @@ def open_file(path):
     return os.fdopen(handle, "rb")
 
 
-def demand_file(path, what):
-    """Raise UserError unless `path` is a file: a pipe would be waited for, a device read without end.
+def demand_file(path: str | os.PathLike[str], wanted: str) -> None:
+    """Raise UserError unless `path` is a regular file: a pipe would block, a device has no end.
 
-    `what`: what a user has to give, for the message.
+    Args:
+        path: the path that the user gave.
+        wanted: what the user should give, for the message.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path} {'is not a file' if os.path.lexists(path) else 'does not exist'}: give {what}")
+        raise UserError(f"{path} {'is not a file' if os.path.lexists(path) else 'does not exist'}: give {wanted}")
 
 
-def read_bytes(path, most=1 << 28):
-    """Return the content of a file. Raises OSError, also for what is no file or is longer than `most` bytes."""
+def read_bytes(path: str | os.PathLike[str], limit: int = 1 << 28) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is longer than `limit` bytes.
+    """
     with open_file(path) as file:
-        data = file.read(most + 1)  # what the size says is not asked: under /proc it says 0
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"longer than {most:,} bytes", str(path))
+        data = file.read(limit + 1)  # st_size is not reliable: under /proc it is 0
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", str(path))
     return data
 
 
 @contextlib.contextmanager
-def atomic(path, mode="wb"):
-    """Yield a file open for writing under a temporary name beside `path`; put in place only if the block succeeds.
+def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Yield a temporary file beside `path`, open for writing; it replaces `path` only if the block succeeds.
 
-    Several processes may write the same path at once: the last whole file wins. The parent folder is made if missing.
+    Several processes may write the same path at once: the last whole file wins. Missing parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; results are to be shared
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp creates private files; results are shared
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -86,17 +99,17 @@ def atomic(path, mode="wb"):
         raise
 
 
-def sweep(folder):
-    """Remove what killed processes have left half-written under a folder: temporary files older than a day."""
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that killed processes left under a folder, once they are older than a day."""
     for path in Path(folder).rglob(".*.tmp"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < time.time() - 86_400:
                 path.unlink()
 
 
-def write_json(path, value):
-    """Write `value` as JSON, keys in the order given, atomically. Raises ValueError for NaN and infinities."""
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as JSON atomically, keeping the order of keys. Raises ValueError for NaN and infinities."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic(path) as file:
-        # half of a character (of a file name that is not UTF-8) becomes JSON's own escape for it
+        # an unpaired surrogate (of a file name that is not UTF-8) becomes a JSON escape
         file.write(text.encode("utf-8", "backslashreplace"))

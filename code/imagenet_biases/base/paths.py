@@ -1,7 +1,7 @@
-"""Where the project's own files lie, in a checkout and where the package was installed without one.
+"""Where the project's files are, in a checkout and in an installed package.
 
-SCRIPTS: the folder of eval_*.py; SHIPPED: what comes with the project (models/, raw-data/); HOME: where a user's own
-things are kept (models/, raw-data/, figures/): the checkout, else the working directory.
+SCRIPTS: the folder of eval_*.py; SHIPPED: what comes with the project (models/, raw-data/); HOME: the user's models/,
+raw-data/ and figures/, in the checkout or else in the working directory.
 """
 
 from pathlib import Path

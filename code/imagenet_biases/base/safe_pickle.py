@@ -1,18 +1,17 @@
-"""Read a stranger's torch file without running anything that is in it.
+"""Read an untrusted torch file without running any code in it.
 
-`read(path)` gives nested dicts that end in tensors. The file's pickle is first turned into a description: plain
-containers, storages and views of them. Any other reference (argparse.Namespace, an optimizer, a class of a package that
-is not installed, os.system) becomes an inert stub that accepts whatever is done to it and does nothing. Sizes are
-claims, too: every length, index, storage and view that the file declares is held against the size that the file really
-has before memory is asked for.
+`read(path)` returns nested dicts of tensors. It first turns the file's pickle into a description: plain containers,
+storages and views of them. Any other reference (argparse.Namespace, an optimizer, a class of a package that is not
+installed, os.system) becomes an inert stub that accepts every operation and does nothing. Sizes are claims, too: every
+length, index, storage and view that the file declares is compared with the file's real size before memory is allocated.
 
-torch's own reader (weights_only=True) is not enough, even with a stand-in registered for every unknown global: of the
-files in tests/zoo_hostile.py it asks for 4 TB of memory for three (a storage of false length in the old format,
-bytearray(2**40), torch.Tensor(2**20, 2**20)), takes a record with a wrong checksum and big-endian weights as they are,
-and it lists the unknown globals of zip files only, so that no file of the old format with a stranger in it can be read.
+torch's own reader (weights_only=True) is not enough, even with a stand-in registered for every unknown global: for
+three files in tests/zoo_hostile.py it allocates 4 TB (a storage of false length in the old format, bytearray(2**40),
+torch.Tensor(2**20, 2**20)), it accepts a record with a wrong checksum and big-endian weights, and it lists the unknown
+globals of zip files only, so no file of the old format that refers to an unknown class can be read.
 
-A file of nothing but tensors in containers then goes to torch's own reader (weights_only=True, memory-mapped); of any
-other, and of what that reader refuses, the described tensors are filled here.
+A file that contains only tensors in containers then goes to torch's reader (weights_only=True, memory-mapped); for any
+other file, and for one that this reader refuses, the described tensors are filled here.
 """
 
 import collections
@@ -26,8 +25,10 @@ import re
 import struct
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from safetensors.torch import load_file
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import demand_file
 
+Contents: TypeAlias = dict[str, Any]  # {str: Tensor or Contents}
 # ValueError covers UnicodeDecodeError, OSError covers end-of-file in zipfile.
 BROKEN = (
     AssertionError,
@@ -55,9 +57,9 @@ BROKEN = (
     zipfile.BadZipFile,
 )
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch file from before 1.6
-MOST_STEPS = 2_000_000  # of a pickle, and of the walk through its containers, as a small file can describe 2**40 paths
-DEEPEST = 40  # containers in containers; a ResNet-50 with optimizer state takes 30,000 steps and goes 5 deep
-DEEPEST_TUPLE = 1000
+STEP_LIMIT = 2_000_000  # of a pickle, and of the walk through its containers: a small file can describe 2**40 paths
+DEPTH_LIMIT = 40  # of nested containers; a ResNet-50 with optimizer state takes 30,000 steps and is 5 deep
+TUPLE_DEPTH_LIMIT = 1000
 FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # operations that change a container
 BIG_ENDIAN = "written on a big-endian machine; save it again on a little-endian one"
 DTYPES = {
@@ -75,12 +77,14 @@ DTYPES = {
 }
 
 
-def read(path):
-    """Return what a .safetensors or torch file holds, as nested dicts {str: dict or Tensor}; anything else is left out.
+def read(path: str | Path) -> Contents:
+    """Return the tensors of a .safetensors or torch file as nested dicts {str: dict or Tensor}; the rest is dropped.
 
     List elements get their index as key; a pickled module becomes a dict of its parameters, buffers and submodules.
-    Tensors lie on the CPU and may share memory with the file. Raises UserError for a file that is damaged, lies about
-    sizes or is no checkpoint.
+    Tensors are on the CPU and may share memory with the file.
+
+    Raises:
+        UserError: the file is damaged, claims false sizes or is not a checkpoint.
     """
     path = Path(path)
     demand_file(path, "a checkpoint file")
@@ -93,7 +97,7 @@ def read(path):
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise UserError(f"{path} is a web page, not a checkpoint: delete it and save the real file by hand")
     try:
-        if size == 0:  # also what the system only pretends to be a file, as in /proc
+        if size == 0:  # also the pretended files of the system, as in /proc
             raise ValueError("the file is empty")
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -107,10 +111,11 @@ def read(path):
     return contents
 
 
-def plain(path):
-    """Return what a file of torch.save holds if that is plain data (lists, tuples, dicts, texts, numbers, tensors).
+def plain(path: Path) -> Any:
+    """Return the plain data (lists, tuples, dicts, texts, numbers, tensors) in a file of torch.save, running no code.
 
-    Runs no code. Raises UserError for a file that is not one.
+    Raises:
+        UserError: the file is damaged or not written by torch.save.
     """
     try:
         size = path.stat().st_size
@@ -120,8 +125,8 @@ def plain(path):
         raise UserError(f"{path} cannot be read ({reason}): remove it, or make it again") from error
 
 
-def tensors(contents, path=()):
-    """Yield (path, tensor) of what `read` returned; a path is a tuple of keys."""
+def tensors(contents: Contents, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """Yield (path, tensor) for what `read` returned; a path is a tuple of keys."""
     for key, value in contents.items():
         if isinstance(value, torch.Tensor):
             yield (*path, key), value
@@ -129,10 +134,10 @@ def tensors(contents, path=()):
             yield from tensors(value, (*path, key))
 
 
-def _check_sizes(contents, size):
-    """Refuse tensors that claim more than the file can hold: a view can repeat one number a billion times.
+def _check_sizes(contents: Contents, size: int) -> None:
+    """Refuse tensors that claim more than the file can contain: a view can repeat one number a billion times.
 
-    Views of the same numbers (the attacker's copy of a network) count once, other overlaps add up.
+    Views of the same numbers (the attacker's copy of a network) count once; other overlaps add up.
     """
     distinct = {
         (t.data_ptr(), t.dtype, t.shape, t.stride()): t.numel() * t.element_size() for _, t in tensors(contents)
@@ -142,14 +147,14 @@ def _check_sizes(contents, size):
         raise ValueError(f"its tensors claim {claimed} bytes in a file of {size}")
 
 
-def _nested(value):
-    """Turn unpickled objects into nested dicts that end in dense CPU tensors."""
+def _nested(value: Any) -> Contents:
+    """Turn unpickled objects into nested dicts of dense CPU tensors."""
     count = 0
 
-    def walk(value, depth):
+    def walk(value: Any, depth: int) -> Any:
         nonlocal count
         count += 1
-        if count > MOST_STEPS or depth > DEEPEST:
+        if count > STEP_LIMIT or depth > DEPTH_LIMIT:
             raise ValueError("containers nested without end")
         if isinstance(value, TensorView):
             return value.tensor()
@@ -163,8 +168,8 @@ def _nested(value):
             value = dict(enumerate(value))
         if not isinstance(value, dict):
             return None
-        found = {str(key): walk(item, depth + 1) for key, item in value.items()}
-        return {key: item for key, item in found.items() if item is not None} or None
+        members = {str(key): walk(item, depth + 1) for key, item in value.items()}
+        return {key: item for key, item in members.items() if item is not None} or None
 
     contents = walk(value, 0)
     if not isinstance(contents, dict):
@@ -175,8 +180,8 @@ def _nested(value):
 # --- the two formats of torch.save -----------------------------------------------------------------------------------
 
 
-def _zip(path, size):
-    """The format since torch 1.6: a zip file, stored without compression, of one pickle and one record a storage."""
+def _zip(path: Path, size: int) -> Any:
+    """Read the format since torch 1.6: an uncompressed zip file of one pickle and one record per storage."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in records if name.endswith("/data.pkl")]
@@ -185,10 +190,7 @@ def _zip(path, size):
         root = pickles[0].removesuffix("data.pkl")
         if root + "constants.pkl" in records:
             raise ValueError("a TorchScript program; save its state_dict() instead")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-            raise ValueError("compressed records, which torch never writes")
-        if sum(info.file_size for info in archive.infolist()) > size:
-            raise ValueError("its records claim more bytes than the file has")
+        _check_records(archive.infolist(), size)
         if root + "byteorder" in records and archive.read(root + "byteorder") != b"little":
             raise ValueError(BIG_ENDIAN)
         text = archive.read(pickles[0])
@@ -208,8 +210,15 @@ def _zip(path, size):
     return value
 
 
-def _legacy(path, size):
-    """The format before torch 1.6: five pickles (magic number, version, system, value, keys), then the raw storages."""
+def _check_records(records: list[zipfile.ZipInfo], size: int) -> None:
+    if any(info.compress_type != zipfile.ZIP_STORED for info in records):
+        raise ValueError("compressed records, which torch never writes")
+    if sum(info.file_size for info in records) > size:
+        raise ValueError("its records claim more bytes than the file has")
+
+
+def _legacy(path: Path, size: int) -> Any:
+    """Read the format before torch 1.6: five pickles (magic number, version, system, value, keys), then storages."""
     if tarfile.is_tarfile(path):
         raise ValueError("a tar file of torch before 0.1.10; load and save it with an old torch")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -236,25 +245,29 @@ def _legacy(path, size):
     return value
 
 
-def _checked(data, size):
-    """Check the pickle that begins here, and go back to where it begins."""
+def _checked(data: mmap.mmap, size: int) -> mmap.mmap:
+    """Check the pickle at the current position and return to its beginning."""
     start = data.tell()
     _check(data, size)
     data.seek(start)
     return data
 
 
-def _check(stream, size):
+def _check(stream: Any, size: int) -> None:
     """Go through one pickle, up to its end, without building anything.
 
-    Refuse lengths and memo numbers beyond `size`: an unpickler asks for that memory before it finds that the bytes are
-    not there; more operations than a checkpoint has: each may make an object larger than itself; and tuples in tuples
-    without end: to hash one, Python goes down to the innermost without a look at the stack, and the process dies.
+    Refuse lengths and memo numbers beyond `size` (an unpickler allocates that memory before it finds that the bytes are
+    not there), more operations than a checkpoint has (each may create an object larger than itself), and tuples nested
+    without end (to hash one, Python recurses to the innermost without checking the stack, and the process dies).
     """
-    stack, marks, memo = [], [], {}  # instead of each object a list of one number: how deep it nests
-    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        name, before = opcode.name, opcode.stack_before
-        if step > MOST_STEPS or ("PUT" in name and int(argument) > size):
+    # each object is represented by a list of one number: its nesting depth
+    stack: list[list[int]] = []
+    marks: list[int] = []
+    memo: dict[int, list[int]] = {}
+    operations: Any = pickletools.genops(stream)
+    for step, (opcode, argument, _) in enumerate(operations):
+        name = opcode.name
+        if step > STEP_LIMIT or ("PUT" in name and int(argument) > size):
             raise ValueError("a pickle that asks for more memory than its file could fill")
         if name == "MARK":
             marks.append(len(stack))
@@ -265,50 +278,61 @@ def _check(stream, size):
         elif "GET" in name or name == "DUP":
             stack.append(stack[-1] if name == "DUP" else memo.get(int(argument), [0]))
         else:
-            taken = []
-            if pickletools.markobject in before:
-                start = marks.pop()
-                taken = stack[start:]
-                del stack[start:]
-                before = before[: before.index(pickletools.markobject)]
-            taken += [stack.pop() for _ in before]
-            depth = max((deep for (deep,) in taken), default=0)
-            if name in FILLING:
-                taken[-1][0] = depth  # of the container, wherever else it is referred to
-                stack.append(taken[-1])
-            elif opcode.stack_after:
-                stack.append([depth + 1])
-            if depth > DEEPEST_TUPLE:
-                raise ValueError("tuples nested without end")
+            _apply(opcode, stack, marks)
+
+
+def _apply(opcode: Any, stack: list[list[int]], marks: list[int]) -> None:
+    """Do to the depths on the stack what an operation does to the objects."""
+    before, operands = opcode.stack_before, []
+    if pickletools.markobject in before:
+        start = marks.pop()
+        operands = stack[start:]
+        del stack[start:]
+        before = before[: before.index(pickletools.markobject)]
+    operands += [stack.pop() for _ in before]
+    depth = max((depth for (depth,) in operands), default=0)
+    if opcode.name in FILLING:
+        operands[-1][0] = depth  # of the container, wherever else it is referred to
+        stack.append(operands[-1])
+    elif opcode.stack_after:
+        stack.append([depth + 1])
+    if depth > TUPLE_DEPTH_LIMIT:
+        raise ValueError("tuples nested without end")
 
 
 # --- the unpickler ---------------------------------------------------------------------------------------------------
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds plain data and descriptions of tensors; runs no code and asks for no memory beyond the pickle's own."""
+    """Builds plain data and descriptions of tensors; runs no code and allocates no more than the pickle's own size.
 
-    def __init__(self, stream, size):
-        super().__init__(stream, encoding="latin1")  # files of Python 2; any byte is a letter
-        self.size, self.storages, self.plain = size, {}, True
+    Attributes:
+        storages: those that the pickle refers to, by key.
+        plain: whether torch's own reader may read the file: tensors in containers, nothing else.
+    """
 
-    def find_class(self, module, name):
+    def __init__(self, stream: Any, size: int) -> None:
+        super().__init__(stream, encoding="latin1")  # files of Python 2; every byte is a letter
+        self.size, self.plain = size, True
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
         if module in ("torch", "torch.storage") and name.removesuffix("Storage") in DTYPES:
             return DTYPES[name.removesuffix("Storage")]
         if (module, name) in PLAIN:
             function = PLAIN[module, name]
-            return lambda *arguments: function(*arguments)  # a fresh one: a pickle may set attributes of what it gets
+            return lambda *arguments: function(*arguments)  # a fresh function: a pickle may set its attributes
         self.plain = False
-        if (module, name) in READ_HERE:
-            function = READ_HERE[module, name]
+        if (module, name) in REBUILT:
+            function = REBUILT[module, name]
             return lambda *arguments: function(*arguments)
         return Inert
 
-    def persistent_load(self, identity):
-        if identity[0] == "module":  # the old format keeps the source code of a module beside its class
+    def persistent_load(self, identity: Any) -> Any:
+        if identity[0] == "module":  # the old format stores a module's source code beside its class
             return identity[1]
-        kind, dtype, key, _, count, *more = identity
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(more):
+        kind, dtype, key, _, count, *further = identity
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or any(further):
             raise ValueError("a storage of an unknown kind")
         storage = self.storages.setdefault(key, Storage(key, dtype, count))
         if (storage.dtype, storage.count) != (dtype, count):
@@ -320,18 +344,20 @@ class Unpickler(pickle.Unpickler):
 
 @dataclass(eq=False)
 class Storage:
-    """Numbers that lie elsewhere in the file, as announced by the pickle."""
+    """Numbers elsewhere in the file, as the pickle announces them."""
 
     key: str
     dtype: torch.dtype
     count: int
     data: torch.Tensor | None = None
 
-    def check(self, size):
+    def check(self, size: int) -> None:
+        """Raise ValueError unless the storage has this size in bytes."""
         if size != self.count * self.dtype.itemsize:
             raise ValueError(f"storage {self.key} has {size} bytes, {self.count} numbers were announced")
 
-    def fill(self, content):
+    def fill(self, content: bytes) -> None:
+        """Set the numbers from the file's bytes."""
         self.check(len(content))
         if content:
             self.data = torch.frombuffer(bytearray(content), dtype=self.dtype)
@@ -345,10 +371,10 @@ class TensorView:
 
     storage: Storage
     offset: int
-    shape: tuple
-    stride: tuple
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         numbers = (self.offset, *self.shape, *self.stride)
         if len(self.shape) != len(self.stride) or not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError("a tensor with impossible sizes")
@@ -356,38 +382,45 @@ class TensorView:
         if math.prod(self.shape) > self.storage.count or (math.prod(self.shape) and last >= self.storage.count):
             raise ValueError(f"a tensor of {self.shape} in a storage of {self.storage.count} numbers")
 
-    def tensor(self):
+    def tensor(self) -> torch.Tensor:
+        """Return the tensor; its storage must be filled."""
+        assert self.storage.data is not None, "its storage is filled before"
         return torch.as_strided(self.storage.data, self.shape, self.stride, self.offset)
 
 
 class Inert:
-    """Stands for anything the file refers to that is not plain data. Accepts all that a pickle can do to an object."""
+    """Stands for any object that is not plain data; accepts every operation of a pickle."""
 
-    def __new__(cls, *arguments, **_):  # a pickle may make an object without __init__
+    arguments: tuple[Any, ...]
+    items: dict[Any, Any]
+
+    def __new__(cls, *arguments: Any, **_: Any) -> Any:  # a pickle may create an object without __init__
         stub = object.__new__(cls)
         stub.arguments, stub.state, stub.items = arguments, None, {}
         return stub
 
-    def __call__(self, *arguments, **_):
+    def __call__(self, *arguments: Any, **_: Any) -> "Inert":
         return Inert(*arguments)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         self.items[key] = value
 
-    def append(self, value):
+    def append(self, value: Any) -> None:
+        """Accept an item, as of a list or set."""
         self.items[len(self.items)] = value
 
     add = append
 
-    def extend(self, values):
+    def extend(self, values: Any) -> None:
+        """Accept several items."""
         for value in values:
             self.append(value)
 
-    def members(self):
-        """What a stub carries: its attributes and items; of a module its parameters, lasting buffers and submodules."""
+    def members(self) -> dict[Any, Any]:
+        """Return a stub's attributes and items; of a module its parameters, persistent buffers and submodules."""
         state = self.state if isinstance(self.state, dict) else {}
         if not {"_parameters", "_buffers", "_modules"} <= state.keys():
             return {**state, **self.items}
@@ -399,38 +432,39 @@ class Inert:
 class Array(Inert):
     """A numpy array; its state is (version, shape, dtype, Fortran order, bytes)."""
 
-    def tensor(self):
+    def tensor(self) -> torch.Tensor:
+        """Return the array as a tensor. Raises ValueError if it does not contain numbers."""
         _, shape, kind, fortran, data = self.state
         if not re.fullmatch("[<>=|]?[fiub][1248]", str(kind.arguments[0])) or not isinstance(data, bytes):
-            raise ValueError("a numpy array of something else than numbers")
+            raise ValueError("a numpy array that does not contain numbers")
         dtype = np.dtype(kind.arguments[0]).newbyteorder(kind.state[1])
         array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
         return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
 
 
-def _tensor(storage, offset, shape, stride, *_):
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> TensorView:
     return TensorView(storage, offset, tuple(shape), tuple(stride))
 
 
-def _first(data, *_):
+def _first(data: Any, *_: Any) -> Any:
     return data
 
 
-def _like_type(function, _, arguments, *__):
+def _like_type(function: Callable[..., Any], _: Any, arguments: Any, *__: Any) -> Any:
     return function(*arguments)
 
 
-PLAIN = {  # what torch's own reader is asked to build; none of them can ask for memory
+PLAIN: dict[tuple[str, str], Callable[..., Any]] = {  # what torch's own reader builds; none can allocate memory
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch", "Size"): tuple,
 }
-READ_HERE = {  # what only this unpickler builds
+REBUILT: dict[tuple[str, str], Callable[..., Any]] = {  # what only this unpickler builds
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how old protocols write bytes
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes in old protocols
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from imagenet_biases import study
-from imagenet_biases.base.errors import UserError, noted, some
+from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
 from imagenet_biases.base.files import safe_name
 from imagenet_biases.benchmarks import find
 from imagenet_biases.engine.inference import float32_precision
@@ -305,7 +305,7 @@ class Run:
             if self.recording.progress and self.runtime.lead:
                 logger.info("loading %s", name)
             try:
-                with noted() as notes:
+                with collected_warnings() as notes:
                     network = load()
                     if self.runtime.preprocessing == "study" and network.side not in (None, study.STUDY_CROP):
                         raise UserError(
@@ -380,7 +380,7 @@ class Run:
     def _report_waiting(self, pairs: Sequence[Pair]) -> None:
         """Say which records wait for units of other shards."""
         if pairs:
-            names = some((f"{network.name} {job.name}" for job, network in pairs), 5)
+            names = listed_briefly((f"{network.name} {job.name}" for job, network in pairs), 5)
             logger.info(
                 f"{self._shard_name()} is done; {len(pairs)} records wait for other shards ({names}): whichever shard "
                 f"finishes last writes them, or the same command without shards"
@@ -435,7 +435,7 @@ class Run:
         """Report one benchmark on one network: the record first, then W&B."""
         cells = plan.cells[job, network]
         results = Results((cell.responses() for cell in cells), network, job.options)
-        with noted() as report_notes:
+        with collected_warnings() as report_notes:
             metrics = named(job.benchmark.report(results), job.name)
         notes: list[str] = [*network.notes, *job.notes, *report_notes]  # type: ignore[misc]
         notes += [note for responses in results.all() for note in responses.notes]
@@ -444,7 +444,7 @@ class Run:
         if clean is not None and clean.value is not None and whole and self.runtime.preprocessing == "study":
             warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
             notes += [warning] if warning else []
-        with noted() as record_notes:
+        with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,
                 network.name,
@@ -481,10 +481,10 @@ def score_files(
     runtime, records = make_runtime(settings, 0), []
     for label, answered in answers:
         results = Results(answered.all(), None, options)
-        with noted() as notes:
+        with collected_warnings() as notes:
             metrics = named(benchmark.report(results), benchmark.name)
         image_sets = list({responses.images.name: responses.images for responses in results.all()}.values())
-        with noted():
+        with collected_warnings():
             content = make_record(
                 benchmark, label, None, results, metrics, runtime, options=options, image_sets=image_sets, notes=notes
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from imagenet_biases import study
-from imagenet_biases.base.errors import UserError, noted
+from imagenet_biases.base.errors import UserError, collected_warnings
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.images.sets import ImageSet, NotGiven
@@ -64,7 +64,7 @@ def make_job(benchmark: Benchmark, data: Data, options: Mapping[str, Any] | None
         chosen = benchmark.options_from(options)
     except ValueError as error:
         raise UserError(f"--option {benchmark.name}: {error}") from None
-    with noted() as notes:
+    with collected_warnings() as notes:
         passes = benchmark.passes(data, **chosen)
     return Job(benchmark, passes, chosen, notes)
 

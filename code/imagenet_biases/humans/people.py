@@ -34,7 +34,7 @@ from imagenet_biases.humans.stimulus_sets import (
     stimulus,
     texture_category,
 )
-from imagenet_biases.images.listing import Listing, Names
+from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import Z95, proportion
 from imagenet_biases.study import CATEGORIES_16
@@ -199,7 +199,7 @@ def responses(frame, people):
         whole = STIMULUS_SETS[name].images
         images = ImageSet(
             PREFIX + name,
-            Listing(Path(), Names(files, labels), np.zeros(len(files), np.int64)),
+            Listing(Path(), ImageNames(files, labels), np.zeros(len(files), np.int64)),
             np.arange(len(files)),
             as_is=True,
             subset=None if len(files) == whole else {"images": len(files), "of": whole},

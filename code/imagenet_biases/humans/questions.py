@@ -32,7 +32,7 @@ from imagenet_biases.humans.answers import (
     decide_caption,
 )
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, PREFIX, STIMULUS_SETS, image_sets, texture_category
-from imagenet_biases.images.listing import Listing, Names
+from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import proportion
 from imagenet_biases.vocabulary import Condition, Estimate, Pass, Readout, Responses, Results, between
@@ -382,7 +382,7 @@ def _responses(path, variant, options):
                 raise UserError(f"{path}: pred_label '{strange[0][:40]}' is none of {', '.join(NAMES)}")
             variables = {} if strange else {"labels": np.array([NAMES.index(label) for label in labels])}
     whole = STIMULUS_SETS[CUE_CONFLICT].images
-    names = Names([f"{image}.png" for image in images], shapes)
+    names = ImageNames([f"{image}.png" for image in images], shapes)
     found = ImageSet(
         SETS[0],
         Listing(Path(), names, np.zeros(len(images), np.int64)),

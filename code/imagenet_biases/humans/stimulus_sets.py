@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import count
-from imagenet_biases.images.listing import Listing, Names, size_of
+from imagenet_biases.images.listing import ImageNames, Listing, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
 from imagenet_biases.study import CATEGORIES_16, MODEL_VS_HUMAN
 
@@ -144,7 +144,8 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
         raise UserError(f"{several} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({some(missing)}); --download fetches",
+            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); "
+            f"--download fetches",
             stacklevel=2,
         )
     manifest, images = read_manifest(root, {str: count}), []
@@ -199,7 +200,7 @@ def _listing(folder):
         files.append(path.relative_to(folder).as_posix())
         labels.append(number[category])
         sizes.append(size_of(path))
-    return Listing(folder, Names(files, labels), np.array(sizes, np.int64))
+    return Listing(folder, ImageNames(files, labels), np.array(sizes, np.int64))
 
 
 def human_trial_files(root, name, download=False):

@@ -1,8 +1,8 @@
-"""Image sets as they are downloaded: tar and parquet files that are read without being unpacked.
+"""Image sets as downloaded: tar and parquet files, read without unpacking.
 
-An index says of every image where in which archive it lies. It is made once, by reading the headers, and kept. Nothing
-is ever written under a name that an archive gives; an archive with a name that could lead elsewhere is refused anyway,
-because it is not what it claims to be.
+An index gives the archive and position of every image; it is built once, from the headers, and stored. Nothing is ever
+written under a name from an archive; an archive with a name that leads out of its folder is refused anyway, because it
+is not what it claims to be.
 """
 
 import contextlib
@@ -11,15 +11,18 @@ import itertools
 import os
 import re
 import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Int64
 
 from imagenet_biases.base.arrays import open_arrays
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic, open_file
 from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.labels import EXTENSIONS
@@ -29,66 +32,70 @@ READ = (".tar", ".parquet")
 COMPRESSED = {
     (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "tar -xf {file} -C {folder}",
     (".zip",): "unzip -q {file} -d {folder}",
-}  # these can only be read from their beginning
+}  # these have no random access
 OTHER_SPLITS = re.compile(r"(^|[^a-z])(train|test|devkit)([^a-z]|$)", re.IGNORECASE)
-LABEL_IN_ARCHIVE = ".cls"  # in WebDataset's shards: KEY.cls beside KEY.jpg
+LABEL_IN_ARCHIVE = ".cls"  # in WebDataset shards: KEY.cls beside KEY.jpg
+ENDINGS = tuple(ending.encode() for ending in (*EXTENSIONS, LABEL_IN_ARCHIVE))
 BLOCK = 512  # bytes: tar files consist of such blocks
 LONGEST_IMAGE = 1 << 28  # bytes
 LONGEST_NAME = 1 << 20
+Member: TypeAlias = tuple[str, int, int]  # name, place (byte or row), size
+ByteCounts: TypeAlias = Int64[np.ndarray, " N"]
 
 
-def archives_in(folder):
-    """Return the archives of images in a folder, sorted; those whose names say another split are left out."""
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in READ and not path.name.startswith(".")]
-    return [path for path in found if path.is_file() and not OTHER_SPLITS.search(path.name)]
+def archives_in(folder: Path) -> list[Path]:
+    """Return the image archives in a folder, sorted, without those named after another split."""
+    paths = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in READ and path.name[0] != "." and path.is_file() and not OTHER_SPLITS.search(path.name):
+            paths.append(path)
+    return paths
 
 
-def unpacking(paths):
+def unpacking(paths: Iterable[str | Path]) -> str | None:
     """Return the command that unpacks the first compressed archive among paths, or None where there is none."""
     for path in map(Path, paths):
         for endings, line in COMPRESSED.items():
-            ending = next((one for one in endings if path.name.lower().endswith(one)), None)
+            ending = next(filter(path.name.lower().endswith, endings), None)
             if ending and not OTHER_SPLITS.search(path.name):
                 folder = shlex.quote(str(path)[: -len(ending)])
                 return f"mkdir -p {folder} && {line.format(file=shlex.quote(str(path)), folder=folder)}"
     return None
 
 
-# What an archive holds ------------------------------------------------------------------------------------------------
+# What an archive contains ---------------------------------------------------------------------------------------------
 
 
-def _tar_members(path):
-    """Yield (name, place in bytes, size) of the images in a tar file; raises UserError where it is not a whole one."""
+def _tar_members(path: Path) -> Iterator[Member]:
+    """Yield name, byte and size of the images in a tar file. Raises UserError where it is not whole."""
     with open_file(path) as file:
         handle = file.fileno()
         end = os.fstat(handle).st_size
-        if hasattr(os, "posix_fadvise"):  # between two headers lies an image that is not wanted now
+        if hasattr(os, "posix_fadvise"):  # the images between the headers are not needed now
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_RANDOM)
-        at, further, last = 0, {}, "its beginning"
+        offset, last = 0, "its beginning"
+        announced: dict[str, Any] = {}  # what an extended header says of the next member
         while True:
-            block = os.pread(handle, BLOCK, at)
+            block = os.pread(handle, BLOCK, offset)
             if len(block) < BLOCK:
                 raise UserError(f"{path} is cut short: it ends after {last}; fetch it again")
             if block.count(0) == BLOCK:
                 return
-            kind, size = block[156:157], _octal(block[124:136])
-            if size is None or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
-                raise UserError(f"{path} is damaged, or no tar file, after {last} (byte {at:,}); fetch it again")
-            size = further.get("size", size)
-            place, at = at + BLOCK, at + BLOCK + -(-size // BLOCK) * BLOCK
+            kind, size = block[156:157], announced.get("size", _header_size(block, path, offset, last))
+            place, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
             if place + size > end:
                 raise UserError(f"{path} is cut short: it ends after {last}, {place + size - end:,} bytes are missing")
-            if kind in b"LKxg":  # a long name, or pax's records, of the member that follows
+            if kind in b"LKxg":  # a long name, or pax records, of the member that follows
                 if size > LONGEST_NAME:
                     raise UserError(f"{path} has a name of {size:,} bytes after {last}; fetch it again")
                 data = os.pread(handle, size, place)
-                further |= _pax(data, path, last) if kind == b"x" else {"name": data} if kind == b"L" else {}
+                announced |= _pax(data, path, last) if kind == b"x" else {"name": data} if kind == b"L" else {}
                 continue
-            name = further.get("name") or _header_name(block)
-            further = {}
-            with contextlib.suppress(UnicodeDecodeError):  # of an image's it is said below
-                last = name.rstrip(b"\0").decode()
-            name = _safe_name(name.rstrip(b"\0"), path)
+            raw_name = (announced.get("name") or _header_name(block)).rstrip(b"\0")
+            announced = {}
+            with contextlib.suppress(UnicodeDecodeError):  # reported below if it is an image
+                last = raw_name.decode()
+            name = _safe_name(raw_name, path)
             if name is None or kind == b"5":
                 continue
             if kind not in (b"0", b"\0", b"7"):
@@ -96,23 +103,31 @@ def _tar_members(path):
             yield name, place, size
 
 
-def _octal(field):
-    """Return the number in a tar header's field, None for what is none; large ones are written in base 256."""
+def _header_size(block: bytes, path: Path, offset: int, last: str) -> int:
+    """Return the size that a tar header gives. Raises UserError where the header is damaged."""
+    size = _octal(block[124:136])
+    if size is None or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
+        raise UserError(f"{path} is damaged, or not a tar file, after {last} (byte {offset:,}); fetch it again")
+    return size
+
+
+def _octal(field: bytes) -> int | None:
+    """Return the number in a tar header's field, None if it is not one; large numbers are in base 256."""
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None  # 0xff: negative
     digits = field.strip(b" \0")
     return int(digits or b"0", 8) if not digits.strip(b"01234567") else None
 
 
-def _header_name(block):
+def _header_name(block: bytes) -> bytes:
     name = block[:100].partition(b"\0")[0]
     prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
-def _pax(data, path, last):
-    """Return the name and the size that pax's records ('LENGTH KEY=VALUE\\n') give to the next member."""
-    found = {}
+def _pax(data: bytes, path: Path, last: str) -> dict[str, Any]:
+    """Return the name and the size that pax records ('LENGTH KEY=VALUE\\n') give to the next member."""
+    announced = {}
     while data:
         length, blank, _ = data[:20].partition(b" ")
         length = int(length) if blank and length.isdigit() else 0
@@ -120,18 +135,18 @@ def _pax(data, path, last):
         if not equals or length > len(data) or (key == b"size" and not value.isdigit()):
             raise UserError(f"{path} is damaged after {last}; fetch it again")
         if key == b"path":
-            found["name"] = value
+            announced["name"] = value
         elif key == b"size":
-            found["size"] = int(value[:20])
+            announced["size"] = int(value[:20])
         elif key.startswith(b"GNU.sparse"):
             raise UserError(f"{path} has sparse files; unpack it")
         data = data[length:]
-    return found
+    return announced
 
 
-def _safe_name(name, path):
-    """Return the name of an image (or of a label, in shards) as text, None for all else; UserError for a bad one."""
-    if not name.lower().endswith((*(one.encode() for one in EXTENSIONS), LABEL_IN_ARCHIVE.encode())):
+def _safe_name(name: bytes, path: Path) -> str | None:
+    """Return the name of an image (or of a shard's label) as text, None for other files; UserError for a bad one."""
+    if not name.lower().endswith(ENDINGS):
         return None
     try:
         text = name.decode()
@@ -139,12 +154,12 @@ def _safe_name(name, path):
         raise UserError(f"{path}: the name of {name!r} is not UTF-8; fetch it again") from None
     parts = [part for part in text.split("/") if part != "."]
     if "" in parts or ".." in parts or "\0" in text:
-        raise UserError(f"{path} is refused: {text!r} is no name of a file within a folder; fetch it again")
+        raise UserError(f"{path} is refused: {text!r} does not name a file within a folder; fetch it again")
     return None if any(part.startswith(".") for part in parts) else "/".join(parts)
 
 
-def _parquet_members(path):
-    """Yield (class folder/name, row, size) of the images in a parquet file of a Hugging Face set.
+def _parquet_members(path: Path) -> Iterator[Member]:
+    """Yield class folder/name, row and size of the images in a parquet file of a Hugging Face set.
 
     Its columns: `image`, a struct of bytes and path, and `label`, the class number in the standard order.
     """
@@ -153,30 +168,28 @@ def _parquet_members(path):
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, ["image", "label"], use_threads=False)
             images = table["image"].combine_chunks()
-            sizes = [None if one is None else len(one) for one in images.field("bytes").to_pylist()]
-            for name, size, label in zip(
-                images.field("path").to_pylist(), sizes, table["label"].to_pylist(), strict=True
-            ):
-                if name is None or size is None or type(label) is not int or not 0 <= label < 1000:
+            columns = (images.field("path"), images.field("bytes"), table["label"])
+            for name, data, label in zip(*(column.to_pylist() for column in columns), strict=True):
+                if name is None or data is None or type(label) is not int or not 0 <= label < 1000:
                     raise UserError(f"{path}: row {row} has no name, no image or no class 0-999; fetch it again")
-                # ImageNet's are called ILSVRC2012_val_00000001_n01751748.JPEG there
+                # ImageNet images are called ILSVRC2012_val_00000001_n01751748.JPEG there
                 released = re.fullmatch(r"(ILSVRC2012_val_\d{8})_(n\d{8})(\.\w+)", os.path.basename(name))
                 wnid = wordnet_ids()[label]
                 if released and released[2] != wnid:
                     raise UserError(f"{path}: row {row} is {name}, but its label says {wnid}; fetch it again")
                 base = released[1] + released[3] if released else os.path.basename(name)
                 if checked := _safe_name(f"{wnid}/{base}".encode("utf-8", "surrogatepass"), path):
-                    yield checked, row, size
+                    yield checked, row, len(data)
                 row += 1
 
 
 @contextlib.contextmanager
-def _parquet(path):
-    """Yield a pyarrow ParquetFile; on damaged files the reader raises all kinds of errors."""
+def _parquet(path: Path) -> Iterator[Any]:
+    """Yield a pyarrow ParquetFile; turn the many kinds of errors that damaged files cause into UserError."""
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"to read {path} pyarrow is needed: pip install pyarrow") from None
+        raise UserError(f"reading {path} needs pyarrow: pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             yield file
@@ -191,177 +204,191 @@ def _parquet(path):
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """The images of one archive by folder: {folder: (number of its list of names, first, count)}.
+class ArchiveIndex:
+    """The images of one archive by folder; folders and names are sorted.
 
-    Folders and names are sorted. Equal lists of names (those of a class in the corrupted sets) are there once.
+    Attributes:
+        folders: {folder: (number of its list of names, position of its first image, count)}.
+        lists: texts of names separated by NUL; equal lists (a class in the corrupted sets) are stored once.
+        sizes: in bytes.
+        places: byte of a tar file, row of a parquet file.
     """
 
-    folders: dict
-    lists: list  # texts: names separated by NUL
-    sizes: np.ndarray  # int64 [N], bytes
-    places: np.ndarray  # int64 [N]: byte or row
+    folders: dict[str, tuple[int, ...]]
+    lists: list[str]
+    sizes: ByteCounts
+    places: Int64[np.ndarray, " N"]
 
 
-def _index(path):
-    """Make the index of an archive, from its headers. Raises UserError for a damaged or dishonest one."""
-    by_folder = {}
+def _index(path: Path) -> ArchiveIndex:
+    """Build the index of an archive from its headers. Raises UserError for a damaged or dishonest archive."""
+    by_folder: dict[str, list[Member]] = {}
     try:
         for name, place, size in _parquet_members(path) if path.suffix == ".parquet" else _tar_members(path):
             folder, _, base = name.rpartition("/")
             by_folder.setdefault(folder, []).append((base, place, size))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend it or move it away") from None
-    folders, lists, sizes, places = {}, {}, [], []
+        raise UserError(f"{path} cannot be read ({error.strerror}); fix it or move it away") from None
+    folders, lists = {}, {}
+    sizes: list[int] = []
+    places: list[int] = []
     for folder in sorted(by_folder):
-        members = sorted(by_folder.pop(folder))
-        names = [base for base, _, _ in members]
+        names, member_places, member_sizes = zip(*sorted(by_folder.pop(folder)), strict=True)
         _refuse_double(names, f"{path}/{folder}")
         text = "\0".join(names)
         folders[folder] = (lists.setdefault(text, len(lists)), len(sizes), len(names))
-        places += [place for _, place, _ in members]
-        sizes += [size for _, _, size in members]
-    return Index(folders, list(lists), np.array(sizes, np.int64), np.array(places, np.int64))
+        places += member_places
+        sizes += member_sizes
+    return ArchiveIndex(folders, list(lists), np.array(sizes, np.int64), np.array(places, np.int64))
 
 
-def _refuse_double(names, where):
-    """`names`: sorted."""
-    double = [one for one, two in itertools.pairwise(names) if one == two]
-    if double:
-        raise UserError(f"{where} has {some(double)} twice; fetch it again, or leave one of the archives out")
+def _refuse_double(names: Sequence[str], place: str) -> None:
+    """Raise UserError where a name occurs twice among sorted names."""
+    repeated = [name for name, following in itertools.pairwise(names) if name == following]
+    if repeated:
+        raise UserError(f"{place} has {listed_briefly(repeated)} twice; fetch it again, or omit one archive")
 
 
-def _kept_index(path, size, time, keep):
-    """Return the index of an archive of this size and time, from the folder `keep` where it is there."""
-    kept = keep and Path(keep) / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]}.index.npz"
+def _stored_index(path: Path, size: int, time: int, folder: str | Path | None) -> ArchiveIndex:
+    """Return the index of an archive of this size and time, stored in `folder` where one is given."""
+    stored = folder and Path(folder) / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]}.index.npz"
     stamp = np.array([size, time], np.int64)
-    index = _read_index(kept, stamp) if kept else None
+    index = _read_index(stored, stamp) if stored else None
     if index is None:
         index = _index(path)
-        if kept:
+        if stored:
             columns = np.array(list(index.folders.values()), np.int64).reshape(-1, 3)
-            texts = {"folders": "\0".join(index.folders), "lists": "/".join(index.lists)}
-            with atomic(kept) as file:
-                np.savez(
-                    file, stamp=stamp, columns=columns, sizes=index.sizes, places=index.places,
-                    **{name: np.frombuffer(text.encode(), np.uint8) for name, text in texts.items()},
-                )  # fmt: skip
+            arrays: dict[str, Any] = {"stamp": stamp, "columns": columns, "sizes": index.sizes, "places": index.places}
+            for name, text in (("folders", "\0".join(index.folders)), ("lists", "/".join(index.lists))):
+                arrays[name] = np.frombuffer(text.encode(), np.uint8)
+            with atomic(stored) as file:
+                np.savez(file, **arrays)
     return index
 
 
-def _read_index(path, stamp):
-    """Return a kept index; None where there is none, or it is another archive's, or damaged."""
+def _read_index(path: Path, stamp: np.ndarray) -> ArchiveIndex | None:
+    """Return a stored index; None where there is none, it belongs to another archive, or it is damaged."""
     try:
-        with open_arrays(path) as kept:
-            if not np.array_equal(kept["stamp"], stamp):
+        with open_arrays(path) as stored:
+            if not np.array_equal(stored["stamp"], stamp):
                 return None
-            columns, sizes, places = (kept[name] for name in ("columns", "sizes", "places"))
-            folders, lists = (kept[name].tobytes().decode() for name in ("folders", "lists"))
+            columns, sizes, places = stored["columns"], stored["sizes"], stored["places"]
+            folder_text = stored["folders"].tobytes().decode()
+            lists = stored["lists"].tobytes().decode().split("/")
     except (OSError, Malformed, KeyError, UnicodeDecodeError):
         return None
-    folders, lists = folders.split("\0") if len(columns) else [], lists.split("/")
-    if (
-        columns.dtype != np.int64
-        or columns.shape != (len(folders), 3)
-        or {sizes.dtype, places.dtype} != {columns.dtype}
-    ):
+    folders = folder_text.split("\0") if len(columns) else []
+    if {array.dtype for array in (columns, sizes, places)} != {np.dtype(np.int64)}:
         return None
-    ends = columns[:, 1:].sum(axis=1)
+    if columns.shape != (len(folders), 3):
+        return None
     counts = np.array([text.count("\0") + 1 for text in lists])
     fits = (
         sizes.shape == places.shape == (columns[:, 2].sum(),)
         and (columns >= 0).all()
         and (columns[:, 0] < len(lists)).all()
         and (counts[columns[:, 0]] == columns[:, 2]).all()
-        and (ends <= len(sizes)).all()
+        and (columns[:, 1:].sum(axis=1) <= len(sizes)).all()
     )
-    return Index(dict(zip(folders, map(tuple, columns.tolist()), strict=True)), lists, sizes, places) if fits else None
+    if not fits:
+        return None
+    return ArchiveIndex(dict(zip(folders, map(tuple, columns.tolist()), strict=True)), lists, sizes, places)
 
 
 # The archives of a set as folders -------------------------------------------------------------------------------------
 
 
-def archives(paths, keep=None):
-    """Return the Archives of these paths; their indexes are kept in a folder `keep`."""
+def archives(paths: tuple[Path, ...], index_folder: str | Path | None = None) -> "Archives":
+    """Return the Archives of these paths; their indexes are stored in `index_folder` where one is given."""
     stamps = []
     for path in paths:
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); mend it or move it away") from None
+            raise UserError(f"{path} cannot be read ({error.strerror}); fix it or move it away") from None
         stamps.append((status.st_size, status.st_mtime_ns))
-    return _archives(paths, tuple(stamps), keep)
+    return _archives(paths, tuple(stamps), index_folder)
 
 
 @lru_cache(maxsize=16)
-def _archives(paths, stamps, keep):
-    with ThreadPoolExecutor(len(paths)) as pool:  # on a shared file system reading headers is mostly waiting
-        indexes = list(pool.map(lambda path, stamp: _kept_index(path, *stamp, keep), paths, stamps))
+def _archives(paths: tuple[Path, ...], stamps: tuple[tuple[int, int], ...], index_folder: Any) -> "Archives":
+    with ThreadPoolExecutor(len(paths)) as pool:  # on a shared file system, reading headers is mostly waiting
+        indexes = list(
+            pool.map(lambda path, stamp: _stored_index(path, stamp[0], stamp[1], index_folder), paths, stamps)
+        )
     return Archives(paths, indexes)
 
 
 class Archives:
-    """Several archives as one tree of folders; `children`: {folder: the names of its folders}."""
+    """Several archives as one tree of folders; `children`: {folder: the names of its subfolders}."""
 
-    def __init__(self, paths, indexes):
-        self.paths, self.indexes, self.children = paths, indexes, {}
-        for folder in (folder for index in indexes for folder in index.folders):
-            while folder:
-                above, _, name = folder.rpartition("/")
-                below = self.children.setdefault(above, set())
-                if name in below:
-                    break
-                below.add(name)
-                folder = above
+    def __init__(self, paths: tuple[Path, ...], indexes: list[ArchiveIndex]) -> None:
+        self.paths, self.indexes = paths, indexes
+        self.children: dict[str, set[str]] = {}
+        for index in indexes:
+            for folder in index.folders:
+                self._add(folder)
+
+    def _add(self, folder: str) -> None:
+        while folder:
+            parent, _, name = folder.rpartition("/")
+            siblings = self.children.setdefault(parent, set())
+            if name in siblings:
+                return
+            siblings.add(name)
+            folder = parent
 
     @property
-    def root(self):
-        """The archive, or the folder of several."""
+    def root(self) -> Path:
+        """The archive, or the folder that contains several."""
         return self.paths[0] if len(self.paths) == 1 else Path(os.path.commonpath(self.paths))
 
 
 @dataclass(frozen=True)
-class Inside:
-    """A folder in archives; what listing a set asks of a folder on disk."""
+class ArchiveFolder:
+    """A folder in archives, with what listing an image set needs of a folder on disk."""
 
     archives: Archives
     path: str = ""
 
-    def __truediv__(self, name):
-        return Inside(self.archives, f"{self.path}/{name}" if self.path else name)
+    def __truediv__(self, name: str) -> "ArchiveFolder":
+        return ArchiveFolder(self.archives, f"{self.path}/{name}" if self.path else name)
 
-    def __str__(self):
-        return str(self.where)
+    def __str__(self) -> str:
+        return str(self.display_path)
 
     @property
-    def where(self):
-        """A Path that names the folder in messages; it does not exist on disk."""
+    def display_path(self) -> Path:
+        """The path that names the folder in messages; it does not exist on disk."""
         return self.archives.root / self.path
 
     @property
-    def beside(self):
-        """The folder on disk in which the (first) archive lies: labels and manifests are there."""
+    def beside(self) -> Path:
+        """The folder on disk that contains the (first) archive: labels and manifests are there."""
         return self.archives.paths[0].parent
 
-    def is_dir(self):
+    def is_dir(self) -> bool:
         """Whether the archives have the folder."""
-        return self.path in self.archives.children or any(self.path in one.folders for one in self.archives.indexes)
+        indexes = self.archives.indexes
+        return self.path in self.archives.children or any(self.path in index.folders for index in indexes)
 
-    def subfolders(self):
-        """Return the names of its folders, sorted."""
+    def subfolders(self) -> list[str]:
+        """Return the names of its subfolders, sorted."""
         return sorted(self.archives.children.get(self.path, ()))
 
-    def scan(self):
-        """Return the names of its files (sorted), their sizes in bytes, and which archive and where in it they are."""
-        names, columns = [], []
+    def scan(self) -> tuple[list[str], ByteCounts, Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
+        """Return the names of its files, sorted, and per file the size, the archive's number and the place in it."""
+        names: list[str] = []
+        columns: Any = []
         for number, index in enumerate(self.archives.indexes):
             chosen, first, count = index.folders.get(self.path, (0, 0, 0))
             if count:
                 names += index.lists[chosen].split("\0")
                 part = slice(first, first + count)
                 columns.append([index.sizes[part], np.full(count, number), index.places[part]])
+        several = len(columns) > 1
         columns = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), np.int64)
-        if sum(self.path in index.folders for index in self.archives.indexes) > 1:
+        if several:
             order = sorted(range(len(names)), key=names.__getitem__)
             names, columns = [names[i] for i in order], columns[:, order]
             _refuse_double(names, str(self))
@@ -372,21 +399,27 @@ class Inside:
 
 
 @dataclass(frozen=True, eq=False)
-class Members:
-    """Where in archives the images of a listing lie."""
+class ArchiveMembers:
+    """Where in archives the images of a listing are.
+
+    Attributes:
+        numbers: of the archive, per image.
+        places: byte of a tar file, row of a parquet file.
+    """
 
     archives: tuple[Path, ...]
-    numbers: np.ndarray  # [N]: in which of them
-    places: np.ndarray  # int64 [N]: byte of a tar file, row of a parquet file
+    numbers: Int64[np.ndarray, " N"]
+    places: Int64[np.ndarray, " N"]
 
 
-class Opened:
-    """The archives of a listing; each is opened when it is first read. One a process."""
+class ArchiveReader:
+    """Reads images from the archives of a listing, each opened when first read. One reader per process."""
 
-    def __init__(self, members):
-        self.members, self.sources = members, {}
+    def __init__(self, members: ArchiveMembers) -> None:
+        self.members = members
+        self.sources: dict[Path, _Tar | _Parquet] = {}
 
-    def read(self, position, size):
+    def read(self, position: int, size: int) -> bytes:
         """Return the bytes of the image at a position of the listing. Raises OSError or UserError."""
         if size > LONGEST_IMAGE:
             raise OSError(f"longer than {LONGEST_IMAGE:,} bytes")
@@ -395,16 +428,16 @@ class Opened:
             self.sources[path] = (_Parquet if path.suffix == ".parquet" else _Tar)(path)
         return self.sources[path].read(int(self.members.places[position]), size)
 
-    def time(self, position):
-        """Return the time of the archive of the image at a position, in ns."""
+    def time(self, position: int) -> int:
+        """Return the modification time, in ns, of the archive that contains the image at a position."""
         return self.members.archives[self.members.numbers[position]].stat().st_mtime_ns
 
 
 class _Tar:
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.file = open_file(path)
 
-    def read(self, place, size):
+    def read(self, place: int, size: int) -> bytes:
         data = os.pread(self.file.fileno(), size, place)
         if len(data) < size:
             raise OSError("the archive ends within it")
@@ -412,15 +445,17 @@ class _Tar:
 
 
 class _Parquet:
-    """Rows are compressed in groups; the last group read is kept."""
+    """Rows are compressed in groups; the last group read stays in memory."""
 
-    def __init__(self, path):
-        self.path, self.group, self.images = path, None, None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.group: int | None = None
+        self.images: Any = None
         with _parquet(path) as file:
             rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self.firsts = np.cumsum([0, *rows])
 
-    def read(self, place, size):
+    def read(self, place: int, size: int) -> bytes:
         group = int(np.searchsorted(self.firsts, place, "right")) - 1
         if group != self.group:
             with _parquet(self.path) as file:
@@ -432,21 +467,22 @@ class _Parquet:
         return data
 
 
-def shard_labels(names, folder):
-    """Return the class numbers that WebDataset's shards give beside the images, KEY.cls; None where there are none.
+def shard_labels(names: list[str], folder: ArchiveFolder) -> list[int] | None:
+    """Return the class numbers that WebDataset shards store beside the images (KEY.cls); None where there are none.
 
-    `names`: images in a folder of archives (archives.Inside).
+    Raises:
+        UserError: a label is missing or not a class number.
     """
     files, sizes, numbers, places = folder.scan()
-    where = {os.path.splitext(file)[0]: i for i, file in enumerate(files) if file.endswith(LABEL_IN_ARCHIVE)}
-    if not where:
+    positions = {os.path.splitext(file)[0]: i for i, file in enumerate(files) if file.endswith(LABEL_IN_ARCHIVE)}
+    if not positions:
         return None
-    opened, labels = Opened(Members(folder.archives.paths, numbers, places)), []
+    reader, labels = ArchiveReader(ArchiveMembers(folder.archives.paths, numbers, places)), []
     for name in names:
-        if (position := where.get(os.path.splitext(name)[0])) is None:
+        if (position := positions.get(os.path.splitext(name)[0])) is None:
             raise UserError(f"{folder}: there is no label {LABEL_IN_ARCHIVE} for {name}; fetch the shard again")
-        text = opened.read(position, min(int(sizes[position]), 20)).strip()
+        text = reader.read(position, min(int(sizes[position]), 20)).strip()
         if not text.isdigit() or len(text) > 4 or int(text) > 999:
-            raise UserError(f"{folder}: the label of {name} is {text!r}, no class number 0-999; fetch the shard again")
+            raise UserError(f"{folder}: the label of {name} is {text!r}, not a class 0-999; fetch the shard again")
         labels.append(int(text))
     return labels

@@ -1,6 +1,6 @@
-"""Labels of images: of a flat folder (meta.bin, the devkit, a text file), and the reassessed ones (ReaL).
+"""Labels of images in a flat folder (meta.bin, the devkit, a text file), and the reassessed labels (ReaL).
 
-Every set of labels is checked as a whole before it is used, and where there are several, they must agree.
+Each set of labels is checked as a whole before it is used; several sets must agree.
 """
 
 import codecs
@@ -10,14 +10,19 @@ import os
 import re
 import tarfile
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from imagenet_biases.base.errors import UserError, some
-from imagenet_biases.base.files import read_bytes
+from imagenet_biases.base.errors import UserError, listed_briefly
+from imagenet_biases.base.files import demand_file, read_bytes
 from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.study import wordnet_ids
+
+if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LONGEST_TEXT = 1 << 26  # bytes: a label file of the whole training set has 50 million
@@ -25,146 +30,166 @@ WORD = re.compile(r"\"([^\"]*)\"|'([^']*)'|([^\s,;\"']+)")
 
 
 @cache
-def wordnet_index():
+def wordnet_index() -> dict[str, int]:
     """Return {WordNet id: class number}."""
     return {wnid: number for number, wnid in enumerate(wordnet_ids())}
 
 
-def flat_labels(names, folders):
-    """Return the class numbers of images in a flat folder, in the order of `names`; None where nothing tells them.
+def flat_labels(names: list[str], folders: list[Path], label_file: str | Path | None = None) -> list[int] | None:
+    """Return the class numbers of the images in a flat folder, in the order of `names`; None where nothing gives them.
 
-    Looked for in `folders`: meta.bin (torchvision's), the devkit (or its tar.gz), and text files of two columns, file
-    name and WordNet id or class number. Raises UserError for labels that are damaged, do not cover the images, or
-    disagree.
+    Args:
+        names: of the image files.
+        folders: where meta.bin (torchvision's) and the devkit (or its tar.gz) are looked for.
+        label_file: a text file of two columns, file name and WordNet id or class number.
+
+    Raises:
+        UserError: labels are damaged, do not cover the images, or disagree.
     """
-    found = {}
+    sources: dict[Path, list[int]] = {}
     for folder in folders:
         if (folder / "meta.bin").is_file():
-            found[folder / "meta.bin"] = _of_numbers(names, _meta(folder / "meta.bin"), folder / "meta.bin")
+            sources[folder / "meta.bin"] = _of_numbers(names, _meta(folder / "meta.bin"), folder / "meta.bin")
         for devkit in (folder / "ILSVRC2012_devkit_t12" / "data", folder / "data", folder):
             truth = devkit / "ILSVRC2012_validation_ground_truth.txt"
             if truth.is_file():
-                found[truth] = _of_numbers(names, _devkit(truth, devkit / "meta.mat"), truth)
+                sources[truth] = _of_numbers(names, _devkit(truth, devkit / "meta.mat"), truth)
         if (packed := folder / "ILSVRC2012_devkit_t12.tar.gz").is_file():
-            found[packed] = _of_numbers(names, _packed_devkit(packed), packed)
-        for path in sorted([*folder.glob("*.txt"), *folder.glob("*.csv")]):
-            if path not in found and (labels := _of_text(names, path)) is not None:
-                found[path] = labels
-    for path, labels in found.items():
-        first, known = next(iter(found.items()))
-        if others := [name for name, one, two in zip(names, known, labels, strict=True) if one != two]:
+            sources[packed] = _of_numbers(names, _packed_devkit(packed), packed)
+    if label_file is not None:
+        sources[Path(label_file)] = _file_labels(names, Path(label_file))
+    if not sources:
+        return None
+    first, labels = next(iter(sources.items()))
+    for path, others in sources.items():
+        differing = [name for name, a, b in zip(names, labels, others, strict=True) if a != b]
+        if differing:
             raise UserError(
-                f"{first} and {path} give {len(others)} images different labels ({some(others)}): keep the right one"
+                f"{first} and {path} give {len(differing)} images different labels ({listed_briefly(differing)}): keep "
+                f"the right one"
             )
-    return next(iter(found.values()), None)
+    return labels
 
 
-def _of_numbers(names, wnids, path):
-    """Return the class numbers of images whose names say which of the 50,000 validation images they are."""
-    numbers = [_validation_number(name) for name in names]
-    if strange := set(wnids) - wordnet_index().keys():
-        raise UserError(f"{path} names classes that are none ({some(map(repr, strange))}): fetch or make it again")
+def possible_label_file(folders: Iterable[Path]) -> Path | None:
+    """Return the first text file in the folders whose name suggests labels, for a message; it is not opened."""
+    for folder in folders:
+        for path in sorted([*folder.glob("*.txt"), *folder.glob("*.csv")]):
+            if re.search("label|val|truth|class", path.stem, re.IGNORECASE):
+                return path
+    return None
+
+
+def _of_numbers(names: list[str], wnids: list[str], path: Path) -> list[int]:
+    """Return the class numbers of images named after their number among the 50,000 validation images."""
+    numbers = list(map(_validation_number, names))
+    if unknown := set(wnids) - wordnet_index().keys():
+        classes = listed_briefly(map(repr, unknown))
+        raise UserError(f"{path} contains unknown class names ({classes}): fetch or make it again")
     if max(numbers) > len(wnids):
         raise UserError(f"{path} has {len(wnids)} entries, but there is an image number {max(numbers)}: fetch it again")
     return [wordnet_index()[wnids[number - 1]] for number in numbers]
 
 
-def _meta(path):
+def _meta(path: Path) -> list[str]:
     """Return the second part of torchvision's meta.bin: the WordNet ids in the order of the file numbers."""
     from imagenet_biases.base.safe_pickle import plain
 
     content = plain(path)
     if not isinstance(content, tuple | list) or len(content) != 2 or not isinstance(content[1], list):
-        raise UserError(f"{path} is not what torchvision writes: remove it, or make it again")
-    return [one if isinstance(one, str) else "" for one in content[1]]
+        raise UserError(f"{path} is not a file that torchvision writes: remove it, or make it again")
+    return [wnid if isinstance(wnid, str) else "" for wnid in content[1]]
 
 
-def _devkit(truth, meta):
+def _devkit(truth: Path, meta: Path) -> list[str]:
     """Return the WordNet ids that the devkit's two files give, in the order of the file numbers."""
     if not meta.is_file():
         raise UserError(f"imagenet: {meta} is missing; it comes with the devkit's {truth.name}")
     return _wnids(_text(truth), meta, meta)
 
 
-def _packed_devkit(path):
-    """Return the WordNet ids that the devkit gives, from its tar.gz."""
+def _packed_devkit(path: Path) -> list[str]:
+    """Return the WordNet ids that the devkit gives, read from its tar.gz."""
     try:
         with gzip.open(path) as file:
             data = file.read(LONGEST_TEXT + 1)
         if len(data) > LONGEST_TEXT:
             raise tarfile.ReadError(f"longer than {LONGEST_TEXT:,} bytes")
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            files = {os.path.basename(one.name): tar.extractfile(one).read() for one in tar if one.isreg()}
+            read: Any = tar.extractfile
+            files = {os.path.basename(file.name): read(file).read() for file in tar if file.isreg()}
         truth, meta = files["ILSVRC2012_validation_ground_truth.txt"], files["meta.mat"]
-    except Exception as error:  # on damaged files the reader raises all kinds of errors
+    except Exception as error:  # damaged files cause many kinds of errors
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}): fetch it again") from None
     return _wnids(truth.decode(errors="replace"), io.BytesIO(meta), path)
 
 
-def _wnids(truth, meta, where):
-    """Return the WordNet ids for a text of the devkit's own numbers; `meta`: its meta.mat."""
+def _wnids(truth: str, meta: Any, source: Path) -> list[str]:
+    """Return the WordNet ids for a text of the devkit's own class numbers; `meta`: its meta.mat."""
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(meta, squeeze_me=True)["synsets"]
         wnid = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    except Exception as error:  # on damaged files the reader raises all kinds of errors
-        raise UserError(f"{where} cannot be read ({str(error)[:200]}): unpack the devkit again") from None
+    except Exception as error:  # damaged files cause many kinds of errors
+        raise UserError(f"{source} cannot be read ({str(error)[:200]}): unpack the devkit again") from None
     return [wnid.get(int(word), "") if word.isdecimal() and len(word) < 5 else "" for word in truth.split()]
 
 
-def _text(path):
-    """Return the text of a file that should be in UTF-8, with or without a byte-order mark, or in UTF-16 with one."""
+def _text(path: str | Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte-order mark, or in UTF-16 with one."""
     try:
         data = read_bytes(path, LONGEST_TEXT)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): mend it or move it away") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): fix it or move it away") from None
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
 
 
-def _of_text(names, path):
-    """Return the class numbers that a text file of two columns gives; None for a file that is about something else.
+def _file_labels(names: list[str], path: Path) -> list[int]:
+    """Return the class numbers that a text file of two columns gives; lines about other images are ignored.
 
-    A file is a label file of these images if half of its lines, or a line for half of the images, begin with one of
-    their names (with or without folder and extension).
+    Names may be written with or without folder and extension.
     """
-    stems = {os.path.splitext(name)[0]: name for name in names}
-    known, given, lines = set(names), {}, 0
-    try:
-        text = _text(path)
-    except UserError as error:
-        warnings.warn(f"not looked through for labels: {error}", stacklevel=2)
-        return None
-    for number, line in enumerate(text.splitlines(), 1):
-        words = [next(filter(None, match), "") for match in WORD.findall(line)]
-        lines += bool(words)
-        name = os.path.basename(words[0]) if len(words) > 1 else ""
-        name = name if name in known else stems.get(name)
+    demand_file(path, "a text file with two columns: file name, and WordNet id or class number 0-999")
+    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
+    classes: dict[str, dict[str, int]] = {}  # of each image: {word: its line}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        words = _words(line)
+        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
         if name:
-            given.setdefault(name, {})[words[1]] = number
-    if not given or 2 * len(given) < min(lines, len(names)):
-        return None
-    labels = {name: {label(word, path, number) for word, number in words.items()} for name, words in given.items()}
-    if missing := [name for name in names if name not in labels]:
-        raise UserError(f"{path} has no label for {len(missing)} images ({some(missing)}); add them")
-    if double := [name for name in names if len(labels[name]) > 1]:
-        raise UserError(f"{path} gives {len(double)} images two different labels ({some(double)}); keep the right ones")
-    found = [labels[name].pop() for name in names]
-    words = {word for one in given.values() for word in one}
-    if "0" not in words and all(word.isdecimal() for word in words) and set(found) == set(range(1, max(found) + 1)):
+            classes.setdefault(name, {})[words[1]] = number
+    if missing := [name for name in names if name not in classes]:
+        raise UserError(f"{path} has no label for {len(missing)} images ({listed_briefly(missing)}); add them")
+    labels, words, ambiguous = [], set(), []
+    for name in names:
+        numbers = {label(word, path, line) for word, line in classes[name].items()}
+        if len(numbers) > 1:
+            ambiguous.append(name)
+        words.update(classes[name])
+        labels.append(min(numbers))
+    if ambiguous:
+        raise UserError(
+            f"{path} gives {len(ambiguous)} images two different labels ({listed_briefly(ambiguous)}); keep the right "
+            f"ones"
+        )
+    if "0" not in words and all(map(str.isdecimal, words)) and set(labels) == set(range(1, max(labels) + 1)):
         warnings.warn(f"the classes in {path} are numbered from 1: they should be 0-999", stacklevel=2)
-    return found
+    return labels
 
 
-def table(path):
-    """Return the lines of a text file that are not empty, as lists of words; what follows a # is left out."""
-    lines = (line.partition("#")[0] for line in _text(path).splitlines())
-    return [words for line in lines if (words := [next(filter(None, match), "") for match in WORD.findall(line)])]
+def _words(line: str) -> list[str]:
+    return [next(filter(None, match), "") for match in WORD.findall(line)]
 
 
-def label(word, path, line):
-    """Return the class number that a word stands for."""
+def table(path: str | Path) -> list[list[str]]:
+    """Return the words of each non-empty line of a text file; # begins a comment."""
+    lines = [line.partition("#")[0] for line in _text(path).splitlines()]
+    return list(filter(None, map(_words, lines)))
+
+
+def label(word: str, path: str | Path, line: int) -> int:
+    """Return the class number that a word of a label file stands for. Raises UserError if there is no such class."""
     if word in wordnet_index():
         return wordnet_index()[word]
     if word.isdecimal() and len(word) < 5 and int(word) < 1000:
@@ -172,11 +197,11 @@ def label(word, path, line):
     counted = "; classes are counted from 0, in the order of the WordNet ids" if word == "1000" else ""
     raise UserError(
         f"{path}, line {line}: '{word}' is neither a WordNet id of ImageNet-1k nor a class number 0-999{counted}; "
-        f"mend that line"
+        f"fix that line"
     )
 
 
-def _validation_number(name):
+def _validation_number(name: str) -> int:
     """Return the number in ILSVRC2012_val_00000001.JPEG, from 1."""
     match = re.search(r"ILSVRC2012_val_(\d{8})", name)
     if not match or not 1 <= int(match[1]) <= 50_000:
@@ -187,44 +212,48 @@ def _validation_number(name):
     return int(match[1])
 
 
-def class_number(value):
-    """Whether a value is a class number of ImageNet-1k."""
+def class_number(value: Any) -> bool:
+    """Whether a value is a class number of ImageNet-1k (a shape)."""
     return type(value) is int and 0 <= value < 1000
 
 
 REAL = [[class_number]]
-"""What real.json holds: for each validation image, in the order of their numbers, the classes that are right."""
+"""The shape of real.json: the right classes of each validation image, in the order of their numbers."""
 
 
-def real_labels(images):
+def real_labels(images: "ImageSet") -> list[set[int]]:
     """Return each image's ReaL labels, a list of N sets of class numbers (Beyer et al. 2020, arXiv:2006.07159).
 
-    A `real.json` in the ImageNet folder wins over the labels that come with timm. The images must have the released
-    file names, whose number is the index (from 1). Raises UserError for a file that does not hold such labels; warns
-    where less than half of the images have their own class among them (4 of 5 have it in the published ones).
+    A `real.json` in the ImageNet folder replaces the labels that come with timm. The images must have the released
+    file names, whose number is the index (from 1). Warns where fewer than half of the images have their own class among
+    their labels (in the published labels, 4 of 5 have).
+
+    Raises:
+        UserError: the file does not contain such labels.
     """
-    own = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), None)
-    source = own or Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
+    custom = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), None)
+    source = custom or Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
     sets = _real(source, *_stamp(source))
-    numbers = [_validation_number(file) for file in images.files]
+    numbers = list(map(_validation_number, images.files))
     if max(numbers, default=0) > len(sets):
         raise UserError(
-            f"{source} has {len(sets)} entries, but there is an image number {max(numbers)}; mend it or remove it"
+            f"{source} has {len(sets)} entries, but there is an image number {max(numbers)}; fix it or remove it"
         )
     labels = [set(sets[number - 1]) for number in numbers]
-    labelled = [label in own for label, own in zip(images.labels.tolist(), labels, strict=True) if own]
+    labelled = sum(map(bool, labels))
+    confirmed = sum(label in accepted for label, accepted in zip(images.labels.tolist(), labels, strict=True))
     if not labelled:
         warnings.warn(f"{source} has no label for any of the images", stacklevel=2)
-    elif 2 * sum(labelled) < len(labelled):
+    elif 2 * confirmed < labelled:
         warnings.warn(
-            f"{source} has the class of only {sum(labelled)} of {len(labelled)} images among their labels: are its "
-            f"entries in the order of the file numbers, and its classes 0-999?",
+            f"{source} has the class of only {confirmed} of {labelled} images among their labels: are its entries in "
+            f"the order of the file numbers, and its classes 0-999?",
             stacklevel=2,
         )
     return labels
 
 
-def _stamp(path):
+def _stamp(path: Path) -> tuple[int | None, int | None]:
     try:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
@@ -233,8 +262,8 @@ def _stamp(path):
 
 
 @cache
-def _real(source, *_):
-    """Read ReaL labels; the other arguments are the file's stamp, so that a changed one is read again."""
+def _real(source: Path, *_: Any) -> list[list[int]]:
+    """Read ReaL labels; the other arguments are the file's stamp, so that a changed file is read again."""
     try:
         return read_json(source, REAL)
     except (OSError, Malformed) as error:

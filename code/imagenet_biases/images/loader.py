@@ -1,26 +1,42 @@
-"""Decoded batches for the loop: processes that decode write them into slots of memory that the main process sees."""
+"""Decoded batches for the loop: decoding processes write them into slots of memory shared with the main process."""
 
+import contextlib
 import mmap
 import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.images.preprocessing import Reader, Unreadable
+from imagenet_biases.images.preprocessing import Preprocessing, Reader, Unreadable
+from imagenet_biases.images.sets import ImageSet
 
 PREFETCH = 2  # batches that each process is ahead
+Task: TypeAlias = tuple[int, Sequence[int]]  # number of the set, positions among its chosen images
 
 
-def batches(sets, tasks, runtime):
-    """Yield (pixels uint8 [B, H, W, 3], {row: why it is unreadable}) for each task; unreadable rows are black.
+def batches(
+    sets: Sequence[tuple[ImageSet, Preprocessing]], tasks: Sequence[Task], runtime: Any
+) -> Iterator[tuple[UInt8[Tensor, "B H W 3"], dict[int, str]]]:
+    """Yield (pixels, {row: why it is unreadable}) per task; unreadable rows are black.
 
-    sets: pairs (ImageSet, View). tasks: pairs (number of the set, positions among its chosen images), all of a set
-    together. The pixels are there until the next batch is asked for: their place is used again. Raises UserError for
-    what ends the decoding.
+    The pixels are valid until the next batch is requested: their memory is reused.
+
+    Args:
+        sets: image sets, each with the preprocessing to apply.
+        tasks: one per batch; all tasks of a set follow each other.
+        runtime: its `workers`, `cache` and `device` are used.
+
+    Raises:
+        UserError: decoding processes cannot start or have died, or memory is used up.
     """
     if not runtime.workers or not tasks:
         decoder = _Decoder(sets, runtime.cache)
@@ -31,10 +47,10 @@ def batches(sets, tasks, runtime):
     decoder = _Decoder(sets, runtime.cache)
     if sys.platform == "linux":
         _check_semaphores(runtime.workers)
-        # one batch is shown, the copy of the one before may still be on its way to a GPU
+        # one batch is in use, the copy of the batch before may still be on its way to a GPU
         slots = PREFETCH * runtime.workers + 2
-        most = max(len(positions) * int(np.prod(decoder.shape(number))) for number, positions in tasks)
-        decoder.ring = _shared_memory(slots, most)
+        size = max(len(positions) * int(np.prod(decoder.shape(number))) for number, positions in tasks)
+        decoder.ring = _shared_memory(slots, size)
     else:
         slots = 1
     loader = torch.utils.data.DataLoader(
@@ -44,19 +60,21 @@ def batches(sets, tasks, runtime):
         num_workers=runtime.workers,
         prefetch_factor=PREFETCH,
         worker_init_fn=_start,
-        # the memory is inherited, which takes a fork
+        # the memory is inherited, which needs a fork
         multiprocessing_context="fork" if decoder.ring is not None else None,
     )
     iterator = iter(loader)
-    with _pinned(decoder.ring, runtime.device):
+    with _page_locked(decoder.ring, runtime.device):
         yield from _received(iterator, tasks, decoder, runtime.device)
 
 
-def _received(iterator, tasks, decoder, device):
-    shown = []  # what the device has been given to do
+def _received(
+    iterator: Iterator[Any], tasks: Sequence[Task], decoder: "_Decoder", device: torch.device
+) -> Iterator[tuple[UInt8[Tensor, "B H W 3"], dict[int, str]]]:
+    events: list[Any] = []  # mark what the device still has to do
     for index, (number, positions) in enumerate(tasks):
-        if len(shown) > 1:
-            shown.pop(0).synchronize()  # asking for the next batch hands out the slot of the last but one
+        if len(events) > 1:
+            events.pop(0).synchronize()  # the next batch reuses the slot of the last but one
         try:
             pixels, unreadable = next(iterator)
         except RuntimeError as error:
@@ -72,30 +90,32 @@ def _received(iterator, tasks, decoder, device):
             pixels = torch.from_numpy(decoder.place(index % len(decoder.ring), number, positions))
         yield pixels, unreadable
         if device.type == "cuda":
-            shown.append(torch.cuda.Event())
-            shown[-1].record()
+            events.append(torch.cuda.Event())
+            events[-1].record()
 
 
 class _Decoder(torch.utils.data.Dataset):
-    """Decodes tasks, in any process; `ring` is memory [slots, bytes] that all of them see, or None."""
+    """Decodes tasks, in any process; `ring` is memory [slots, bytes] shared by all processes, or None."""
 
-    def __init__(self, sets, cache):
-        self.sets, self.cache, self.ring = sets, cache, None
-        self.reader = None, None  # of the set at hand: tasks come set by set
+    def __init__(self, sets: Sequence[tuple[ImageSet, Preprocessing]], cache: str | Path | None) -> None:
+        self.sets, self.cache = sets, cache
+        self.ring: np.ndarray | None = None
+        self.reader: tuple[Any, Any] = (None, None)  # number and reader of the current set: tasks come set by set
 
-    def shape(self, number):
-        """Return the shape of an image of a set under its view."""
+    def shape(self, number: int) -> tuple[int, int, int]:
+        """Return the shape of a preprocessed image of a set."""
         images, preprocessing = self.sets[number]
         crop = images.preprocessing(preprocessing).crop
         return crop, crop, 3
 
-    def place(self, slot, number, positions):
-        """Return the array in a slot of the ring for a task."""
+    def place(self, slot: int, number: int, positions: Sequence[int]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Return the array for a task in a slot of the ring."""
+        assert self.ring is not None
         shape = (len(positions), *self.shape(number))
         return self.ring[slot, : int(np.prod(shape))].reshape(shape)
 
-    def decode(self, number, positions, pixels):
-        """Write the images at positions into `pixels`; return {row: why it is unreadable}."""
+    def decode(self, number: int, positions: Sequence[int], pixels: np.ndarray) -> dict[int, str]:
+        """Write the images at some positions into `pixels`; return {row: why it is unreadable}."""
         if self.reader[0] != number:
             images, preprocessing = self.sets[number]
             self.reader = number, Reader(images, preprocessing, self.cache)
@@ -108,10 +128,10 @@ class _Decoder(torch.utils.data.Dataset):
                 unreadable[row] = str(error)
         return unreadable
 
-    def __getitem__(self, task):
-        """Return (pixels, unreadable): None for pixels in the ring, an error in the place of the second.
+    def __getitem__(self, task: tuple[int, int, Sequence[int]]) -> tuple[Tensor | None, dict[int, str] | BaseException]:
+        """Return (pixels, unreadable rows); pixels are None if they are in the ring, and an error replaces the rows.
 
-        torch would hand errors on as the text of their tracebacks.
+        torch would pass errors on as the text of their tracebacks.
         """
         slot, number, positions = task
         try:
@@ -123,8 +143,8 @@ class _Decoder(torch.utils.data.Dataset):
             return None, error
 
 
-def _check_semaphores(workers):
-    """The processes' queues need semaphores, a few pages of /dev/shm: without, torch would end in a traceback."""
+def _check_semaphores(workers: int) -> None:
+    """Raise UserError if /dev/shm lacks the few pages for the queues' semaphores: torch would show a traceback."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
@@ -136,10 +156,10 @@ def _check_semaphores(workers):
         )
 
 
-def _shared_memory(slots, size):
-    """Return an array uint8 [slots, size] that processes forked from this one share.
+def _shared_memory(slots: int, size: int) -> UInt8[np.ndarray, "slots size"]:
+    """Return an array that processes forked from this one share.
 
-    It has no name and so does not lie in /dev/shm, of which a container has 64 MB.
+    It has no name and so takes no space in /dev/shm, of which a container has 64 MB.
     """
     try:
         return np.frombuffer(mmap.mmap(-1, slots * size), np.uint8).reshape(slots, size)
@@ -150,25 +170,24 @@ def _shared_memory(slots, size):
         ) from None
 
 
-class _pinned:
-    """Lock the ring in memory while it is used, for fast copies to a GPU; they work without, only slower."""
-
-    def __init__(self, ring, device):
-        self.address = ring.ctypes.data if ring is not None and device.type == "cuda" else None
-        self.size = ring.nbytes if ring is not None else 0
-
-    def __enter__(self):
-        if self.address and int(torch.cuda.cudart().cudaHostRegister(self.address, self.size, 0)):
-            self.address = None
-
-    def __exit__(self, *_):
-        if self.address:
+@contextlib.contextmanager
+def _page_locked(ring: np.ndarray | None, device: torch.device) -> Iterator[None]:
+    """Lock the ring in memory while it is used, for fast copies to a GPU; without, they are only slower."""
+    if ring is None or device.type != "cuda":
+        yield
+        return
+    address, cudart = ring.ctypes.data, cast(Any, torch.cuda.cudart())
+    locked = int(cudart.cudaHostRegister(address, ring.nbytes, 0)) == 0
+    try:
+        yield
+    finally:
+        if locked:
             torch.cuda.synchronize()
-            torch.cuda.cudart().cudaHostUnregister(self.address)
+            cudart.cudaHostUnregister(address)
 
 
-def _start(worker):
+def _start(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if worker:
-        warnings.simplefilter("ignore")  # what one says of the cache, all would say
+        warnings.simplefilter("ignore")  # every process would repeat the warnings about the cache

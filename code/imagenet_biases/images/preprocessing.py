@@ -1,4 +1,4 @@
-"""From image files to pixels: the view, decoding, the cache of decoded images."""
+"""From image files to pixels: preprocessing, decoding, the cache of decoded images."""
 
 import errno
 import functools
@@ -8,54 +8,60 @@ import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from jaxtyping import UInt8
 from PIL import Image
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, write_json
 from imagenet_biases.base.schema import Malformed, read_json
-from imagenet_biases.images.archives import Opened
+from imagenet_biases.images.archives import ArchiveReader
 from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # what image sets hold: no other decoder of Pillow's is tried
-LONGEST = 100  # sides: a strip of 65,000 x 1 would become one of 16 million x 256 before it is cropped
-LOCKED = 60  # seconds that the making of a cache is waited for: it takes a moment
+if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # those of image sets: Pillow tries no other decoder
+LONGEST_SIDE = 100  # short sides: a strip of 65,000 x 1 would become 16 million x 256 before the crop
+LOCK_SECONDS = 60  # to wait for another process that creates the cache: it takes a moment
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a decoded photograph becomes a square of pixels: short side to `resize`, then the central `crop` square.
+    """Turns a photograph into a square: resizes its short side to `resize`, then crops the central `crop` square.
 
-    `resize` None: the files already have the size `crop` x `crop`; another size is an error.
+    `resize` None: the files already have the size `crop` x `crop`; any other size is an error.
     """
 
     resize: int | None
     crop: int
     interpolation: str = "bilinear"
 
-    def __call__(self, image):
-        """Turn a Pillow image into uint8 pixels [crop, crop, 3], RGB."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as transforms
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "crop crop 3"]:
+        """Turn a Pillow image into RGB pixels. Raises ValueError for sizes that it does not accept."""
+        from torchvision.transforms import InterpolationMode, functional
 
+        transforms: Any = functional  # whose annotations know tensors only
         if self.resize is None:
             if image.size != (self.crop, self.crop):
                 raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
             image = image.convert("RGB")
         else:
-            if max(image.size) > LONGEST * min(image.size):
+            if max(image.size) > LONGEST_SIDE * min(image.size):
                 raise ValueError(f"is {image.width} x {image.height}, a strip, not a picture")
             image = image.convert("RGB")
             image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
             image = transforms.center_crop(image, self.crop)
         return np.array(image)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
 
 
@@ -64,34 +70,38 @@ AS_IS = Preprocessing(None, STUDY_CROP)
 
 
 class Unreadable(Exception):
-    """An image that cannot be decoded: its path and why."""
+    """An image cannot be decoded; the message gives its path and the reason."""
 
 
-def decode(path, preprocessing, data=None):
-    """Decode an image file to uint8 pixels [crop, crop, 3] under a view (or to what any function of an image gives).
+def decode(path: Path, preprocessing: Callable[[Image.Image], Any], data: Callable[[], bytes] | None = None) -> Any:
+    """Decode an image file to what `preprocessing` (a Preprocessing, or any function of an image) makes of it.
 
-    `data`: a function that gives the file's bytes where they do not lie at `path`. Raises Unreadable for whatever a
-    decoder raises: on damaged files that may be anything.
+    Args:
+        path: of the file.
+        preprocessing: gives uint8 pixels [crop, crop, 3] if it is a Preprocessing.
+        data: gives the file's bytes where they are not at `path`.
+
+    Raises:
+        Unreadable: whatever a decoder raises: damaged files cause any kind of error.
     """
     try:
-        data = data() if data else read_bytes(path)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if preprocessing == AS_IS and image.size == (preprocessing.crop, preprocessing.crop):
-                pixels = _of_jpeg(image, data)
+        content = data() if data else read_bytes(path)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if preprocessing == AS_IS and image.size == (AS_IS.crop, AS_IS.crop):
+                pixels = _of_jpeg(image, content)
                 return preprocessing(image) if pixels is None else pixels
             return preprocessing(image)
-    except OSError as error:  # Pillow's own carry no number
+    except OSError as error:  # Pillow's carry no number
         raise Unreadable(f"{path}: {error.strerror or _without_address(error)}") from None
     except Exception as error:
         raise Unreadable(f"{path}: {str(error) or type(error).__name__}") from None
 
 
-def _of_jpeg(image, data):
-    """Return the pixels of a JPEG as simplejpeg decodes it where that is sure to be what Pillow gives, else None.
+def _of_jpeg(image: Image.Image, data: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Return the pixels of a JPEG as simplejpeg decodes it where Pillow is certain to give the same, else None.
 
-    It decodes at once into an array, 1.5 times as fast as Pillow; what is to be resized has to become Pillow's image
-    again, which takes what was won. Only YCbCr and grey JPEGs without a fault: what is to be said of a fault, Pillow
-    says.
+    It decodes straight into an array, 1.5 times as fast as Pillow; images to be resized would have to become Pillow
+    images again, which costs the time saved. Only for faultless YCbCr and grey JPEGs: Pillow reports faults.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not _simplejpeg():
         return None
@@ -104,10 +114,10 @@ def _of_jpeg(image, data):
 
 
 @functools.cache
-def _simplejpeg():
-    """Return the module simplejpeg if it is there and agrees with Pillow here, else None.
+def _simplejpeg() -> Any:
+    """Return the module simplejpeg if it is installed and agrees with Pillow on this machine, else None.
 
-    Both bring a libjpeg-turbo of their own; other versions or builds of it may round in another way.
+    Both bring their own libjpeg-turbo; its versions and builds may round differently.
     """
     try:
         import simplejpeg
@@ -124,30 +134,31 @@ def _simplejpeg():
     return simplejpeg
 
 
-def _without_address(error):
-    """Pillow's 'cannot identify image file <_io.BufferedReader name=...>', without the reader."""
+def _without_address(error: OSError) -> str:
+    """Return Pillow's 'cannot identify image file <_io.BufferedReader name=...>' without the reader."""
     return str(error).partition(" <_io.")[0]
 
 
 class Reader:
-    """Reads images of one set under one view, through the decoded cache where a folder for it is given.
+    """Reads preprocessed images of one set, through the cache of decoded images where its folder is given.
 
     The cache is one file of pixels for the whole listing (uint8 [N, crop, crop, 3], memory-mapped) and one of stamps:
-    for each image the checksum of its pixels and the size and time of the file they came from; no stamp, no pixels.
-    Pixels are written before their stamp, so any number of processes may fill it at once and be killed at any moment:
-    pixels that do not fit their stamp are decoded again.
+    per image the checksum of its pixels and the size and time of their source file; no stamp, no pixels. Pixels are
+    written before their stamp, so any number of processes may fill the cache at once and be killed at any moment:
+    pixels that do not match their stamp are decoded again.
     """
 
     STAMP = np.dtype([("crc", "<u4"), ("size", "<i8"), ("time", "<i8")])
 
-    def __init__(self, images, preprocessing, folder=None):
-        self.images, self.preprocessing, self.pixels = images, images.preprocessing(preprocessing), None
+    def __init__(self, images: "ImageSet", preprocessing: Preprocessing, folder: str | Path | None = None) -> None:
+        self.images, self.preprocessing = images, images.preprocessing(preprocessing)
+        self.pixels: np.ndarray | None = None
         members = images.listing.members
-        self.opened = Opened(members) if members else None
+        self.archives = ArchiveReader(members) if members else None
         if folder is not None and not images.as_is:  # ready-made images are small, and there are 7 million of them
             self._open(Path(folder))
 
-    def _open(self, folder):
+    def _open(self, folder: Path) -> None:
         listing, crop = self.images.listing, self.preprocessing.crop
         root = os.fsencode(listing.root.resolve())
         description = {"set": self.images.name, "view": str(self.preprocessing), "root": os.fsdecode(root)}
@@ -158,7 +169,7 @@ class Reader:
         sizes = {"u8": len(listing.files) * crop * crop * 3, "stamps": len(listing.files) * self.STAMP.itemsize}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"{stem}.lock", timeout=LOCKED):  # several processes begin at once
+            with FileLock(folder / f"{stem}.lock", timeout=LOCK_SECONDS):  # several processes start at once
                 if not self._sound(paths, sizes, description):
                     for path in paths.values():
                         path.unlink(missing_ok=True)
@@ -172,7 +183,9 @@ class Reader:
             missing = np.count_nonzero(self.stamps["crc"][self.images.chosen] == 0) * crop * crop * 3
             free = shutil.disk_usage(folder).free
         except Timeout:
-            return self._do_without(f"{folder / stem}.lock has been held for {LOCKED} s; remove it if nothing runs")
+            return self._do_without(
+                f"{folder / stem}.lock has been held for {LOCK_SECONDS} s; remove it if nothing runs"
+            )
         except OSError as error:
             if error.errno in NO_SPACE:
                 return self._do_without(error.strerror)
@@ -183,7 +196,7 @@ class Reader:
             self._do_without(f"{folder} has {free / 1e9:,.1f} GB free, they would take {missing / 1e9:,.1f}")
 
     @staticmethod
-    def _sound(paths, sizes, description):
+    def _sound(paths: dict[str, Path], sizes: dict[str, int], description: dict[str, Any]) -> bool:
         try:
             return read_json(paths["json"], dict) == description and all(
                 paths[kind].stat().st_size == size for kind, size in sizes.items()
@@ -191,16 +204,13 @@ class Reader:
         except (OSError, Malformed):
             return False
 
-    def _do_without(self, reason):
-        """A full disk ends the caching, not the run."""
+    def _do_without(self, reason: str | None) -> None:
+        """Stop caching: a full disk ends the cache, not the run."""
         self.pixels = None
         warnings.warn(f"decoded images are no longer kept: {reason}", stacklevel=3)
 
-    def read(self, position, out=None):
-        """Return the pixels of the image at a position of the listing, uint8 [crop, crop, 3], or write them to `out`.
-
-        Raises Unreadable.
-        """
+    def read(self, position: int, out: np.ndarray | None = None) -> UInt8[np.ndarray, "crop crop 3"]:
+        """Return the pixels of the image at a position of the listing, written to `out` if given. Raises Unreadable."""
         if out is None:
             out = np.empty((self.preprocessing.crop, self.preprocessing.crop, 3), np.uint8)
         if self.pixels is None:
@@ -222,31 +232,31 @@ class Reader:
             self._do_without(error.strerror)
         return out
 
-    def decoded(self, position):
-        """Return what the view makes of the image at a position of the listing, decoded anew. Raises Unreadable."""
+    def decoded(self, position: int) -> UInt8[np.ndarray, "crop crop 3"]:
+        """Decode and preprocess the image at a position of the listing, past the cache. Raises Unreadable."""
         data = None
-        if self.opened:
+        if self.archives:
             size = int(self.images.listing.sizes[position])
-            data = functools.partial(self.opened.read, position, size)
+            data = functools.partial(self.archives.read, position, size)
         return decode(self.images.path(position), self.preprocessing, data)
 
-    def _status(self, position):
-        """Return size and time of the file (of the archive's, for an image in one)."""
+    def _status(self, position: int) -> tuple[int, int]:
+        """Return size and time of the image's file (for one in an archive: the time of the archive)."""
         try:
-            if self.opened:
-                return int(self.images.listing.sizes[position]), self.opened.time(position)
+            if self.archives:
+                return int(self.images.listing.sizes[position]), self.archives.time(position)
             status = self.images.path(position).stat()
         except OSError as error:
             raise Unreadable(f"{self.images.path(position)}: {error}") from None
         return status.st_size, status.st_mtime_ns
 
 
-def _checksum(pixels):
-    return zlib.crc32(pixels) or 1  # 0 means: not there yet
+def _checksum(pixels: Any) -> int:
+    return zlib.crc32(pixels) or 1  # 0 means: not stored yet
 
 
-def _write_at(file, data, offset):
-    preprocessing = memoryview(data)
-    while preprocessing:
-        written = os.pwrite(file.fileno(), preprocessing, offset)
-        preprocessing, offset = preprocessing[written:], offset + written
+def _write_at(file: Any, data: bytes, offset: int) -> None:
+    remaining = memoryview(data)
+    while remaining:
+        written = os.pwrite(file.fileno(), remaining, offset)
+        remaining, offset = remaining[written:], offset + written

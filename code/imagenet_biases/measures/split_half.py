@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import torch
 
-from imagenet_biases.base.errors import noted
+from imagenet_biases.base.errors import collected_warnings
 from imagenet_biases.stimuli.seeded import streams
 from imagenet_biases.vocabulary import Batch, Estimate, Results
 
@@ -38,7 +38,7 @@ def halves(benchmark, found):
         return {}
     values = {}
     try:
-        with noted():  # what there is to say of a report has been said of the whole
+        with collected_warnings():  # what there is to say of a report has been said of the whole
             for split, half in itertools.product(range(SPLITS), (0, 1)):
                 for name, one in benchmark.report(_half(found, split, half)):
                     value = one.value if isinstance(one, Estimate) else one

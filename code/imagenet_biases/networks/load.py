@@ -1,6 +1,6 @@
-"""load_model(name) -> Network: a network of the registry, of timm, of a file or of one's own, on pixels in [0, 1].
+"""load_model(name) -> Network: a network of the registry, of timm, of a file or of your own code, on [0, 1] pixels.
 
-from_module(module, label) makes one of a torch module; borrowed(module) is how it is given back as it was.
+from_module(module, label) wraps a torch module; borrowed(module) restores the module afterwards.
 """
 
 import contextlib
@@ -10,10 +10,14 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from imagenet_biases.base.download import fetch, file_hash, hash_in_name
 from imagenet_biases.base.errors import UserError
@@ -22,68 +26,107 @@ from imagenet_biases.base.safe_pickle import read
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.packages import CLASSES
-from imagenet_biases.networks.pins import Pins
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import blaming, build, class_sources
 
-FULL = 50_000  # ImageNet validation images
-SAME = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
+if TYPE_CHECKING:
+    from imagenet_biases.networks.frontends import FrontEnd
+    from imagenet_biases.vocabulary import Batch
+
+VALIDATION_IMAGES = 50_000
+ROUNDING = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
 
 
 class Network(torch.nn.Module):
     """A network on RGB pixels in [0, 1], float32 [B, 3, H, W], that gives 1,000 logits [B, 1000] (sorted WordNet ids).
 
-    name: its label, and the folder of its results; category: '' if none; expected_top1: per cent, or None; identity: a
-    JSON-able dict of what it is (`network` is a sha256 of weights, architecture and own code, whatever its label);
-    native_view: the View its authors evaluate with.
-    answers: 'logits', or 'words' where the body says so: it returns a list of str, one an image. wants_batch: whether
-    the body is called as body(pixels, batch=batch), with the images' keys, the seed and the draw. asks: the keywords by
-    which the body takes a question (Condition.question). channels_last: whether it takes weights and pixels in that
-    order. side: of its images in pixels, where it takes no other, else None.
     In evaluation mode, float32, parameters without gradients.
+
+    Attributes:
+        name: its label, and the folder of its results.
+        category: '' if none.
+        expected_top1: per cent, or None.
+        identity: JSON-able; `network` is a sha256 of weights, architecture and custom code, whatever its label.
+        channels_last: whether it accepts weights and pixels in that memory order.
+        overwrites: whether it writes into its pixels.
+        frontends: what stands before it, first to last.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
-        body,
+        body: torch.nn.Module,
         *,
-        name,
-        mean,
-        std,
-        facts,
-        code="",
-        category="",
-        expected_top1=None,
-        preprocessing=STUDY,
-        allow_unstable=False,
-        check=True,
-    ):
+        name: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        facts: Mapping[str, Any],
+        code: str = "",
+        category: str = "",
+        expected_top1: float | None = None,
+        preprocessing: Preprocessing | str = STUDY,
+        allow_unstable: bool = False,
+        check: bool = True,
+    ) -> None:
         super().__init__()
         self.body = body
-        self.name, self.category, self.expected_top1, self._preprocessing = (
-            safe_name(name),
-            category,
-            expected_top1,
-            preprocessing,
-        )
-        self.answers, self.wants_batch = getattr(body, "answers", "logits"), bool(getattr(body, "wants_batch", False))
-        self.side = getattr(body, "side", None)
-        self.asks = tuple(getattr(body, "asks", ()))
+        self.name, self.category, self.expected_top1 = safe_name(name), category, expected_top1
+        self._preprocessing = preprocessing
         if self.answers not in ("logits", "words"):
             raise UserError(f"{name}: its attribute `answers` is {self.answers!r}, not 'logits' or 'words'")
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.channels_last, self.overwrites = True, False
-        self.frontends, self._asks = (), self.wants_batch
-        with blaming(f"{name}, shown two images,"), torch.no_grad():
+        self.frontends: tuple[FrontEnd, ...] = ()
+        with blaming(f"{name}, given two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
             if check:
                 self._check(allow_unstable)
         self.identity = {"network": _fingerprint(self, code), **facts}
 
-    def forward(self, pixels, batch=None, prompt=None):
+    @property
+    def answers(self) -> str:
+        """'logits', or 'words' where the body says so: it returns a list of str, one per image."""
+        return getattr(self.body, "answers", "logits")
+
+    @property
+    def wants_batch(self) -> bool:
+        """Whether its answers depend on the images' keys, the seed and the draw (vocabulary.Batch)."""
+        return self._body_wants_batch or any(frontend.seeded for frontend in self.frontends)
+
+    @property
+    def _body_wants_batch(self) -> bool:
+        """Whether the body is called as body(pixels, batch=batch)."""
+        return bool(getattr(self.body, "wants_batch", False))
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The keywords by which the body accepts a prompt (Condition.prompt)."""
+        return tuple(getattr(self.body, "asks", ()))
+
+    @property
+    def side(self) -> int | None:
+        """The side of its images in pixels, where it accepts no other, else None."""
+        return getattr(self.body, "side", None)
+
+    @property
+    def native_preprocessing(self) -> Preprocessing:
+        """The preprocessing with which its authors evaluate it. Raises UserError where it cannot be followed."""
+        if not isinstance(self._preprocessing, Preprocessing):
+            raise UserError(
+                f"{self.name}: --preprocessing native cannot follow its own preprocessing ({self._preprocessing}); use "
+                f"study"
+            )
+        return self._preprocessing
+
+    def forward(
+        self, pixels: Float[Tensor, "B 3 H W"], batch: "Batch | None" = None, prompt: Mapping[str, Any] | None = None
+    ) -> Float[Tensor, "B C"] | list[str]:
+        """Return logits, or words. `prompt`: keyword arguments of which the body receives those that it asks for."""
         for frontend in self.frontends:
             pixels = frontend(pixels, batch)
         if self.normalized:
@@ -92,16 +135,15 @@ class Network(torch.nn.Module):
             pixels = pixels.clone()
         if not self.channels_last:
             pixels = pixels.contiguous()
-        more = {"batch": batch} if self._asks else {}
-        if self.asks:  # nothing that depends on the question is in the way of tracing other networks
-            more |= {word: value for word, value in (prompt or {}).items() if word in self.asks}
-        return self.body(pixels, **more)
+        arguments: dict[str, Any] = {"batch": batch} if self._body_wants_batch else {}
+        if self.asks:  # other networks are traced without anything that depends on a prompt
+            arguments |= {word: value for word, value in (prompt or {}).items() if word in self.asks}
+        return self.body(pixels, **arguments)
 
-    def behind(self, frontend):
-        """Return the network behind a FrontEnd: another network, of the same parameters, of which nothing is known."""
+    def behind(self, frontend: "FrontEnd") -> "Network":
+        """Return the network behind a front end: another network with the same parameters and no expected accuracy."""
         network = copy.copy(self)
         network.frontends = (frontend, *self.frontends)
-        network.wants_batch = self._asks or any(one.seeded for one in network.frontends)
         network.expected_top1 = None
         text = json.dumps([self.identity["network"], frontend.identity()], sort_keys=True)
         network.identity = self.identity | {
@@ -110,64 +152,62 @@ class Network(torch.nn.Module):
         }
         return network
 
-    @property
-    def native_preprocessing(self):
-        if not isinstance(self._preprocessing, Preprocessing):
-            raise UserError(
-                f"{self.name}: --preprocessing native cannot follow its own preprocessing ({self._preprocessing}); use study"
-            )
-        return self._preprocessing
-
-    def _check(self, allow_unstable):
-        """Show two images together, again, each alone, and in channels-last order: what the measurement relies on.
+    def _check(self, allow_unstable: bool) -> None:
+        """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
         Sets `overwrites` and `channels_last`. Raises UserError for answers of another shape, and, unless
-        `allow_unstable`, for answers that are no function of the image.
+        `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
-        pixels = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        images = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
-        def ask(*chosen, order=torch.contiguous_format):
-            shown = pixels[list(chosen)].clone(memory_format=order)
-            version = shown._version  # counts what is written into it, even where that changes no value
-            answers = self(shown, SimpleNamespace(keys=torch.tensor(chosen), seed=0, draw=0))
+        def ask(*chosen: int, order: torch.memory_format = torch.contiguous_format) -> Any:
+            pixels = images[list(chosen)].clone(memory_format=order)
+            version = pixels._version  # counts writes, even those that change no value
+            answers = self(pixels, SimpleNamespace(keys=torch.tensor(chosen), seed=0, draw=0))
             self._check_shape(answers, len(chosen))
-            if shown._version != version:
+            if pixels._version != version:
                 self.overwrites = True
-            return answers.clone() if self.answers == "logits" else answers
+            return answers.clone() if isinstance(answers, Tensor) else answers
 
-        together, again, alone = ask(0, 1), ask(0, 1), [ask(0), ask(1)]
-        alone = torch.cat(alone) if self.answers == "logits" else alone[0] + alone[1]
-        doubt = None
-        if seen := _difference(together, again):
-            doubt = (
-                f"answers the same two images differently when asked again ({seen}): dropout or other random numbers "
-                f"in evaluation mode, or memory of what it has seen"
-            )
-        elif seen := _difference(together, alone):
-            doubt = f"answers an image differently beside another one than alone ({seen}): batch statistics?"
+        together = ask(0, 1)
+        doubt = self._doubt(together, ask)
         if doubt and not allow_unstable:
             raise UserError(
-                f"{self.name} {doubt}; mend it, or measure it as it is, which is recorded, with --allow-unstable "
+                f"{self.name} {doubt}; fix it, or measure it as it is, which is recorded, with --allow-unstable "
                 f"(load_model(..., allow_unstable=True))"
             )
         if doubt:
             warnings.warn(f"{self.name} {doubt}; its figures depend on more than the images", stacklevel=2)
         if self.overwrites and not self.normalized:
-            warnings.warn(f"{self.name} writes into its pixels: it is given a copy each time", stacklevel=2)
+            warnings.warn(f"{self.name} writes into its pixels: it receives a copy each time", stacklevel=2)
         try:
             self.to(memory_format=torch.channels_last)
-            seen = _difference(together, ask(0, 1, order=torch.channels_last)) and not doubt and "its answers differ"
-        except Exception as error:  # whatever its code raises, an assertion of its own, say
-            seen = " ".join(str(error).split())[:160]
+            differs = _difference(together, ask(0, 1, order=torch.channels_last)) and not doubt
+            problem = "its answers differ" if differs else ""
+        except Exception as error:  # whatever its code raises, such as an assertion
+            problem = " ".join(str(error).split())[:160]
         finally:
             self.to(memory_format=torch.contiguous_format)
-        if seen:
+        if problem:
             self.channels_last = False
-            warnings.warn(f"{self.name} runs without the channels-last order, slower ({seen})", stacklevel=2)
+            warnings.warn(f"{self.name} runs without the channels-last order, slower ({problem})", stacklevel=2)
 
-    def _check_shape(self, answers, images):
-        """Anything but [images, 1000] floats (or as many texts) would be noticed only at the end of a long run."""
+    def _doubt(self, together: Any, ask: Callable[..., Any]) -> str:
+        """Return how the answers depend on more than the image, '' if they do not."""
+        again, first, second = ask(0, 1), ask(0), ask(1)
+        alone = torch.cat([first, second]) if self.answers == "logits" else first + second
+        if difference := _difference(together, again):
+            return (
+                f"answers the same two images differently when asked again ({difference}): dropout or other random "
+                f"numbers in evaluation mode, or memory of earlier images"
+            )
+        if difference := _difference(together, alone):
+            return f"answers an image differently beside another one than alone ({difference}): batch statistics?"
+        return ""
+
+    def _check_shape(self, answers: Any, images: int) -> None:
+        """Refuse now what would be noticed only at the end of a long run: other answers than floats [images, 1000]."""
         if self.answers == "words":
             if not (isinstance(answers, list) and len(answers) == images and all(isinstance(a, str) for a in answers)):
                 raise UserError(f"{self.name} answers {images} images with {_kind(answers)}, not with a list of str")
@@ -178,77 +218,99 @@ class Network(torch.nn.Module):
             )
 
 
-def _kind(answers):
+def _kind(answers: Any) -> tuple[int, ...] | str:
     return tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
 
 
-def _difference(answers, others):
-    """Say how two answers to the same images differ, '' if they agree up to rounding."""
+def _difference(answers: Any, reference: Any) -> str:
+    """Return how two answers to the same images differ, '' if they agree up to rounding."""
     if isinstance(answers, list):
-        unlike = [f"{one!r}, then {other!r}"[:200] for one, other in zip(answers, others, strict=True) if one != other]
-        return unlike[0] if unlike else ""
-    limit = max(SAME, 4 * torch.finfo(answers.dtype).eps)  # a network may compute in half precision
-    answers, others = answers.float(), others.float()
-    same = (answers == others) | (answers.isnan() & others.isnan())
-    gap = torch.where(same, 0, (answers - others).abs()).nan_to_num(torch.inf).max().item()
+        for first, second in zip(answers, reference, strict=True):
+            if first != second:
+                return f"{first!r}, then {second!r}"[:200]
+        return ""
+    limit = max(ROUNDING, 4 * torch.finfo(answers.dtype).eps)  # a network may compute in half precision
+    answers, reference = answers.float(), reference.float()
+    same = (answers == reference) | (answers.isnan() & reference.isnan())
+    gap = torch.where(same, 0, (answers - reference).abs()).nan_to_num(torch.inf).max().item()
     largest = torch.where(answers.isfinite(), answers, 0).abs().max().item()
     return f"logits differ by {gap:.3g}, the largest is {largest:.3g}" if gap > limit * largest else ""
 
 
 @contextlib.contextmanager
-def borrowed(module):
-    """Within the block `module` is in evaluation mode, float32, without gradients, and may be moved to any device.
+def borrowed(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield `module` in evaluation mode, float32, without gradients; the block may move it to any device.
 
-    Afterwards it is as it was: each part's training flag, each parameter's data (with its device, type and memory
-    format), gradient and requires_grad, each buffer with its values. What the block writes into the numbers of a
-    parameter themselves is its own to undo.
+    Afterwards it is as before: each part's training flag, each parameter's data (with its device, type and memory
+    format), gradient and requires_grad, each buffer with its values. Only writes into the numbers of a parameter are
+    the block's to undo.
     """
     modes = [(part, part.training) for part in module.modules()]
-    parameters = [
-        (part, name, p, p.data, p.requires_grad, p.grad, None if p.grad is None else p.grad.data)
-        for part in module.modules()
-        for name, p in part._parameters.items()
-        if p is not None
-    ]
-    buffers = [
-        # a buffer made in inference mode counts no versions, and cannot be written into outside it
-        (part, name, buffer, None if buffer.is_inference() else buffer._version, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
+    parameters: list[tuple[Any, ...]] = []
+    buffers: list[tuple[Any, ...]] = []
+    for part in module.modules():
+        for name, p in part._parameters.items():
+            if p is not None:
+                gradient = None if p.grad is None else p.grad.data
+                parameters.append((part, name, p, p.data, p.requires_grad, p.grad, gradient))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                # a buffer created in inference mode counts no versions, and cannot be written outside it
+                version = None if buffer.is_inference() else buffer._version
+                buffers.append((part, name, buffer, version, buffer.detach().clone()))
     try:
         yield module.eval().requires_grad_(False).float()
     finally:
-        for part, mode in modes:
-            part.training = mode
-        for part, name, parameter, data, trained, gradient, numbers in parameters:
-            part._parameters[name] = parameter
-            parameter.grad = None  # it must fit its parameter at any moment
-            parameter.data = data
-            parameter.requires_grad_(trained)
-            if gradient is not None:
-                gradient.data = numbers
-                parameter.grad = gradient
-        for part, name, buffer, version, values in buffers:
-            part._buffers[name] = buffer
-            if version is not None and buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(values)
+        _restore(modes, parameters, buffers)
 
 
-def from_module(module, label, *, expected_top1=None, category="", allow_unstable=False):
+def _restore(modes: list[Any], parameters: list[tuple[Any, ...]], buffers: list[tuple[Any, ...]]) -> None:
+    for part, mode in modes:
+        part.training = mode
+    for part, name, parameter, data, requires_grad, gradient, numbers in parameters:
+        part._parameters[name] = parameter
+        parameter.grad = None  # it must match its parameter at any moment
+        parameter.data = data
+        parameter.requires_grad_(requires_grad)
+        if gradient is not None:
+            gradient.data = numbers
+            parameter.grad = gradient
+    for part, name, buffer, version, values in buffers:
+        part._buffers[name] = buffer
+        if version is not None and buffer._version != version:
+            with torch.no_grad():
+                buffer.copy_(values)
+
+
+def from_module(
+    module: torch.nn.Module,
+    label: str,
+    *,
+    expected_top1: float | None = None,
+    category: str = "",
+    allow_unstable: bool = False,
+) -> Network:
     """Return the Network of a torch module on RGB pixels in [0, 1] (normalization inside) that gives 1,000 logits.
 
-    label: the name of its results. expected_top1: per cent on the ImageNet validation images, if known.
-    The module itself is left as it is; hold `borrowed(network)` open while the Network is used. Its identity is its
-    state dict, its architecture as text and the source code of its classes, as far as that is to be had.
-    Raises UserError for what is no such module.
+    The module itself stays as it is; keep `borrowed(network)` open while the Network is used. Its identity is its state
+    dict, its architecture as text and the source code of its classes, as far as available.
+
+    Args:
+        module: in any mode, on any device.
+        label: the name of its results.
+        expected_top1: per cent on the ImageNet validation images, if known.
+        category: of the network, '' for none.
+        allow_unstable: accept a network whose answers are not a function of the image, with a warning.
+
+    Raises:
+        UserError: it is not such a module.
     """
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{label}: {type(module).__name__} is not a torch.nn.Module")
     if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
-        raise UserError(f"{label}: some of its weights have no shape yet (lazy modules); show it one batch first")
+        raise UserError(
+            f"{label}: some of its weights have no shape yet (lazy modules); run one batch through it first"
+        )
     facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
     mean, std = NORMALIZATIONS["none"]
     with borrowed(module):
@@ -265,53 +327,56 @@ def from_module(module, label, *, expected_top1=None, category="", allow_unstabl
 
 
 def load_model(
-    name,
+    name: str,
     *,
-    label=None,
-    arch="resnet50",
-    normalization="imagenet",
-    checkpoints=None,
-    allow_unstable=False,
-    frontend=None,
-    trust_remote_code=False,
-):
+    label: str | None = None,
+    arch: str = "resnet50",
+    normalization: str = "imagenet",
+    checkpoints: str | Path | None = None,
+    allow_unstable: bool = False,
+    frontend: str | None = None,
+    trust_remote_code: bool = False,
+) -> Network:
     """Return the Network called `name`.
 
-    name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
-        `hf:ID` (networks.language).
-    label: what its results are called (default: `registry.network_name(name)`).
-    arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
-    normalization: for a checkpoint file: imagenet, inception or none.
-    checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
-    allow_unstable: take a network whose answers are no function of the image, with a warning.
-    frontend: what stands before it, as text (networks.frontends). An entry of the registry may have one of its own.
-    trust_remote_code: let a model of the hub bring code of its own, and run it.
-    Raises UserError for anything that keeps the network from being complete and as expected.
+    Args:
+        name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
+            `hf:ID` (networks.vlm).
+        label: the name of its results (default: `registry.network_name(name)`).
+        arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
+        normalization: for a checkpoint file: imagenet, inception or none.
+        checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
+        allow_unstable: accept a network whose answers are not a function of the image, with a warning.
+        frontend: what stands before it, as text (networks.frontends). An entry of the registry may have its own.
+        trust_remote_code: let a model of the hub run its own code.
+
+    Raises:
+        UserError: anything keeps the network from being complete and as expected.
     """
     kind = registry.kind_of(name)
     label = safe_name(label) if label is not None else registry.network_name(name)
     if kind == "registry":
-        made = _from_registry(registry.registry()[name], checkpoints)
+        parts = _from_registry(registry.registry()[name], checkpoints)
     elif kind == "zero-shot":
-        made = _from_open_clip(name, checkpoints)
+        parts = _from_open_clip(name, checkpoints)
     elif kind == "function":
-        made = _from_function(name)
+        parts = _from_function(name)
     elif kind == "timm":
-        made = _from_timm(name, checkpoints)
+        parts = _from_timm(name, checkpoints)
     elif kind == "language":
-        made = _from_hub(name.removeprefix("hf:"), trust_remote_code)
+        parts = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
-        made = _from_file(Path(name), arch, normalization)
-    network = Network(**made, name=label, allow_unstable=allow_unstable)
-    own = registry.registry()[name].frontend if kind == "registry" else ""
-    if own:  # part of what is published under this name, so it is what is known of it
-        network = behind(network, own, expected_top1=network.expected_top1)
+        parts = _from_file(Path(name), arch, normalization)
+    network = Network(**parts, name=label, allow_unstable=allow_unstable)
+    frontend_of_entry = registry.registry()[name].frontend if kind == "registry" else ""
+    if frontend_of_entry:  # published as part of the network, so the expected accuracy applies behind it
+        network = behind(network, frontend_of_entry, expected_top1=network.expected_top1)
         network.identity["own_frontend"] = network.identity.pop("frontend")
     return behind(network, frontend) if frontend else network
 
 
-def behind(network, text, expected_top1=None):
-    """Return a network behind the front end that `text` names (networks.frontends)."""
+def behind(network: Network, text: str, expected_top1: float | None = None) -> Network:
+    """Return a network behind the front end that `text` names (networks.frontends). Raises UserError."""
     from imagenet_biases.networks.frontends import front_end
 
     network = network.behind(front_end(text))
@@ -319,53 +384,48 @@ def behind(network, text, expected_top1=None):
     return network
 
 
-def _from_registry(entry, checkpoints):
-    """What the Network of an entry is made of; so do the functions below for other names."""
+def _from_registry(entry: registry.Entry, checkpoints: str | Path | None) -> dict[str, Any]:
+    """Return Network's arguments for an entry; so do the functions below for other names."""
+    facts_known = {"category": entry.category, "expected_top1": entry.expected_top1}
     if registry.zero_shot(entry.arch):
-        known = {"category": entry.category, "expected_top1": entry.expected_top1}
-        return _from_open_clip(entry.arch, checkpoints) | known
-    addresses = [file.address for file in entry.files]  # a name that its package does not know is said first
+        return _from_open_clip(entry.arch, checkpoints) | facts_known
+    addresses = [file.address for file in entry.files]  # reports first a name that its package does not have
     body, code = build(entry.arch)
-    state, hashes = {}, {}
+    state, hashes, path = {}, {}, None
     for file, address in zip(entry.files, addresses, strict=True):
         path = file.obtain(checkpoints)
         contents, hashes[address] = read_verified(address, path, file.sha256)
         part = file.layout.apply(contents, path)
-        if twice := state.keys() & part.keys():
-            raise UserError(f"{entry.name}: two of its files bring {min(twice)!r}")
+        if repeated := state.keys() & part.keys():
+            raise UserError(f"{entry.name}: two of its files contain {min(repeated)!r}")
         state |= part
     if entry.files:
         fill(body, state, f"{entry.name} ({path})")
     _pin(hashes)
-    location, config = entry.location, None
-    preprocessing = Preprocessing(**entry.view) if entry.view else STUDY
+    normalization = NORMALIZATIONS.get(entry.normalization)
+    preprocessing: Preprocessing | str = STUDY
     if entry.source == "timm":
-        config = packages.timm_config(location)
-        preprocessing = preprocessing if entry.view else packages.timm_preprocessing(config)
+        config = packages.timm_config(entry.location)
+        preprocessing = packages.timm_preprocessing(config)
+        normalization = normalization or (config["mean"], config["std"])
     elif entry.source == "torchvision":
         packages.as_torchvision_evaluates(body)
-        preprocessing = preprocessing if entry.view else packages.torchvision_preprocessing(location)
-    timms = entry.normalization == "timm"
-    mean, std = (config["mean"], config["std"]) if timms else NORMALIZATIONS[entry.normalization]
+        preprocessing = packages.torchvision_preprocessing(entry.location)
+    if entry.preprocessing:
+        preprocessing = Preprocessing(**entry.preprocessing)
+    assert normalization is not None, "an entry's normalization is checked when it is read"
+    mean, std = normalization
     facts = {
         "checkpoint_sha256": "+".join(hashes.values()) or None,
         "source": " + ".join(hashes) or entry.arch,
         "arch": entry.arch,
         "normalization": entry.normalization,
     }
-    known = {"category": entry.category, "expected_top1": entry.expected_top1}
-    return {
-        "body": body,
-        "code": code,
-        "mean": mean,
-        "std": std,
-        "preprocessing": preprocessing,
-        "facts": facts,
-        **known,
-    }
+    parts = {"body": body, "code": code, "mean": mean, "std": std, "preprocessing": preprocessing, "facts": facts}
+    return parts | facts_known
 
 
-def _from_file(path, arch, normalization):
+def _from_file(path: Path, arch: str, normalization: str) -> dict[str, Any]:
     demand_file(path, "a checkpoint file")
     if normalization not in NORMALIZATIONS:
         raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
@@ -376,7 +436,7 @@ def _from_file(path, arch, normalization):
     return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
 
 
-def _from_function(name):
+def _from_function(name: str) -> dict[str, Any]:
     path, function = registry.split_function(name)
     body, code = build(name)
     source = f"{path.name}:{function}"
@@ -385,14 +445,14 @@ def _from_function(name):
     return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
 
 
-def _from_timm(name, checkpoints):
+def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
     import timm
 
     address = packages.timm_address(name)
     path = fetch(address, registry.checkpoint_folder(checkpoints), name=f"{name}.safetensors")
     contents, sha256 = read_verified(address, path)
     try:  # timm's own strict loading: it also translates the names in files that others published
-        body = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
+        body: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{address} does not fill timm's {name}: {' '.join(str(error).split())[:300]}") from error
     body.pretrained_cfg.pop("state_dict")  # or every network would be kept twice
@@ -403,7 +463,7 @@ def _from_timm(name, checkpoints):
     return {"body": body, "mean": config["mean"], "std": config["std"], "preprocessing": preprocessing, "facts": facts}
 
 
-def _from_open_clip(name, checkpoints):
+def _from_open_clip(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
     from imagenet_biases.networks.zero_shot import zero_shot_network
 
     body, preprocessing, facts, hashes = zero_shot_network(name, checkpoints)
@@ -412,7 +472,7 @@ def _from_open_clip(name, checkpoints):
     return {"body": body, "mean": mean, "std": std, "preprocessing": preprocessing, "facts": facts}
 
 
-def _from_hub(name, trust_remote_code):
+def _from_hub(name: str, trust_remote_code: bool) -> dict[str, Any]:
     from imagenet_biases.networks.vlm import vision_language_model
 
     body, facts = vision_language_model(name, trust_remote_code)
@@ -420,45 +480,47 @@ def _from_hub(name, trust_remote_code):
     _add_tensors(digest, body.model.state_dict())
     facts |= {"checkpoint_sha256": None, "normalization": "its own"}
     mean, std = NORMALIZATIONS["none"]
-    # not shown two images: writing takes long, and in half precision a batch's size may turn a word
+    # not checked with two images: writing takes long, and in half precision the batch size may change a word
     return {"body": body, "code": digest.hexdigest(), "mean": mean, "std": std, "facts": facts, "check": False}
 
 
-def read_verified(address, path, expected=None):
-    """Return (contents, sha256) of a file, also one put there by hand.
+def read_verified(address: str, path: Path, expected: str | None = None) -> tuple[dict[str, Any], str]:
+    """Return (contents, sha256) of a downloaded file, or of one put there by hand.
 
-    Raises UserError if its hash does not begin as `expected`, or as its address says, or is not the pinned one.
+    Args:
+        address: where it is published.
+        path: of the file.
+        expected: the hash or its first digits; by default those that the address gives.
+
+    Raises:
+        UserError: its hash is not the expected or the pinned one.
     """
     contents, sha256 = read(path), file_hash(path)
     expected = expected or hash_in_name(address) or ""
     if not sha256.startswith(expected):
         raise UserError(f"{path} has sha256 {sha256}, one that begins with {expected} was expected: delete it")
-    _pins().check(address, sha256, path)
+    registry.pins().check(address, sha256, path)
     return contents, sha256
 
 
-def _pins():
-    return Pins(registry.own_folder() / "zoo.user.lock.json", shipped=registry.PINS)
-
-
-def _pin(hashes):
-    """Pin {address: sha256} of downloads that have filled their network; the repository's own files have no address."""
+def _pin(hashes: Mapping[str, str]) -> None:
+    """Pin {address: sha256} of downloads that filled their network; files of the repository have no address."""
     for address, sha256 in hashes.items():
         if "://" in address:
-            _pins().add(address, sha256)
+            registry.pins().add(address, sha256)
 
 
-def _fingerprint(network, code):
-    """sha256 of state dict (names, types, shapes, bytes), architecture as text, `code`, source code of own classes."""
-    text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's place in memory differs from run to run
+def _fingerprint(network: Network, code: str) -> str:
+    """Return the sha256 of state dict (names, types, shapes, bytes), architecture as text, `code` and class sources."""
+    text = re.sub(" at 0x[0-9a-f]+", "", str(network.body))  # a function's address in memory differs between runs
     digest = hashlib.sha256(f"{text}\n{code}\n{class_sources(network.body)}".encode())
     _add_tensors(digest, network.state_dict())
     return digest.hexdigest()
 
 
-def _add_tensors(digest, state):
+def _add_tensors(digest: Any, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor):  # what a module adds by get_extra_state
+        if not isinstance(value, torch.Tensor):  # from a module's get_extra_state
             digest.update(f"{name} {value!r}\n".encode())
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -468,11 +530,16 @@ def _add_tensors(digest, state):
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------
 
 
-def clean_accuracy_warning(name, expected, measured, images):
-    """Return a warning if the clean top-1 of the network `name` is far from what is known of it, else None.
+def clean_accuracy_warning(name: str, expected: float | None, measured: float, images: int) -> str | None:
+    """Return a warning if a network's clean top-1 is far from the expected accuracy or near chance (0.1 %), else None.
 
-    expected: per cent, or None where nothing is known; measured: per cent on `images` images. Far is more than 1 point
-    (on fewer images than the whole validation set: and more than 1.96 standard errors), or near chance (0.1 %).
+    Far is more than 1 point, and on fewer images than the whole validation set also more than 1.96 standard errors.
+
+    Args:
+        name: of the network.
+        expected: per cent, or None if unknown.
+        measured: per cent.
+        images: how many images were measured.
     """
     if measured < 1 and images >= 1000 and (expected is None or expected > 2):
         causes = "classes in another order, weights that were never filled, pixels in another range than [0, 1]"
@@ -480,29 +547,30 @@ def clean_accuracy_warning(name, expected, measured, images):
         return None
     else:
         share = expected / 100
-        error = 196 * math.sqrt(share * (1 - share) / max(images, 1)) if images < FULL else 0
+        error = 196 * math.sqrt(share * (1 - share) / max(images, 1)) if images < VALIDATION_IMAGES else 0
         if abs(measured - expected) <= max(1, error):
             return None
         causes = (
-            "another checkpoint, normalization or view (the study's is 256/224 bilinear), images or labels mixed up"
+            "another checkpoint, normalization or preprocessing (the study's is 256/224 bilinear), images or labels "
+            "mixed up"
         )
-    known = f"{expected:.2f} % was expected" if expected is not None else "near chance"
-    return f"{name}: top-1 is {measured:.2f} % on {images} clean images, {known}; likely causes: {causes}"
+    expectation = f"{expected:.2f} % was expected" if expected is not None else "near chance"
+    return f"{name}: top-1 is {measured:.2f} % on {images} clean images, {expectation}; likely causes: {causes}"
 
 
-def architecture(name, arch="resnet50"):
-    """Return what `load_model` builds for `name`, as text; networks of one architecture differ in their weights."""
+def architecture(name: str, arch: str = "resnet50") -> str:
+    """Return the architecture that `load_model` builds for `name`, as text; its networks differ in their weights."""
     kind = registry.kind_of(name)
     return registry.registry()[name].arch if kind == "registry" else arch if kind == "file" else name
 
 
-def skeleton(architecture):
-    """Return a Network of an architecture without its weights: what can be known of it before a download.
+def skeleton(architecture: str) -> Network:
+    """Return a Network of an architecture without its weights: all that is known of it before a download.
 
-    A user's own function is called as it is. Raises UserError as `load_model` does.
+    A user's function is called as it is. Raises UserError as `load_model` does.
     """
     if architecture.startswith("hf:"):
-        raise UserError(f"{architecture}: how long a model takes to write is not foreseen; leave --dry-run out")
+        raise UserError(f"{architecture}: --dry-run cannot estimate generation time for hf: models; omit it")
     if registry.zero_shot(architecture):
         from imagenet_biases.networks.zero_shot import untrained
 

@@ -1,34 +1,40 @@
-"""What the packages of networks publish: where their weights lie and how their authors evaluate them.
+"""What timm and torchvision publish: where their weights are and how their authors evaluate them.
 
-A package is imported only when one of its networks is asked for.
+A package is imported only when one of its networks is requested.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from imagenet_biases.images.preprocessing import Preprocessing
 
 CLASSES = 1000
 
 
-def in_timm(name, pretrained=True):
-    """Whether timm knows a network of this name."""
+def in_timm(name: str, pretrained: bool = True) -> bool:
+    """Whether timm has a network of this name."""
     import timm
 
     return timm.models.is_model_pretrained(name) if pretrained else timm.is_model(name)
 
 
-def timm_names(pretrained=True):
-    """Return the names that timm knows, of pretrained networks or of bare architectures."""
+def timm_names(pretrained: bool = True) -> list[str]:
+    """Return timm's names, of pretrained networks or of bare architectures."""
     import timm
 
     return timm.list_models(pretrained=True) if pretrained else timm.list_models()
 
 
-def timm_address(name):
+def timm_address(name: str) -> str:
     """Return the address of a timm name's pretrained weights. Raises UserError if it has none for 1,000 classes."""
     import timm
 
-    config = timm.models.get_pretrained_cfg(name) if in_timm(name) else None
+    config: Any = timm.models.get_pretrained_cfg(name) if in_timm(name) else None
     if config is None or not (config.hf_hub_id or config.url):
         hint = nearest(name, timm_names()) or "`timm.list_pretrained()` lists what it has"
         raise UserError(f"timm has no pretrained weights for {name!r}: {hint}")
@@ -39,17 +45,17 @@ def timm_address(name):
     )
 
 
-def timm_config(name):
-    """What timm evaluates `name` with: input_size, interpolation, mean, std, crop_pct, crop_mode."""
+def timm_config(name: str) -> dict[str, Any]:
+    """Return how timm evaluates `name`: input_size, interpolation, mean, std, crop_pct, crop_mode."""
     import timm
+    from timm.data.config import resolve_data_config
 
-    return timm.data.resolve_data_config(
-        pretrained_cfg=timm.models.get_pretrained_cfg(name).to_dict(), use_test_size=True
-    )
+    config: Any = timm.models.get_pretrained_cfg(name)
+    return resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=True)
 
 
-def timm_preprocessing(config):
-    """The Preprocessing of a timm configuration, or, where none can say it, a description."""
+def timm_preprocessing(config: dict[str, Any]) -> "Preprocessing | str":
+    """Return the Preprocessing of a timm configuration, or a description where Preprocessing cannot express it."""
     from imagenet_biases.images.preprocessing import Preprocessing
 
     _, height, width = config["input_size"]
@@ -58,42 +64,42 @@ def timm_preprocessing(config):
     return Preprocessing(math.floor(height / config["crop_pct"]), height, config["interpolation"])
 
 
-def torchvision_weights(location):
-    """Return torchvision's weights "builder:WEIGHTS" (with url and transforms). Raises UserError for no such."""
+def torchvision_weights(location: str) -> Any:
+    """Return torchvision's weights "builder:WEIGHTS" (with url and transforms). Raises UserError if there are none."""
     from torchvision import models
 
     builder, _, name = location.partition(":")
     if builder not in models.list_models(models):
         raise UserError(f"torchvision has no network {builder!r}: {nearest(builder, models.list_models(models))}")
-    known = models.get_model_weights(builder)
-    if name not in known.__members__:
-        raise UserError(f"torchvision's {builder} has no weights {name!r}, it has {', '.join(known.__members__)}")
-    return known[name]
+    weights = models.get_model_weights(builder)
+    if name not in weights.__members__:
+        raise UserError(f"torchvision's {builder} has no weights {name!r}, it has {', '.join(weights.__members__)}")
+    return weights[name]
 
 
-def torchvision_preprocessing(location):
-    """The Preprocessing that torchvision evaluates weights with."""
+def torchvision_preprocessing(location: str) -> "Preprocessing":
+    """Return the Preprocessing with which torchvision evaluates weights."""
     from imagenet_biases.images.preprocessing import Preprocessing
 
     preset = torchvision_weights(location).transforms()
     return Preprocessing(preset.resize_size[0], preset.crop_size[0], preset.interpolation.value)
 
 
-def xcit_medium_12():
-    """Return XCiT-M12/16, which timm has at twice the depth (Debenedetti et al. 2022, arXiv:2209.07399)."""
+def xcit_medium_12() -> "torch.nn.Module":
+    """Return XCiT-M12/16, which timm has with twice the depth (Debenedetti et al. 2022, arXiv:2209.07399)."""
     import timm
 
     return timm.create_model("xcit_medium_24_p16_224", depth=12)
 
 
-def xcit_large_12():
+def xcit_large_12() -> "torch.nn.Module":
     """Return XCiT-L12/16, as above."""
     import timm
 
     return timm.create_model("xcit_large_24_p16_224", depth=12)
 
 
-def as_torchvision_evaluates(body):
-    """Have GoogLeNet and Inception v3 rescale their input, as torchvision does when it fills them itself."""
+def as_torchvision_evaluates(body: Any) -> None:
+    """Let GoogLeNet and Inception v3 rescale their input, as torchvision does when it loads their weights."""
     if hasattr(body, "transform_input"):
         body.transform_input = True

@@ -1,25 +1,29 @@
 """The registry of networks as data: models/zoo.toml, its groups, and what the names on a command line stand for.
 
 A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture)
-or `file.py:function`, a function of one's own that returns a module on [0, 1] pixels. Neither torch nor timm is needed
-to look an entry up.
+or `file.py:function`, your function that returns a module on [0, 1] pixels. Looking up an entry needs neither torch nor
+timm.
 """
 
 import ast
 import codecs
+import glob
 import os
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from imagenet_biases.base import download as files
-from imagenet_biases.base.errors import UserError, nearest, some
+from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.paths import HOME, SHIPPED
 from imagenet_biases.base.schema import Fields, Row, check
 from imagenet_biases.networks import packages
+from imagenet_biases.networks.pins import Pins
 from imagenet_biases.study import DRAWN_CATEGORIES
 
 ZOO = SHIPPED / "models" / "zoo.toml"
@@ -45,27 +49,30 @@ NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the state dict lies in a file, in the order in which the rules are applied.
+    """Where the state dict is in a file, and how its names become the network's; rules apply in this order.
 
-    wrapper: keys under which it may lie, the first one present counts; "" is the file's top level.
-    ignore: regular expressions; what they match anywhere in a name is left out.
-    strip: prefixes to take off the names that begin with them, one after the other.
-    rename: (regular expression, replacement) pairs, all applied to every name.
+    Attributes:
+        wrapper: keys that may contain it, of which the first present counts; "" is the file's top level.
+        ignore: regular expressions; names in which one matches anywhere are left out.
+        strip: prefixes to remove from names, one after the other.
+        rename: (regular expression, replacement) pairs, all applied to every name.
     """
 
-    wrapper: tuple = ("",)
-    ignore: tuple = ()
-    strip: tuple = ()
-    rename: tuple = ()
+    wrapper: tuple[str, ...] = ("",)
+    ignore: tuple[str, ...] = ()
+    strip: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
 
-    def apply(self, contents, where):
-        """Return the state dict {name: Tensor} in `contents`; `where` names the file in errors (UserError)."""
+    def apply(self, contents: dict[str, Any], source: object) -> dict[str, Any]:
+        """Return the state dict {name: Tensor} in `contents`. Raises UserError, naming the file as `source`."""
         for key in self.wrapper:
             part = contents if key == "" else contents.get(key)
             if isinstance(part, dict):
                 break
         else:
-            raise UserError(f"{where} has no {' or '.join(map(repr, self.wrapper))} in it, but {some(contents)}")
+            raise UserError(
+                f"{source} has no {' or '.join(map(repr, self.wrapper))} in it, but {listed_briefly(contents)}"
+            )
         state = {}
         for name, tensor in part.items():
             if isinstance(tensor, dict) or any(re.search(rule, name) for rule in self.ignore):
@@ -75,25 +82,33 @@ class Layout:
             for pattern, replacement in self.rename:
                 name = re.sub(pattern, replacement, name)
             if name in state:
-                raise UserError(f"{where} has two tensors that become {name!r} by its rules {self}")
+                raise UserError(f"{source} has two tensors that become {name!r} by its rules {self}")
             state[name] = tensor
         return state
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of an entry: where it comes from, its hash, and how it is laid out."""
+    """One file of an entry.
 
-    source: str  # one of SOURCES
+    Attributes:
+        source: one of SOURCES.
+        location: within the source.
+        name: readable part of its local name, where the location gives none.
+        sha256: known hash or its first digits.
+        root: folder of the locations of source `file`.
+    """
+
+    source: str
     location: str
-    name: str | None  # readable part of its local name, where the location gives none
+    name: str | None
     sha256: str | None
     layout: Layout
-    root: Path  # of the locations of source `file`
+    root: Path
 
     @property
-    def address(self):
-        """What `checkpoints.fetch` takes; of files in this repository or put there by hand, the bare location."""
+    def address(self) -> str:
+        """The address for `download.fetch`; for files in this repository or put there by hand, the bare location."""
         if self.source == "timm":
             return packages.timm_address(self.location)
         if self.source == "torchvision":
@@ -102,15 +117,23 @@ class File:
             return "hf://" + self.location.replace(":", "/", 1)
         return {"gdrive": "gdrive://"}.get(self.source, "") + self.location
 
-    def path(self, checkpoints=None):
-        """Where the file lies, or will lie."""
+    def path(self, checkpoints: str | Path | None = None) -> Path:
+        """Return where the file is, or will be."""
         if self.source == "file":
             return self.root / self.location
         folder = checkpoint_folder(checkpoints)
         return folder / self.location if self.source == "hand" else files.local_path(self.address, folder, self.name)
 
-    def obtain(self, checkpoints=None):
-        """Return the path of the file, fetched if need be. Raises UserError if it cannot be had."""
+    def on_disk(self, checkpoints: str | Path | None = None) -> Path | None:
+        """Return the path of the file if it is there, found without importing timm."""
+        if self.source == "timm":
+            pattern = f"{8 * '[0-9a-f]'}-{glob.escape(str(self.name))}"
+            return next(checkpoint_folder(checkpoints).glob(pattern), None)
+        path = self.path(checkpoints)
+        return path if path.exists() else None
+
+    def obtain(self, checkpoints: str | Path | None = None) -> Path:
+        """Return the path of the file, fetched if necessary. Raises UserError if it is not available."""
         path = self.path(checkpoints)
         if self.source in ("file", "hand"):
             if not path.exists():
@@ -121,63 +144,84 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """One network of the registry."""
+    """One network of the registry.
+
+    Attributes:
+        category: '' outside the study's categories.
+        files: their state dicts are joined; none: `arch` provides its own weights.
+        arch: timm name, or module:function.
+        normalization: imagenet, inception, none, or timm (that of the timm name).
+        expected_top1: per cent on the ImageNet validation images, with the study's preprocessing.
+        licence: '' where unknown.
+        preprocessing: resize, crop, interpolation of its authors, where they are neither the study's nor timm's.
+        frontend: what stands before it at test time, '' for nothing (networks.frontends).
+        family: of adversarially trained networks: who trained the series.
+        norm, eps: l2 (of pixels in [0, 1]) or linf (in 1/255), and the strength.
+    """
 
     name: str
-    category: str  # '' outside the study's categories
+    category: str
     in_study: bool
-    files: tuple[File, ...]  # their state dicts are joined; none: `arch` brings its own weights
-    arch: str  # timm name, or module:function
-    normalization: str  # imagenet, inception, none, or timm (that of the timm name)
-    expected_top1: float | None  # per cent on the ImageNet validation images, study view
+    files: tuple[File, ...]
+    arch: str
+    normalization: str
+    expected_top1: float | None
     paper: str
     link: str
-    licence: str  # '' where unknown
-    view: dict | None  # resize, crop, interpolation of its own view, where it is neither the study's nor timm's
-    frontend: str  # what stands before it at test time, '' for nothing (networks.frontends)
-    family: str = ""  # of adversarially trained networks: who trained the series
-    norm: str = ""  # l2 or linf
-    eps: float | None = None  # l2: of pixels in [0, 1]; linf: of 1/255
+    licence: str
+    preprocessing: dict[str, Any] | None
+    frontend: str
+    family: str = ""
+    norm: str = ""
+    eps: float | None = None
 
     @property
-    def source(self):
+    def source(self) -> str:
+        """The sources of its files, or 'package'."""
         return " + ".join(file.source for file in self.files) or "package"
 
     @property
-    def location(self):
+    def location(self) -> str:
+        """The locations of its files, or its architecture."""
         return " + ".join(file.location for file in self.files) or self.arch
 
 
-def own_folder():
-    """Where a user's own entries and pins lie: environment variable ZOO_FOLDER, else models/ (git ignores them)."""
+def user_folder() -> Path:
+    """Return the folder of the user's entries and pins: environment variable ZOO_FOLDER, else models/ (git-ignored)."""
     return Path(os.environ.get("ZOO_FOLDER") or HOME / "models")
 
 
-def registry():
+def pins() -> Pins:
+    """Return the hashes of first verified downloads: the shipped lock file, and the user's, to which new ones go."""
+    return Pins(user_folder() / "zoo.user.lock.json", shipped=PINS)
+
+
+def registry() -> dict[str, Entry]:
     """Return {name: Entry}: the shipped models/zoo.toml in its order (the study's), then the user's zoo.user.toml.
 
-    Raises UserError for a faulty entry, and for a user's entry that has the name of a shipped one or of a group.
+    Raises:
+        UserError: an entry is faulty, or a user's entry has the name of a shipped entry or of a group.
     """
-    own = own_folder() / "zoo.user.toml"
+    path = user_folder() / "zoo.user.toml"
     entries = dict(_entries(ZOO, _stamp(ZOO)))
-    if os.path.isfile(own):
-        for name, entry in _entries(own, _stamp(own)).items():
+    if os.path.isfile(path):
+        for name, entry in _entries(path, _stamp(path)).items():
             if name in entries or name in groups():
-                raise UserError(f"{own}: entry {name}: the zoo has this name already; give yours another one")
+                raise UserError(f"{path}: entry {name}: the zoo already has this name; give yours another one")
             if entry.in_study:
-                raise UserError(f"{own}: entry {name}: in_study is for the networks that the study has published")
+                raise UserError(f"{path}: entry {name}: in_study is for the networks that the study has published")
             entries[name] = entry
     return entries
 
 
-def _stamp(path):
+def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
 
 @cache
-def _entries(path, _):
-    """Read one file of entries; the second argument is its stamp, so that a changed file is read again."""
+def _entries(path: Path, _: tuple[int, int]) -> dict[str, Entry]:
+    """Read a file of entries; the second argument is its stamp, so that a changed file is read again."""
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("network", [])
     except (ValueError, OSError, RecursionError) as error:
@@ -221,40 +265,33 @@ ROW = Fields(
     )
     | {"resize": int, "crop": int, "interpolation": str},
 )
-"""What the keys of an entry, of its files and of its view hold; which of them there may be, the functions below say."""
+"""The values of all keys of an entry, its files and its view; the functions below say which keys each may have."""
 
 
 def _entry(
-    root,
+    root: Path,
     *,
-    name,
-    normalization=None,
-    paper="",
-    link="",
-    category="",
-    in_study=False,
-    arch=None,
-    expected_top1=None,
-    licence="",
-    view=None,
-    frontend="",
-    family="",
-    norm="",
-    eps=None,
-    files=None,
-    **file,
-):
+    name: str,
+    normalization: str | None = None,
+    paper: str = "",
+    link: str = "",
+    category: str = "",
+    in_study: bool = False,
+    arch: str | None = None,
+    expected_top1: float | None = None,
+    licence: str = "",
+    view: dict[str, Any] | None = None,
+    frontend: str = "",
+    family: str = "",
+    norm: str = "",
+    eps: float | None = None,
+    files: list[dict[str, Any]] | None = None,
+    **file: Any,
+) -> Entry:
     source = file.get("source")
     if normalization is None and source == "torchvision":
         normalization = "imagenet"
-    if normalization not in (*NORMALIZATIONS, "timm"):
-        raise ValueError(f"normalization is {normalization!r}, not one of {', '.join((*NORMALIZATIONS, 'timm'))}")
-    if normalization == "timm" and source != "timm":
-        raise ValueError("normalization 'timm' is for source 'timm' only")
-    if expected_top1 is not None and not 0 <= expected_top1 <= 100:
-        raise ValueError(f"expected_top1 = {expected_top1} is not in per cent")
-    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
-        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
+    _check_entry(source, normalization, expected_top1, norm, eps)
     rows = ([file] if file else []) if files is None else [{**file, **check(part, ROW)} for part in files]
     if arch is None:
         arch = f"torchvision.models:{file['location'].partition(':')[0]}" if source == "torchvision" else "resnet50"
@@ -264,12 +301,12 @@ def _entry(
         in_study=in_study,
         files=tuple(_file(root, name, **row) for row in rows),
         arch=arch,
-        normalization=normalization,
+        normalization=str(normalization),
         expected_top1=expected_top1,
         paper=paper,
         link=link,
         licence=licence,
-        view=view and _view(**check(view, ROW)),
+        preprocessing=view and _view(**check(view, ROW)),
         frontend=frontend,
         family=family,
         norm=norm,
@@ -277,15 +314,39 @@ def _entry(
     )
 
 
-def _view(*, resize, crop, interpolation="bilinear"):
+def _check_entry(
+    source: str | None, normalization: str | None, expected_top1: float | None, norm: str, eps: float | None
+) -> None:
+    if normalization not in (*NORMALIZATIONS, "timm"):
+        raise ValueError(f"normalization is {normalization!r}, not one of {', '.join((*NORMALIZATIONS, 'timm'))}")
+    if normalization == "timm" and source != "timm":
+        raise ValueError("normalization 'timm' is for source 'timm' only")
+    if expected_top1 is not None and not 0 <= expected_top1 <= 100:
+        raise ValueError(f"expected_top1 = {expected_top1} is not a percentage")
+    if bool(norm) != (eps is not None) or norm not in ("", "l2", "linf") or (eps or 0) < 0:
+        raise ValueError(f"norm = {norm!r} and eps = {eps} go together: l2 or linf, and a number from 0")
+
+
+def _view(*, resize: int, crop: int, interpolation: str = "bilinear") -> dict[str, Any]:
     if not 1 <= crop <= resize <= 10_000:
-        raise ValueError(f"the view's resize = {resize} and crop = {crop} are no sizes in pixels")
+        raise ValueError(f"the view's resize = {resize} and crop = {crop} are not sizes in pixels")
     if interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
         raise ValueError(f"the view's interpolation {interpolation!r} is unknown")
     return {"resize": resize, "crop": crop, "interpolation": interpolation}
 
 
-def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(), strip=(), rename=()):
+def _file(
+    root: Path,
+    entry: str,
+    *,
+    source: str,
+    location: str,
+    sha256: str | None = None,
+    wrapper: Iterable[str] = ("",),
+    ignore: Iterable[str] = (),
+    strip: Iterable[str] = (),
+    rename: Iterable[list[str]] = (),
+) -> File:
     if source not in SOURCES:
         raise ValueError(f"unknown source {source!r}: it is one of {', '.join(SOURCES)}")
     for rule in (*ignore, *(pair[0] for pair in rename)):
@@ -295,33 +356,41 @@ def _file(root, entry, *, source, location, sha256=None, wrapper=("",), ignore=(
     return File(source, location, name, sha256, rules, root)
 
 
-def groups():
+def groups() -> dict[str, list[str]]:
     """Return {group: [names]}: `all` (the study's 48, in its order), each category, and `adversarial_families`.
 
-    A category's group has its networks in the study; zero-shot networks and those made for drawn images, all of them.
+    A category's group has its networks in the study; for zero-shot networks and networks made for drawn images, all.
     """
-    found = {"all": []}
+    members: dict[str, list[str]] = {"all": []}
     for entry in _entries(ZOO, _stamp(ZOO)).values():
         if entry.in_study:
-            found["all"].append(entry.name)
+            members["all"].append(entry.name)
         if entry.in_study or entry.category in (*DRAWN_CATEGORIES, "zero_shot"):
-            found.setdefault(entry.category, []).append(entry.name)
+            members.setdefault(entry.category, []).append(entry.name)
         if entry.family:
-            found.setdefault("adversarial_families", []).append(entry.name)
-    return found
+            members.setdefault("adversarial_families", []).append(entry.name)
+    return members
 
 
-def resolve(spec):
+def resolve(spec: str) -> list[str]:
     """Return the names that `spec` stands for, in order, each spelling once.
 
-    spec: comma-separated names, groups, files, `file.py:function`, and text files that list them (`@list.txt` or
-    `list.txt`: one a line, # begins a comment). Raises UserError for what is none of these. Two names may give the same
-    label (two files net.py in two folders): their weights tell their results apart.
+    Two names may give the same label (two files net.py in two folders): their weights distinguish their results.
+
+    Args:
+        spec: comma-separated names, groups, files, `file.py:function`, and text files that list them (`@list.txt` or
+            `list.txt`: one per line, # begins a comment).
+
+    Raises:
+        UserError: a part is not one of these.
     """
-    items = []
+    items: list[str] = []
     for item in filter(None, (part.strip() for part in spec.split(","))):
         items += _listed(item.removeprefix("@")) if item.startswith("@") or item.endswith(".txt") else [item]
-    names = list(dict.fromkeys(name for item in items for name in groups().get(item) or [item]))
+    names: list[str] = []
+    for item in items:
+        names += groups().get(item) or [item]
+    names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"no network is named in {spec!r}")
     for name in names:
@@ -333,8 +402,8 @@ def resolve(spec):
     return names
 
 
-def _listed(path):
-    """The lines of a list of networks, without comments."""
+def _listed(path: str) -> Iterator[str]:
+    """Return the lines of a list of networks, without comments."""
     demand_file(path, "a list of networks")
     try:
         data = Path(path).read_bytes()
@@ -349,11 +418,13 @@ def _listed(path):
     return filter(None, (line.partition("#")[0].strip() for line in text.splitlines()))
 
 
-def network_name(name):
-    """Return the label of the network that `load_model` takes as `name`, without loading it: its results folder.
+def network_name(name: str) -> str:
+    """Return the label, and results folder, of the network that `load_model` accepts as `name`, without loading it.
 
     Registry and timm names stay as they are; `path/file.py:function` gives file.function, a checkpoint file its stem.
-    Raises UserError for a name that is none of these, or that gives no name of a folder.
+
+    Raises:
+        UserError: the name is not one of these, or does not give the name of a folder.
     """
     kind = kind_of(name)
     if kind in PREFIXES.values():
@@ -369,13 +440,13 @@ def network_name(name):
     return safe_name(result)
 
 
-def zero_shot(arch):
+def zero_shot(arch: str) -> bool:
     """Whether an architecture is a zero-shot network (networks.zero_shot)."""
     return arch.startswith("clip:")
 
 
-def language_name(name):
-    """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their places."""
+def language_name(name: str) -> str:
+    """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their place."""
     prefix, _, place = name.partition(":")
     if prefix == "hf":
         return safe_name(Path(place.partition("@")[0]).name)
@@ -383,10 +454,11 @@ def language_name(name):
     return safe_name("clip-" + place.removesuffix(":80").replace("/", "-").replace(":", "-"))
 
 
-def kind_of(name):
+def kind_of(name: str) -> str:
     """Return what `name` is: registry, function, timm, file, zero-shot or language.
 
-    Raises UserError with the nearest names for no such.
+    Raises:
+        UserError: it is none of them; the message gives the nearest names.
     """
     if name in registry():
         return "registry"
@@ -409,8 +481,8 @@ def kind_of(name):
     raise UserError(f"there is no network {name!r} in the zoo or in timm, and no such file: {hint}")
 
 
-def which_function(path):
-    """Return a hint at the functions of a Python file, which is not run for it."""
+def which_function(path: str | Path) -> str:
+    """Return a hint at the functions of a Python file, without running it."""
     try:
         body = ast.parse(Path(path).read_bytes()).body
     except OSError as error:
@@ -420,15 +492,16 @@ def which_function(path):
     functions = [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     if not functions:
         return "it has no function; write one that returns the network, and give file.py:function"
-    return f"say which of its functions returns the network, e.g. {path}:{functions[0]} (it has {some(functions, 9)})"
+    names = listed_briefly(functions, 9)
+    return f"say which of its functions returns the network, e.g. {path}:{functions[0]} (it has {names})"
 
 
-def split_function(name):
+def split_function(name: str) -> tuple[Path, str]:
     """Return (path, function name) of `file.py:function`."""
     path, _, function = name.rpartition(":")
     return Path(path), function
 
 
-def checkpoint_folder(checkpoints=None):
-    """The folder of downloads: `checkpoints`, else environment variable ZOO_CHECKPOINTS, else models/checkpoints."""
+def checkpoint_folder(checkpoints: str | Path | None = None) -> Path:
+    """Return the folder of downloads: `checkpoints`, else environment variable ZOO_CHECKPOINTS, else the default."""
     return Path(checkpoints or os.environ.get("ZOO_CHECKPOINTS") or CHECKPOINTS)

@@ -1,4 +1,4 @@
-"""Architectures, and a user's own code: `module:function` and `file.py:function`."""
+"""Architectures, and users' code: `module:function` and `file.py:function`."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,10 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -18,24 +21,25 @@ from imagenet_biases.base.files import demand_file
 from imagenet_biases.networks import packages
 from imagenet_biases.networks.registry import split_function, which_function
 
-PUBLISHED = ("torch", "timm", "torchvision")  # packages whose code is known by the architecture's text
+PUBLISHED = ("torch", "timm", "torchvision")  # packages whose code the architecture's text identifies
 HARNESS = __name__.partition(".")[0]
-# what lies on the way to a user's mistake, or below it
+# frames between the command line and a user's mistake, or below it
 BESIDE = (*PUBLISHED, HARNESS, "contextlib", "importlib", "_frozen_importlib", "_frozen_importlib_external")
 
 
-def build(arch):
+def build(arch: str) -> tuple[torch.nn.Module, str]:
     """Return (module, hash of the user's source or '') of a timm name, `module:function` or `file.py:function`.
 
-    Raises UserError for anything else, and for whatever goes wrong in that code.
+    Raises:
+        UserError: there is no such architecture, or its code fails.
     """
     if ".py:" in arch:
-        return _call_own(*split_function(arch))
+        return _use_file(*split_function(arch))
     if arch.endswith(".py"):
         raise UserError(f"the architecture {arch} is a file of Python code: {which_function(arch)}")
     if ":" in arch:
         return _call(_imported(arch), arch), ""
-    # a tag says which weights; timm calls any tag of a known architecture known
+    # a tag names weights; timm accepts any tag of an architecture that it has
     if not (packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))):
         hint = nearest(arch, packages.timm_names(pretrained="." in arch))
         raise UserError(
@@ -46,19 +50,19 @@ def build(arch):
     return timm.create_model(arch), ""
 
 
-def class_id(name):
+def class_id(name: str) -> str:
     """Return the id of a network class of this package: the source text by which edition 2 identified it.
 
-    Fingerprints of networks, and with them all stored responses, rest on these texts: they are never edited.
+    Fingerprints of networks, and so all stored responses, depend on these texts: never edit them.
     """
     return (Path(__file__).parent / "class_ids" / f"{name}.txt").read_text("utf-8")
 
 
-def class_sources(body):
-    """Return what the classes of a network's modules do, as text, except those of published packages.
+def class_sources(body: torch.nn.Module) -> str:
+    """Return a text that identifies the classes of a network's modules, except those of published packages.
 
-    A class of this package is known by its id and version; any other by its source code, or, where that cannot be had
-    (typed into a plain interpreter), by its name.
+    A class of this package is identified by id and version; any other by its source code, or, where that is not
+    available (typed into a plain interpreter), by its name.
     """
     classes = {kind for module in body.modules() for kind in type(module).__mro__}
     texts = []
@@ -75,10 +79,10 @@ def class_sources(body):
 
 
 @contextlib.contextmanager
-def blaming(what):
-    """Turn whatever goes wrong in a user's own code into one line (UserError) that names `what`, the file and line.
+def blaming(code: str) -> Iterator[None]:
+    """Turn any failure of a user's code into a UserError of one line that names the code, the file and the line.
 
-    torch's defaults (number type, gradients) that the code changes are set back, with a warning.
+    torch's defaults (dtype, gradients) that the code changes are restored, with a warning.
     """
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
@@ -92,18 +96,18 @@ def blaming(what):
             if (frame.f_globals.get("__name__") or "").partition(".")[0] not in BESIDE
         ]
         place = " ({}, line {})".format(*frames[-1]) if frames else ""
-        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())}{place}") from error
+        raise UserError(f"{code} failed: {type(error).__name__}: {' '.join(str(error).split())}{place}") from error
     finally:
         if torch.get_default_dtype() != dtype:
-            warnings.warn(f"{what} sets torch's default type to {torch.get_default_dtype()}: set back", stacklevel=3)
+            warnings.warn(f"{code} sets torch's default type to {torch.get_default_dtype()}: restored", stacklevel=3)
             torch.set_default_dtype(dtype)
         if torch.is_grad_enabled() != gradients:
-            warnings.warn(f"{what} switches gradients {'off' if gradients else 'on'} for all: set back", stacklevel=3)
+            warnings.warn(f"{code} switches gradients {'off' if gradients else 'on'} for all: restored", stacklevel=3)
             torch.set_grad_enabled(gradients)
 
 
-def _imported(arch):
-    """The module of `module:function`."""
+def _imported(arch: str) -> ModuleType:
+    """Import the module of `module:function`."""
     name, _, function = arch.rpartition(":")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) or not function.isidentifier():
         raise UserError(f"the architecture {arch!r} is not module:function with a module's full name (package.module)")
@@ -114,8 +118,8 @@ def _imported(arch):
             raise UserError(f"the architecture {arch} needs the package {error.name!r}: install it first") from error
 
 
-def _function(module, name):
-    """Return the function of `module` that the last part of `name` says."""
+def _function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """Return the function of `module` that the last part of `name` names."""
     function = name.rpartition(":")[2]
     file = getattr(module, "__file__", None) or module.__name__
     if not callable(getattr(module, function, None)):
@@ -124,8 +128,8 @@ def _function(module, name):
     return getattr(module, function)
 
 
-def _call(module, name):
-    """Return the torch module that the function of `module`, the last part of `name`, gives."""
+def _call(module: ModuleType, name: str) -> torch.nn.Module:
+    """Return the torch module that the function of `module`, the last part of `name`, returns."""
     function = _function(module, name)
     with blaming(name):
         body = function()
@@ -134,37 +138,37 @@ def _call(module, name):
     return body
 
 
-_neighbours = set()  # names of modules that came from the folders of users' files
+_neighbours: set[str] = set()  # names of modules imported from the folders of users' files
 
 
-def own_function(path, name):
-    """Return the function `name` of a user's file, and a hash of that file and the neighbours it imported."""
-    return _call_own(path, name, _function)
+def user_function(path: Path, name: str) -> tuple[Callable[..., Any], str]:
+    """Return the function `name` of a user's file, and a hash of that file and the neighbours that it imports."""
+    return _use_file(path, name, _function)
 
 
-def _call_own(path, function, use=None):
-    """Call `function` of the user's file (or let `use` do otherwise with the module and the name).
+def _use_file(path: Path, function: str, use: Callable[[ModuleType, str], Any] | None = None) -> tuple[Any, str]:
+    """Return what `function` of a user's file returns, or use(module, name), and a hash of the file.
 
-    Returns what that gives, and a hash of the file and the neighbours it imported.
+    The hash includes the neighbours that the file imports.
     """
     demand_file(path, "a file of Python code")
-    folder, what = path.resolve().parent, f"{path}:{function}"
-    while _neighbours:  # the `utils` of another folder must not answer for this one's
+    folder, qualified = path.resolve().parent, f"{path}:{function}"
+    while _neighbours:  # another folder's `utils` must not replace this folder's
         sys.modules.pop(_neighbours.pop(), None)
     before = set(sys.modules)
     if str(folder) in sys.path:
         sys.path.remove(str(folder))
     sys.path.insert(0, str(folder))
     try:
-        with blaming(what):
+        with blaming(qualified):
             name = f"{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
-            spec = importlib.util.spec_from_file_location(name, path)
+            spec: Any = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-        body = (use or _call)(module, what)
+        body = (use or _call)(module, qualified)
     finally:
         sys.path.remove(str(folder))
-        sys.path.append(str(folder))  # for what the module imports only when it is called
+        sys.path.append(str(folder))  # for modules that are imported only when the function is called
     sources = {path.resolve()}
     for name in set(sys.modules) - before:
         source = Path(getattr(sys.modules[name], "__file__", None) or "/")

@@ -1,70 +1,73 @@
-"""Models that see and write: transformers' image-text-to-text models as networks that answer in words.
+"""Vision-language models: transformers' image-text-to-text models as networks that answer in words.
 
-transformers and sentence-transformers are optional (requirements-language.txt) and imported when they are needed.
-Weights are read from safetensors only, and no code from the hub runs unless the user says so.
+transformers and sentence-transformers are optional (requirements-language.txt) and imported when needed. Weights are
+read from safetensors only, and no code from the hub runs unless the user allows it.
 """
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.vocabulary import identified
 
-ASKED = "Describe the image. Keep your response short."  # where a benchmark has no question of its own
+QUESTION = "Describe the image. Keep your response short."  # for benchmarks without a question
 
 
 @identified(class_id("answerer"))
 class Answerer(torch.nn.Module):
-    """A transformers model and its processor: pixels [B, 3, H, W] in [0, 1] and a question -> B answers.
+    """A transformers model and its processor: pixels in [0, 1] and a question -> one answer per image.
 
-    With `letters` ("ABC...") it gives the scores of these letters as the first token of the answer, float32
-    [B, letters], instead of writing. The model is no submodule: it keeps its own precision, bfloat16 on a GPU.
+    With `letters` ("ABC...") it returns their scores as the first token of the answer, float32 [B, letters], instead
+    of text. The model is not a submodule: it keeps its own precision, bfloat16 on a GPU.
     """
 
     answers = "words"
     asks = ("text", "tokens", "letters")
 
-    def __init__(self, model, processor):
+    def __init__(self, model: Any, processor: Any) -> None:
         super().__init__()
-        self._held = (model, processor)
-        self._letters = {}
+        self._model_and_processor = (model, processor)
+        self._letters: dict[str, list[list[int]]] = {}
 
     @property
-    def model(self):
-        return self._held[0]
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._model_and_processor[0]
 
-    def forward(self, pixels, text=ASKED, tokens=64, letters=None):
-        model, processor = self._held
+    def forward(
+        self, pixels: Float[Tensor, "B 3 H W"], text: str = QUESTION, tokens: int = 64, letters: str | None = None
+    ) -> list[str] | Float[Tensor, "B letters"]:
+        model, processor = self._model_and_processor
         if model.device != pixels.device:
             model.to(pixels.device, torch.bfloat16 if pixels.is_cuda else torch.float32)
         inputs = self._inputs(pixels, text).to(model.device, model.dtype)
         if letters:
-            made = model.generate(
+            generated = model.generate(
                 **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-            return torch.stack([made.logits[0][:, ids].float().logsumexp(1) for ids in self._tokens(letters)], 1)
+            return torch.stack([generated.logits[0][:, ids].float().logsumexp(1) for ids in self._tokens(letters)], 1)
         written = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         if not model.config.is_encoder_decoder:
             written = written[:, inputs["input_ids"].shape[1] :]
         return [answer.strip() for answer in processor.batch_decode(written, skip_special_tokens=True)]
 
-    def _inputs(self, pixels, text):
+    def _inputs(self, pixels: Float[Tensor, "B 3 H W"], text: str) -> Any:
         from PIL import Image
 
         rows = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        talks = [
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image", "image": Image.fromarray(row)}, {"type": "text", "text": text}],
-                }
-            ]
-            for row in rows
-        ]
-        return self._held[1].apply_chat_template(
+        talks = []
+        for row in rows:
+            content = [{"type": "image", "image": Image.fromarray(row)}, {"type": "text", "text": text}]
+            talks.append([{"role": "user", "content": content}])
+        return self._model_and_processor[1].apply_chat_template(
             talks,
             add_generation_prompt=True,
             tokenize=True,
@@ -73,34 +76,45 @@ class Answerer(torch.nn.Module):
             processor_kwargs={"padding": True},
         )
 
-    def _tokens(self, letters):
-        """Return for each letter the tokens that write it, with or without a blank before it."""
+    def _tokens(self, letters: str) -> list[list[int]]:
+        """Return per letter the tokens that write it, with or without a blank before it."""
         if letters not in self._letters:
-            tokenizer, found = self._held[1].tokenizer, []
+            tokenizer = self._model_and_processor[1].tokenizer
+            by_letter: list[list[int]] = []
             for letter in letters:
-                ids = [tokenizer.encode(text, add_special_tokens=False) for text in (letter, f" {letter}")]
-                found.append(sorted({one[0] for one in ids if len(one) == 1 and one[0] != tokenizer.unk_token_id}))
-            several = [token for ids in found for token in ids]
-            if not all(found) or len(several) != len(set(several)):
-                raise UserError("the model's tokenizer has no token of its own for each letter; use --decode greedy")
-            self._letters[letters] = found
+                tokens: set[int] = set()
+                for text in (letter, f" {letter}"):
+                    ids = tokenizer.encode(text, add_special_tokens=False)
+                    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                        tokens.add(ids[0])
+                by_letter.append(sorted(tokens))
+            distinct = set().union(*by_letter)
+            if not all(by_letter) or len(distinct) != sum(map(len, by_letter)):
+                raise UserError("the model's tokenizer lacks a separate token for each letter; use --decode greedy")
+            self._letters[letters] = by_letter
         return self._letters[letters]
 
 
-def vision_language_model(name, trust_remote_code=False):
-    """Return (Answerer, facts) of `ID` or `ID@REVISION` on the Hugging Face hub, or of a folder that holds a model.
+def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[Answerer, dict[str, Any]]:
+    """Return (Answerer, facts) of `ID` or `ID@REVISION` on the Hugging Face hub, or of a folder with a model.
 
-    Raises UserError for what is no image-text-to-text model, lacks weights, has no chat template or asks for its own
-    code to be run.
+    Args:
+        name: as above.
+        trust_remote_code: let the model run its own code.
+
+    Raises:
+        UserError: it is not an image-text-to-text model, lacks weights, has no chat template or wants to run its own
+            code.
     """
     place, _, revision = name.partition("@")
     with _one_line(f"hf:{name}", "transformers"):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        how = {"revision": revision or None, "trust_remote_code": trust_remote_code}
-        processor = AutoProcessor.from_pretrained(place, **how)
-        model, loaded = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **how
+        options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
+        processor = AutoProcessor.from_pretrained(place, **options)
+        loader: Any = AutoModelForImageTextToText
+        model, loaded = loader.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     lacking = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if lacking:
@@ -123,11 +137,11 @@ def vision_language_model(name, trust_remote_code=False):
     return Answerer(model, processor), facts
 
 
-_encoders = {}
+_encoders: dict[str, Any] = {}
 
 
-def sentence_embeddings(texts, name):
-    """Return the L2-normalised embeddings of texts by a sentence-transformers model, float32 [N, D]."""
+def sentence_embeddings(texts: Iterable[str], name: str) -> Float[np.ndarray, "N D"]:
+    """Return the L2-normalised embeddings of texts by a sentence-transformers model."""
     if name not in _encoders:
         with _one_line(f"the sentence model {name}", "sentence_transformers", "; --parser own does without it"):
             from sentence_transformers import SentenceTransformer
@@ -137,8 +151,8 @@ def sentence_embeddings(texts, name):
 
 
 @contextlib.contextmanager
-def _one_line(what, package, more=""):
-    """Turn whatever a hub or its content brings about into one line (UserError)."""
+def _one_line(source: str, package: str, advice: str = "") -> Iterator[None]:
+    """Turn any failure of a hub or its content into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -146,13 +160,13 @@ def _one_line(what, package, more=""):
     except ImportError as error:
         if (error.name or "").partition(".")[0] == package:
             raise UserError(
-                f"{what} needs {package.replace('_', '-')}: pip install -r requirements-language.txt{more}"
+                f"{source} needs {package.replace('_', '-')}: pip install -r requirements-language.txt{advice}"
             ) from None
-        raise UserError(f"{what} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     except Exception as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise UserError(
-                f"{what} wants code of its own to be run; read it, and give --trust-remote-code if you trust it"
+                f"{source} wants code of its own to be run; read it, and give --trust-remote-code if you trust it"
             ) from None
-        raise UserError(f"{what} cannot be loaded: {type(error).__name__}: {reason[:200]}{more}") from None
+        raise UserError(f"{source} cannot be loaded: {type(error).__name__}: {reason[:200]}{advice}") from None

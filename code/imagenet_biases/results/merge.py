@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from imagenet_biases.base.errors import UserError, some
+from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import Malformed, check, read_json
 from imagenet_biases.measures.accuracy import proportion
 from imagenet_biases.results.record_schema import FORMAT, RECORD
@@ -160,9 +160,9 @@ def select(records, view="study", precision="fp32", frontend=""):
     for (model, network), older in others.items():
         last = older[-1]["provenance"]
         notes.append(
-            f"left out: {model}: {some(record['benchmark'] for record in older)} of other weights than those that were "
-            f"measured last under this name (network {str(network)[:8]}, {last['source'] or 'source unknown'}, "
-            f"{last['time']}): --name gives a network a name of its own"
+            f"left out: {model}: {listed_briefly(record['benchmark'] for record in older)} of other weights than "
+            f"those that were measured last under this name (network {str(network)[:8]}, "
+            f"{last['source'] or 'source unknown'}, {last['time']}): --name gives a network a name of its own"
         )
     return chosen, list(dict.fromkeys(notes))
 
@@ -187,7 +187,7 @@ def _whole(record):
     for name, part in record["partial"].items():
         seen = f" ({part['images']} of {part['of']} images)" if {"images", "of"} <= part.keys() else ""
         parts[seen].append(name)
-    lines = [f"a subset{seen}: {some(sorted(names, key=place))}" for seen, names in parts.items()]
+    lines = [f"a subset{seen}: {listed_briefly(sorted(names, key=place))}" for seen, names in parts.items()]
     metrics = {name: value for name, value in record["metrics"].items() if name not in record["partial"]}
     layers = {  # values by layer go with the metrics of their name: metric/criticality with metric/criticality/mean
         name: values
