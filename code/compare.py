@@ -23,7 +23,7 @@ from scipy.special import expit, logit
 from imagenet_biases.analysis.ranking import standing
 from imagenet_biases.analysis.statistics import accuracy_on_the_line
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error, nearest
-from imagenet_biases.results.measurements import samples
+from imagenet_biases.results.measurements import measurements
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
 from imagenet_biases.results.text_tables import FORMATS, interval, number
@@ -134,7 +134,7 @@ def nearest_table(rows, networks):
 
 def difference_table(rows, records):
     """Return a row a pair of networks and measure: the difference, with its interval where both were measured."""
-    found = {way.model: one for way, one in samples(records).items() if way.usual}
+    found = {way.model: one for way, one in measurements(records).items() if way.as_in_study}
     lines = []
     for one, other in combinations(rows, 2):
         for measure in MEASURES:

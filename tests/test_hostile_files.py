@@ -334,7 +334,7 @@ def test_odd_records_are_named_or_left_alone_and_change_no_table(tmp_path, capsy
         found = refused(local_records, results)
         if found is not None:
             rows, uncertainty, *_ = merge(select(found)[0], "measured", published)
-            compare(rows, uncertainty, published)
+            list(compare(rows, uncertainty, published))
             numbers = rows.select_dtypes("number").to_numpy()
             assert not np.isinf(numbers).any(), case
         # the writer meets the same file: it takes it as ours, or names it and leaves it alone

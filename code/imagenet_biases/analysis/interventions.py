@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import ttest_ind
 
 from imagenet_biases.base.errors import UserError, some
-from imagenet_biases.results.measurements import samples
+from imagenet_biases.results.measurements import measurements
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
 COLUMNS = ("intervention", "model", "measure", "before", "after", "difference", "low", "high", "n")
@@ -25,14 +25,14 @@ def frontends(records):
 
     `n` is 1: one network, its difference with a 95 % interval over images. Raises UserError where there is none.
     """
-    found, rows = samples(records), []
+    found, rows = measurements(records), []
     for way, after in found.items():
         plain = next(
             (
                 one
                 for other, one in found.items()
                 if not other.frontend and (other.model, other.collection) == (way.model, way.collection)
-                and (other.view, other.precision, other.seed) == (way.view, way.precision, way.seed)
+                and (other.preprocessing, other.precision, other.seed) == (way.preprocessing, way.precision, way.seed)
             ),
             None,
         )  # fmt: skip
@@ -56,7 +56,7 @@ def trainings(records, treated, untreated, name):
     trainings; with fewer none, and `n`, the smaller number of trainings, says so. Raises UserError for a network that
     was not measured.
     """
-    found = {way.model: one for way, one in samples(records).items() if way.usual}
+    found = {way.model: one for way, one in measurements(records).items() if way.as_in_study}
     if missing := [one for one in (*treated, *untreated) if one not in found]:
         raise UserError(f"no record of {some(missing)}: measure it first, or give --results")
     rows = []

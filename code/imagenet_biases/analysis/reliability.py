@@ -12,7 +12,7 @@ import pandas as pd
 from imagenet_biases.analysis.statistics import FEWEST, rank_correlations
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.split_half import SPLITS
-from imagenet_biases.results.measurements import samples
+from imagenet_biases.results.measurements import measurements
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES
 
 COLUMNS = ("measure", "score", "method", "estimate", "low", "high", "networks")
@@ -33,8 +33,8 @@ def reliability(records, resamples=500, seed=0):
 
     Intervals: networks resampled. Raises UserError where no measure has enough networks with half-samples.
     """
-    found = samples(records)
-    usual = [one for way, one in found.items() if way.usual]
+    found = measurements(records)
+    usual = [one for way, one in found.items() if way.as_in_study]
     random, rows = np.random.default_rng(seed), []
 
     def add(bias, score, method, values, statistic):
@@ -51,7 +51,7 @@ def reliability(records, resamples=500, seed=0):
 
     for measure in MEASURES:
         add(measure, "", SPLIT_HALF, [one.halves[measure] for one in usual if _known(one, measure)], _split_half)
-        for method, key in ((SEEDS, "seed"), (VIEWS, "view")):
+        for method, key in ((SEEDS, "seed"), (VIEWS, "preprocessing")):
             add(measure, "", method, _pairs(found, measure, key), _spearman)
     for pair in product((*BIASES, *FURTHER_BIASES), SCORES):
         both = [one for one in usual if all(_known(one, measure) for measure in pair)]

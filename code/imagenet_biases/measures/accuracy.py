@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from imagenet_biases.estimate import Estimate
 from imagenet_biases.study import ALEXNET_ERROR
-from imagenet_biases.vocabulary import Estimate
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

@@ -12,11 +12,9 @@ import itertools
 import warnings
 
 import numpy as np
-import torch
 
 from imagenet_biases.base.errors import noted
-from imagenet_biases.stimuli.seeded import streams
-from imagenet_biases.vocabulary import Batch, Estimate, Results
+from imagenet_biases.estimate import Estimate
 
 SPLITS = 16  # random ways of halving
 FEWEST = 32  # images
@@ -25,6 +23,11 @@ T95 = 2.1199  # the 97.5 % quantile of Student's t with so many degrees of freed
 
 def in_first(keys, split):
     """Return which images, by their keys int64 [N], are in the first half of a split, bool [N]."""
+    import torch  # here: tables and figures import this module, and need no torch
+
+    from imagenet_biases.stimuli.seeded import streams
+    from imagenet_biases.vocabulary import Batch
+
     return (streams(Batch(torch.from_numpy(keys), 0), f"half {split}") & 1).numpy().astype(bool)
 
 
@@ -52,6 +55,8 @@ def halves(benchmark, found):
 
 
 def _half(found, split, half):
+    from imagenet_biases.vocabulary import Results
+
     @functools.cache
     def chosen(images):
         return in_first(images.keys, split) == (half == 0)
