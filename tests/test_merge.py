@@ -337,6 +337,7 @@ def test_online_projects_are_read_through_the_public_api(place, monkeypatch, cap
         table = place.merge("--results", "none", "--wandb-project", project, "--rebuild")
         assert table.loc[("net", "measured"), "top1_acc/imagenet"] == 50.0
         out = caplog.text
+        caplog.clear()
         assert "lab/imagenet/id is crashed" in out
         assert ("lab/other/id carries no record" in out) == (project == "lab")
 

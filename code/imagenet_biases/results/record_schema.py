@@ -4,11 +4,11 @@ Records of the first edition lack some of it and call every subset True or False
 """
 
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from annotated_types import Len
 from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from imagenet_biases.base.schema import LARGEST, Malformed
 
@@ -23,7 +23,9 @@ Row = Strict(False)  # JSON has lists where Python has tuples
 Layer = (
     Annotated[tuple[Number | None, Number, Number], Row] | Annotated[tuple[Number | None, None, None], Row]
 )  # value, low, high
-WORDS = {"a valid ": "a ", "a integer": "an integer", "an instance of str": "a text", "an instance of dict": "an object", "a dictionary": "an object", "a tuple": "a list"}
+WORDS = {"a valid ": "a ", "a integer": "an integer", "a dictionary": "an object", "a tuple": "a list"} | {
+    f"an instance of {kind}": word for kind, word in (("str", "a text"), ("dict", "an object"))
+}
 
 
 class Part(TypedDict):

@@ -36,7 +36,7 @@ def tables() -> list[Path]:
 def read_table(paths: Paths | None = None) -> pd.DataFrame:
     """Read tables: model, category ('' for none), source, then metrics as floats (NaN: not measured).
 
-    `paths`: one file or several, by default `tables()`. Where two have a row for a network and source, the later counts.
+    `paths`: one file or several, by default `tables()`. Of rows for the same network and source the last counts.
 
     Raises:
         UserError: a missing file, a column that metrics.toml does not define, two rows for one network and source in a
