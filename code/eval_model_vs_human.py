@@ -21,10 +21,11 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
 from imagenet_biases.humans import people
 from imagenet_biases.humans.stimulus_sets import image_sets
+from imagenet_biases.humans.trials import MEASURES, accuracies, combined, decisions, mean_accuracy, shape_bias
 from imagenet_biases.vocabulary import Benchmark, Pass
 
 HEADLINE = ("top1_acc/cue-conflict", "top1_acc/ood_mean", "shape-bias")
-HUMAN = tuple(f"metric/human/{measure}" for measure in people.MEASURES)
+HUMAN = tuple(f"metric/human/{measure}" for measure in MEASURES)
 
 
 def passes(data, download, trials):
@@ -37,14 +38,14 @@ def passes(data, download, trials):
 def report(found):
     """Yield what can be told from the sets that are there."""
     trials = people.trials(found)
-    for name, accuracy in people.accuracies(trials).items():
+    for name, accuracy in accuracies(trials).items():
         yield f"top1_acc/{name}", accuracy
-    if (mean := people.mean_accuracy(trials)).value is not None:
+    if (mean := mean_accuracy(trials)).value is not None:
         yield "top1_acc/ood_mean", mean
-    if (bias := people.shape_bias(people.decisions(trials))).value is not None:
+    if (bias := shape_bias(decisions(trials))).value is not None:
         yield "shape-bias", bias
     if compared := people.comparisons(found):
-        yield from zip(HUMAN, people.combined(compared.values()).values(), strict=True)
+        yield from zip(HUMAN, combined(compared.values()).values(), strict=True)
 
 
 BENCHMARK = Benchmark(

@@ -10,7 +10,7 @@ from common import SHARED, needs_shared
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import agreement
 from imagenet_biases.humans.agreement import PARAMETRIC, PEOPLE
-from imagenet_biases.humans.people import MEASURES, compare, write_trials
+from imagenet_biases.humans.trials import MEASURES, compare, write_trials
 
 pytestmark = needs_shared
 NETWORK = "alexnet"
