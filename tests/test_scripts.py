@@ -311,3 +311,14 @@ def test_every_benchmark_is_a_short_declaration():
             assert not re.search(r"^import (wandb|torch)|ArgumentParser\(|DataLoader|torch\.load|open\(", text, re.M), (
                 path.name
             )
+
+
+@pytest.mark.parametrize("script", ["merge_results", "compare", "report", "plot_study"])
+def test_what_needs_no_network_imports_no_torch(script):
+    code = (
+        f"import runpy, sys\nsys.argv = ['{script}.py', '--help']\n"
+        f"try:\n    runpy.run_path('{CODE / script}.py', run_name='__main__')\n"
+        f"except SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
