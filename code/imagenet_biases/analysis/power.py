@@ -202,7 +202,7 @@ def could_not_miss(
     return float(np.interp(share, detected, cause["estimate"])) if detected[-1] >= share else None
 
 
-SHOWN = (  # method, and how a figure names it
+METHOD_LABELS = (  # method, and how a figure names it
     (SPEARMAN, "all networks"),
     (f"{SPEARMAN} {GIVEN}", "all networks, given accuracy"),
     (WITHIN, "within categories"),
