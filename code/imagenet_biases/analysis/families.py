@@ -4,6 +4,8 @@ Which networks belong together is in models/zoo.toml (family, norm, eps, arch). 
 raw-data/human_likeness.csv (Gavrikov, Keuper & Keuper 2023, arXiv:2303.12669).
 """
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -54,6 +56,14 @@ def read_likeness() -> pd.DataFrame | None:
     return pd.read_csv(path) if path.exists() else None
 
 
+def _look(arch: str, norm: str, source: str) -> tuple[dict[str, Any], str]:
+    """Return how the line of a family is drawn, and its label."""
+    published = source == "published"
+    look = {"color": COLOURS.get(arch, "#CC79A7"), "ls": LINES[norm], "lw": 1.2, "ms": 4}
+    look |= {"marker": "o" if published else "s", "mfc": None if published else "none"}
+    return look, f"{arch} {'ℓ2' if norm == 'l2' else 'ℓ∞'}{'' if published else f' ({source})'}"
+
+
 def family_curves(rows: pd.DataFrame) -> Figure:
     """Draw each measure against eps of either norm and clean accuracy, one line per norm, architecture and source."""
     measures = [name for name in rows.columns if name not in (*KEY, "family", "model", CONTROL)]
@@ -61,9 +71,7 @@ def family_curves(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(measures), 3, sharey="row", squeeze=False)
     handles = {}
     for (arch, norm, source), line in rows.groupby(KEY[:2] + KEY[3:]):
-        look = {"color": COLOURS.get(arch, "#CC79A7"), "ls": LINES[norm], "lw": 1.2, "ms": 4}
-        look |= {"marker": "o" if source == "published" else "s", "mfc": None if source == "published" else "none"}
-        label = f"{arch} {'ℓ2' if norm == 'l2' else 'ℓ∞'}{'' if source == 'published' else f' ({source})'}"
+        look, label = _look(arch, norm, source)
         for row, measure in zip(axes, measures, strict=True):
             points = line.dropna(subset=[measure]).sort_values("eps")
             if points.empty:

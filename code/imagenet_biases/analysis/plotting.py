@@ -718,17 +718,21 @@ def intervention_chart(table: pd.DataFrame) -> Figure:
             ax.axvline(0, color="#888888", lw=0.7, zorder=0)
             for (intervention, _), group in wide.items():
                 if {bias, score} <= {*group.index}:
-                    (x, y), style = (group.loc[name] for name in (bias, score)), looks[intervention]
-                    for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
-                        if np.isfinite(point.low):
-                            draw(other.difference, point.low, point.high, color=style.colour, lw=1)
-                    ax.scatter(x.difference, y.difference, color=style.colour, marker=style.marker, s=22, zorder=3)
+                    _draw_intervention(ax, group.loc[bias], group.loc[score], looks[intervention])
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(f"Δ {about(bias).label}".replace(" [", "\n["))
     keys = [_key(style, f"{name}{'' if _enough(table, name) else ', n = 1'}") for name, style in looks.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=2, frameon=False,
                   title="95 % intervals: over images (one network, before and after) or over trainings")  # fmt: skip
     return figure
+
+
+def _draw_intervention(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
+    """Draw the differences of a bias and a score with their intervals."""
+    for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
+        if np.isfinite(point.low):
+            draw(other.difference, point.low, point.high, color=style.colour, lw=1)
+    ax.scatter(x.difference, y.difference, color=style.colour, marker=style.marker, s=22, zorder=3)
 
 
 def _enough(table: pd.DataFrame, intervention: str) -> bool:
