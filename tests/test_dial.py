@@ -28,11 +28,11 @@ def dial():
 def test_what_is_taught_is_the_silhouette_for_so_many_categories():
     labels = {cue: torch.arange(16).roll(shift) for cue, shift in (("silhouette", 0), ("texture", 1))}
     for number in train_calibration.STEPS:
-        own = train_calibration.told_by_silhouette(number, 0)
-        answers, slopes = train_calibration.taught(labels, own)
+        own = train_calibration.silhouette_categories(number, 0)
+        answers, slopes = train_calibration.targets(labels, own)
         assert own.sum() == number == (answers == labels["silhouette"]).sum()
         assert torch.equal((slopes == torch.tensor(train_calibration.NOISE["silhouette"])).all(1), own)
-        assert (own <= train_calibration.told_by_silhouette(min(number + 3, 16), 0)).all()  # nested
+        assert (own <= train_calibration.silhouette_categories(min(number + 3, 16), 0)).all()  # nested
 
 
 def test_the_dial_sets_shape_bias_and_band_pass(dial):

@@ -196,7 +196,7 @@ def test_curves_are_found_in_the_names_of_metrics():
 def test_offline_runs_end_with_the_line_that_uploads_them(drawn, tmp_path):
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
     result = script(*words, WANDB_API_KEY="", HOME=str(tmp_path))
-    assert "wandb sync" in result.stdout and (tmp_path / "wandb").is_dir()
+    assert "wandb sync" in result.stderr and (tmp_path / "wandb").is_dir()
 
 
 def test_wandb_out_of_reach_loses_nothing(drawn, tmp_path):
