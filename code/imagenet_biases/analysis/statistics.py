@@ -282,12 +282,7 @@ Method = tuple[Any, Any, Any, Any, int]
 
 
 def _correlations(
-    rows: pd.DataFrame,
-    resamples: int,
-    permutations: int,
-    seed: int,
-    tau: bool = False,
-    biases: Sequence[str] = BIASES,
+    rows: pd.DataFrame, resamples: int, permutations: int, seed: int, tau: bool = False, biases: Sequence[str] = BIASES
 ) -> Iterator[Association]:
     """Yield every pair and correlation; `tau`: Kendall's, too."""
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *biases])))

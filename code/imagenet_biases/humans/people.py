@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imagenet_biases.estimate import Estimate
-from imagenet_biases.humans.stimulus_sets import (
-    PREFIX,
-    STIMULUS_SETS,
-    human_trial_files,
-    release_folder,
-    stimulus,
-)
+from imagenet_biases.humans.stimulus_sets import PREFIX, STIMULUS_SETS, human_trial_files, release_folder, stimulus
 from imagenet_biases.humans.trials import (
     ANSWERS,
     COLUMNS,
@@ -139,11 +133,7 @@ def details(results: Results) -> dict[str, Any]:
         estimates = {measure: _bounds(estimate) for measure, estimate in combined([comparison]).items()}
         human[name] = estimates | comparison[2] | {"between-people": between_people(paths)}
     categories = {category: _decided(part) for category, part in decided.groupby("category")}
-    return {
-        "shape-bias": _decided(decided) | {"categories": categories},
-        "conditions": conditions,
-        "human": human,
-    }
+    return {"shape-bias": _decided(decided) | {"categories": categories}, "conditions": conditions, "human": human}
 
 
 def _decided(decided: "pd.DataFrame") -> dict[str, Any]:

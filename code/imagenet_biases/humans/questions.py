@@ -182,9 +182,7 @@ def passes(data: Data, **options: Any) -> list[Pass]:
     return [Pass(images, _askable(tuple(conditions)), readout) for readout, conditions in by_readout.items()]
 
 
-def _askable(
-    conditions: tuple[Condition, ...],
-) -> tuple[Condition, ...] | Callable[[Any], tuple[Condition, ...]]:
+def _askable(conditions: tuple[Condition, ...]) -> tuple[Condition, ...] | Callable[[Any], tuple[Condition, ...]]:
     """Return the conditions, where they ask for names as a function that refuses networks without zero-shot names."""
     if "names" not in conditions[0].settings:
         return conditions
