@@ -209,7 +209,7 @@ def decisions(responses: Responses, variant: Variant, parser: str = "own", embed
     """
     values = responses.values
     if values.dtype.kind == "f":
-        return np.array([NAMES.index(variant.options[best]) for best in values.argmax(1)])
+        return np.array(list(map(NAMES.index, variant.options)))[values.argmax(1)]
     if variant.task == "caption" and parser == "published":
         labels = responses.images.variables.get("labels")
         return nearest_names(values.tolist(), embedding) if labels is None else labels
@@ -290,7 +290,7 @@ def share(decided: Decisions, decision: int, responses: Responses) -> Estimate:
 
 def likelihood_bias(responses: Responses, variant: Variant) -> Estimate:
     """Return the sum of the shape letter's probability over that of both cues' letters, over all images that count."""
-    counting, letters = counted(responses), np.array([variant.options.index(name) for name in NAMES])
+    counting, letters = counted(responses), np.array(list(map(variant.options.index, NAMES)))
     rows = np.arange(len(responses.values))[counting]
     shape, texture = (responses.values[rows, letters[cue[counting]]].sum(dtype=float) for cue in cues(responses.images))
     return Estimate(shape / (shape + texture) if shape + texture else None, sets=SETS)

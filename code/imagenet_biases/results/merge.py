@@ -145,7 +145,7 @@ def _completed(record: Content) -> Content:
     """Return a record with defaults for what its edition lacks."""
     provenance = USUAL | {"seed": 0, "collection": "imagenet", "category": "", "time": "", "network": None}
     provenance["source"] = ""
-    empty: Content = {key: {} for key in ("intervals", "partial", "details", "layers", "provenance")}
+    empty: Content = {"intervals": {}, "partial": {}, "details": {}, "layers": {}, "provenance": {}}
     record = empty | {"images": None, "subset": False, "warnings": []} | record
     if isinstance(record["provenance"], dict):
         record["provenance"] = provenance | record["provenance"]
@@ -264,7 +264,7 @@ def merge(
         (benchmark, cell), *older = ((name, _cell(by_seed)) for name, by_seed in reversed(by_benchmark.items()))
         key = {"model": model, "source": source, "metric": metric}
         if layer is not None:
-            layers.append(key | {"layer": layer} | {name: cell[name] for name in ("value", "low", "high")})
+            layers.append(key | {"layer": layer, "value": cell["value"], "low": cell["low"], "high": cell["high"]})
             continue
         rows[model][metric] = cell["value"]
         if cell["low"] is not None or cell["seeds"] > 1:
@@ -365,17 +365,15 @@ def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 def compare(rows: pd.DataFrame, uncertainty: pd.DataFrame, published: pd.DataFrame) -> Iterator[str]:
     """Yield lines on measured against published figures by metric, marked where they differ or one is a slip."""
     published = published[published["source"] == "published"].set_index("model")
-    complete = uncertainty.dropna(subset=["low", "high"])
-    bounds = {(bound.model, bound.metric): (bound.low, bound.high) for bound in complete.itertuples()}
+    bounds = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "metric"])[["low", "high"]]
+    bounds = dict(zip(bounds.index, bounds.itertuples(index=False), strict=True))
     for _, row in rows.iterrows():
         if row["model"] not in published.index:
             yield f"\n{row['model']}: the study has no such network"
             continue
         reference = published.loc[row["model"]]
-        metrics = []
-        for metric in sorted(set(rows.columns) - {*KEYS}, key=place):
-            if pd.notna(row[metric]) and pd.notna(reference.get(metric)):
-                metrics.append(metric)
+        published_metrics = set(reference.dropna().index)
+        metrics = sorted((set(row.dropna().index) & published_metrics) - {*KEYS}, key=place)
         yield f"\n{row['model']}: measured against published, {len(metrics)} metrics"
         cells = [["  metric", "measured", "95 % interval", "published", "difference", ""]]
         remarks = []

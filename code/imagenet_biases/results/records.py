@@ -113,10 +113,9 @@ def make_record(
         "format": FORMAT,
         "model": label,
         "benchmark": benchmark.name,
-        "metrics": {name: _number(estimate.value) for name, estimate in metrics.items()},
-        "intervals": _intervals(metrics),
+        **_values(metrics),
         "partial": partial,
-        "layers": {metric: _layer_values(estimates) for metric, estimates in layers.items()},
+        "layers": _layers(layers),
         "halves": {name: as_text(values) for name, values in halves(benchmark, results).items()},
         "images": sum(map(len, image_sets)),
         "subset": _subset(image_sets, left_out),
@@ -190,14 +189,24 @@ def _bounds(estimate: Estimate) -> list[float | None]:
     return [None, None] if None in bounds else bounds
 
 
-def _intervals(metrics: Mapping[str, Estimate]) -> dict[str, list[float | None]]:
-    """Return the intervals of the metrics that have one."""
-    bounds = {name: _bounds(estimate) for name, estimate in metrics.items()}
-    return {name: pair for name, pair in bounds.items() if pair != [None, None]}
+def _values(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """Return the metrics, and the intervals of those that have one."""
+    values, intervals = {}, {}
+    for name, estimate in metrics.items():
+        values[name], bounds = _number(estimate.value), _bounds(estimate)
+        if bounds != [None, None]:
+            intervals[name] = bounds
+    return {"metrics": values, "intervals": intervals}
 
 
-def _layer_values(estimates: Mapping[str, Estimate]) -> dict[str, list[float | None]]:
-    return {layer: [_number(estimate.value), *_bounds(estimate)] for layer, estimate in estimates.items()}
+def _layers(layers: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float | None]]]:
+    """Return [value, low, high] by metric and layer."""
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for metric, estimates in layers.items():
+        values[metric] = {}
+        for layer, estimate in estimates.items():
+            values[metric][layer] = [_number(estimate.value), *_bounds(estimate)]
+    return values
 
 
 def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") -> dict[str, Content]:
@@ -205,8 +214,8 @@ def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") 
     sets = {images.name: images for images in image_sets}
     partial = {}
     for name, estimate in metrics.items():
-        used = list(sets) if estimate.sets is None else estimate.sets
-        lacking = sorted(set_name for set_name in used if set_name not in sets)
+        used = sets if estimate.sets is None else estimate.sets
+        lacking = sorted(set(used) - sets.keys())
         present = [sets[set_name] for set_name in used if set_name in sets]
         if lacking or any(images.subset for images in present):
             partial[name] = {"images": sum(map(len, present)), "of": _whole(present)}
