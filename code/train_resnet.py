@@ -141,11 +141,11 @@ class Photographs(torch.utils.data.Dataset):
             pixels = reader.decoded(reader.images.chosen[place])
         return pixels, int(reader.images.labels[place]), index
 
-    def batches(self, size: int, rank: int, ranks: int) -> list[list[int]]:
+    def batches(self, size: int, number: int, count: int) -> list[list[int]]:
         """Return this process's positions in each batch of this epoch; an incomplete last batch is left out."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seeded(self.seed, self.epoch)))
         size = min(size, len(self))
-        return [order[start + rank : start + size : ranks].tolist() for start in range(0, len(self) - size + 1, size)]
+        return [order[start + number : start + size : count].tolist() for start in range(0, len(self) - size + 1, size)]
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -155,8 +155,8 @@ class Photographs(torch.utils.data.Dataset):
 class Process:
     """This process among those that torchrun started."""
 
-    rank: int
-    ranks: int
+    number: int
+    count: int
     device: torch.device
 
 
@@ -188,7 +188,7 @@ class Training:
         self.average = ModelEmaV3(self.network, decay=args.ema) if args.ema else None
         parallel = nn.parallel.DistributedDataParallel
         local = [device.index] if device.type == "cuda" else None
-        self.parallel = parallel(self.network, device_ids=local) if process.ranks > 1 else self.network
+        self.parallel = parallel(self.network, device_ids=local) if process.count > 1 else self.network
         self.normalize = Normalize(*NORMALIZATIONS[preset.normalization]).to(device)
 
     @property
@@ -213,7 +213,7 @@ class Training:
 
     def save(self) -> None:
         """Store everything that the rest of the training depends on, atomically."""
-        if self.process.rank:
+        if self.process.number:
             return
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         state |= {"average": self.average.module.state_dict()} if self.average else {}
@@ -273,7 +273,7 @@ class Training:
 
         process, epoch, done = self.process, self.progress["epoch"], self.progress["done"]
         self.images.epoch = epoch
-        batches = self.images.batches(self.args.batch_size, process.rank, process.ranks)
+        batches = self.images.batches(self.args.batch_size, process.number, process.count)
         loader = torch.utils.data.DataLoader(
             self.images, batch_sampler=batches[done:], num_workers=self.args.num_workers,
             pin_memory=process.device.type == "cuda",
@@ -281,7 +281,7 @@ class Training:
         self.parallel.train()
         totals, seen = torch.zeros(2, dtype=torch.float64, device=process.device), 0
         started = saved = time.monotonic()
-        bar = tqdm(loader, f"epoch {epoch + 1}", len(batches), initial=done, disable=bool(process.rank), unit="step")
+        bar = tqdm(loader, f"epoch {epoch + 1}", len(batches), initial=done, disable=bool(process.number), unit="step")
         for pixels, labels, index in bar:
             totals += self.step(pixels, labels, index)
             seen += len(labels)
@@ -292,7 +292,7 @@ class Training:
                 self.save()
                 saved = time.monotonic()
         counts = torch.cat([totals, totals.new_tensor([seen])])
-        if process.ranks > 1:
+        if process.count > 1:
             torch.distributed.all_reduce(counts)
         loss, hits, images = counts.tolist()
         line = {"epoch": epoch + 1, "loss": loss / max(images, 1), "top1": 100 * hits / max(images, 1)}
@@ -425,27 +425,27 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     from imagenet_biases.results.wandb_log import training_run
 
     args = parsed(arguments)
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    number, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)) if args.device == "cuda" else None)
-    process = Process(rank, ranks, device)
+    process = Process(number, count, device)
     sets = [own_set(name, getattr(args, name), Data()) for name in ("train", "stylized") if getattr(args, name)]
     images = Photographs(sets, args.size, args.seed)
-    if args.batch_size < ranks:
-        raise UserError(f"--batch-size {args.batch_size} is less than an image for each of {ranks} processes")
+    if args.batch_size < count:
+        raise UserError(f"--batch-size {args.batch_size} is less than an image for each of {count} processes")
     with contextlib.ExitStack() as stack:
-        if ranks > 1:
+        if count > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             stack.callback(torch.distributed.destroy_process_group)
-        if rank == 0:
+        if number == 0:
             stack.enter_context(only_one(args.out))
         training = Training(args, images, process)
         training.resume()
-        if rank == 0:
+        if number == 0:
             print(f"{args.arch}: {_parameters(training.network)}; {len(images):,} images, {args.epochs} epochs")
-        log = training_run(args.wandb if rank == 0 else "disabled", args.out, training.identity())
+        log = training_run(args.wandb if number == 0 else "disabled", args.out, training.identity())
 
         def watch(training: Training, line: dict[str, float]) -> None:
-            if rank:
+            if number:
                 return
             if args.imagenet:
                 line["imagenet"] = accuracy(training, args.imagenet)
@@ -453,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
             print(", ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
         run(training, watch)
-        if rank:
+        if number:
             return None
         path = training.finish()
     words = command(args, path)

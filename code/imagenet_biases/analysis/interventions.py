@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_ind
 
 from imagenet_biases.base.errors import UserError, some
 from imagenet_biases.results.measurements import measurements
@@ -87,12 +86,14 @@ def trainings(records: Records, treated: Sequence[str], untreated: Sequence[str]
 
 def _welch(treated: np.ndarray, untreated: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of the difference of means (Welch 1947, Biometrika 34)."""
+    import scipy.stats  # here: it takes half a second, which other figures need not wait for
+
     if not np.ptp(treated) and not np.ptp(untreated):
         gap = treated.mean() - untreated.mean()
         return gap, gap
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where all trainings of one kind agree
-        low, high = ttest_ind(treated, untreated, equal_var=False).confidence_interval(0.95)
+        low, high = scipy.stats.ttest_ind(treated, untreated, equal_var=False).confidence_interval(0.95)
     return low, high
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Shaped
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 from tqdm import tqdm
 
 from imagenet_biases.analysis.statistics import (
@@ -60,7 +60,7 @@ class Families:
         category = np.unique(categories, return_inverse=True)[1]
         lineage = np.unique(lineages, return_inverse=True)[1]
         n = len(values)
-        scores = norm.ppf((rankdata(values, axis=0) - 0.5) / n)
+        scores = ndtri((_ranked(values) - 0.5) / n)
         scores -= scores.mean(0)
         sizes, lineage_sizes = np.bincount(category), np.bincount(lineage)
         category_of = category[np.unique(lineage, return_index=True)[1]]  # of each lineage
@@ -87,6 +87,12 @@ class Families:
             root = _root(covariance)
             parts.append((random.normal(size=(groups.max() + 1, len(root))) @ root.T)[groups])
         return parts
+
+
+def _ranked(values: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n ..."]:
+    from scipy.stats import rankdata  # here: figures need this module's names, and scipy.stats takes half a second
+
+    return rankdata(values, axis=0)
 
 
 def _means(values: Float[np.ndarray, "n m"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "k m"]:
@@ -125,7 +131,7 @@ def simulate(rows: pd.DataFrame, strength: float, seed: int | Sequence[int]) -> 
                 effect * standard + np.sqrt(1 - effect**2) * chance
             )
     drawn = sum(parts)
-    values = {name: np.sort(rows[name].to_numpy())[rankdata(drawn[:, i]).astype(int) - 1] for name, i in place.items()}
+    values = {name: np.sort(rows[name].to_numpy())[_ranked(drawn[:, i]).astype(int) - 1] for name, i in place.items()}
     values |= {unflagged(score): values[score] for score in SCORES}
     return rows[["model", "category", "lineage", "source"]].assign(**values)
 

@@ -180,12 +180,12 @@ class ResponseStore:
             entries += self.index(file).values()
         return entries
 
-    def save(self, name: str, cells: Sequence[Cell], label: str, rank: int = 0) -> None:
-        """Write cells of one image set as the part called `name`: whole or not at all; `rank`: of the process."""
+    def save(self, name: str, cells: Sequence[Cell], label: str, process: int = 0) -> None:
+        """Write cells of one image set as the part called `name`, whole or not at all; `process`: its number."""
         if self.results is None or not cells:
             return
         folder = self._folder(label) / f"{self._stem(cells[0][0])}.parts"
-        path = folder / f"{name}{f'.rank-{rank}' if rank else ''}.npz"
+        path = folder / f"{name}{f'.rank-{process}' if process else ''}.npz"
         _write(path, cells)
         self._written.add(path)
 
@@ -202,7 +202,7 @@ class ResponseStore:
             for kind, cells in _by_kind(files).items():
                 self._replace(folder / f"{self._stem(identity)}.{kind}.npz", cells)
             for file, stamp in files.items():
-                if _stamp(file) == stamp:  # else another rank or process has just written more
+                if _stamp(file) == stamp:  # else another process has just written more
                     file.unlink(missing_ok=True)
             with suppress(OSError):
                 parts.rmdir()
