@@ -66,7 +66,7 @@ def main():
         for _ in range(ROUNDS + 1):
             for name, work in contestants.items():
                 times[name].append(timed(work, device))
-    pace = {name: size * STEPS / statistics.median(some[1:]) for name, some in times.items()}
+    pace = {name: size * STEPS / statistics.median(listed_briefly[1:]) for name, listed_briefly in times.items()}
     figures = {
         "machine": described(device) | {"foolbox": foolbox.__version__},
         "batch size": size,

@@ -60,7 +60,7 @@ def main():
                 started = time.perf_counter()
                 work()
                 seconds[name].append(time.perf_counter() - started)
-    median = {name: statistics.median(some) for name, some in seconds.items()}
+    median = {name: statistics.median(listed_briefly) for name, listed_briefly in seconds.items()}
     resets = args.images * len(conditions)
     figures = {
         "machine": circumstances(here, resets / median["restarted"]),
@@ -68,7 +68,7 @@ def main():
         "resets": len(conditions),
         "images x resets a second": {name: round(resets / one, 2) for name, one in median.items()},
         "times as fast": round(median["whole"] / median["restarted"], 2),
-        "seconds": {name: [round(one, 3) for one in some] for name, some in seconds.items()},
+        "seconds": {name: [round(one, 3) for one in listed_briefly] for name, listed_briefly in seconds.items()},
     }
     write_json(Path(__file__).with_name(f"criticality-{here.device.type}.json"), figures)
     for key in ("images x resets a second", "times as fast"):

@@ -110,10 +110,10 @@ def effects(usual, reduced):
 def gradients(name, data, device, precisions):
     """Return {precision: share of pixels whose gradient has another sign than in fp32, mean cosine with fp32's}."""
     images, found = image_set("imagenet", data), {}
-    some = range(0, len(images), max(1, len(images) // 20))
-    pixels = [decode(images.listing.root / images.files[i], STUDY) for i in some]
+    listed_briefly = range(0, len(images), max(1, len(images) // 20))
+    pixels = [decode(images.listing.root / images.files[i], STUDY) for i in listed_briefly]
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div(255).to(device)
-    labels, keys = (torch.from_numpy(one[list(some)]).to(device) for one in (images.labels, images.keys))
+    labels, keys = (torch.from_numpy(one[list(listed_briefly)]).to(device) for one in (images.labels, images.keys))
     for precision in ("fp32", *precisions):
         here = make_runtime(Settings(device=device, precision=precision, batch_size=20), 0)
         with float32_precision(precision):
@@ -162,7 +162,9 @@ def main():
                         effects(usual[benchmark], reduced[benchmark]),
                     )
                     rows[benchmark] = {"answers changed": count, "metrics": moved}
-                    highest = [key.split()[-1] for key, (some, _) in count.items() if key != "all" and some]
+                    highest = [
+                        key.split()[-1] for key, (listed_briefly, _) in count.items() if key != "all" and listed_briefly
+                    ]
                     share = "{:.2f} % ({} of {})".format(100 * count["all"][0] / count["all"][1], *count["all"])
                     most = max(((m[2], n) for n, m in moved.items() if m[2] is not None), default=(0, "none"))
                     print(f"| {title} | {precision} | {benchmark} | {share} | {highest[-1] if highest else '-'} | "

@@ -56,7 +56,7 @@ def medians(contestants, device):
     for _ in range(ROUNDS + 1):
         for name, work in contestants.items():
             times[name].append(timed(work, device))
-    return {name: statistics.median(some[1:]) for name, some in times.items()}
+    return {name: statistics.median(listed_briefly[1:]) for name, listed_briefly in times.items()}
 
 
 def cost_of_stimuli(conditions, settings):
@@ -137,15 +137,15 @@ def against_naive(images, conditions, transform, folder, settings):
     """Time a script on some of its conditions and the naive loop on fewer, ms per image and condition, by turns."""
     ours, theirs = [], []
     step = len(conditions) // OUR_CONDITIONS
-    some, fewer = conditions[1::step], conditions[1 :: len(conditions) // NAIVE_CONDITIONS]
+    listed_briefly, fewer = conditions[1::step], conditions[1 :: len(conditions) // NAIVE_CONDITIONS]
     network, plain = from_module(Network(), "resnet50"), Network()
     runners = prepared(network, settings)  # folding and compiling are done once in a long run, and not timed
     loop = partial(naive, images, fewer, transform, plain, settings)
     with apart() as own_process:
         for number in range(ROUNDS):
             results = folder / f"{transform.__name__}-{number}"
-            work = partial(show, [Pass(images, tuple(some))], network, settings, results, runners)
-            ours.append(timed(work, settings.device) / len(some))
+            work = partial(show, [Pass(images, tuple(listed_briefly))], network, settings, results, runners)
+            ours.append(timed(work, settings.device) / len(listed_briefly))
             theirs.append(own_process.submit(timed, loop, settings.device).result() / len(fewer))
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
     ours, theirs = (1000 * statistics.median(times) / len(images) for times in (ours, theirs))

@@ -126,7 +126,9 @@ def compare(args, images, folder, plain, here):
                 else:
                     took = timed(step, here.device)
                 seconds[name].append(took)
-    seconds = {name: some[1:] for name, some in seconds.items()}  # the first is to warm up: caches, processes
+    seconds = {
+        name: listed_briefly[1:] for name, listed_briefly in seconds.items()
+    }  # the first is to warm up: caches, processes
     rate = {name: work / statistics.median(times) for name, times in seconds.items()}
     by_round = list(zip(*seconds.values(), strict=True))
     result = {

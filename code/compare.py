@@ -13,6 +13,7 @@ of the same images (measures/split_half.py); published rows have no responses an
 """
 
 import sys
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from scipy.special import expit, logit
 from imagenet_biases.analysis.ranking import standing
 from imagenet_biases.analysis.statistics import accuracy_on_the_line
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error, nearest
-from imagenet_biases.results.measurements import samples
+from imagenet_biases.results.measurements import measurements
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
 from imagenet_biases.results.text_tables import FORMATS, interval, number
@@ -44,25 +45,30 @@ WHAT = ("standing", "nearest", "differences")
 NEAREST = 3
 
 
-def chosen_rows(table, names, source, results):
-    """Return the row of each network: the measured one before the published one, unless `source` names one.
+Bounds = dict[tuple[str, str, str], tuple[float, float]]
+"""{(model, source, measure): (low, high)}"""
 
-    Raises UserError for a network without a row, with what the folder of records, `results`, tells of it.
+
+def chosen_rows(table: pd.DataFrame, names: Iterable[str], source: str | None, results: Path) -> list[pd.Series]:
+    """Return the row of each network: the measured one before the published one, unless `source` is given.
+
+    Raises:
+        UserError: a network has no row; with what the folder of records, `results`, holds of it.
     """
     rows = []
     for name in names:
-        some = table[table["model"] == name]
-        some = some[some["source"] == source] if source else some.sort_values("source", kind="stable")  # measured first
-        if some.empty:
-            known = table if source is None else table[table["source"] == source]
-            hint = _unmerged(name, results) or nearest(name, known["model"]) or "is it measured (code/eval_all.py)?"
+        candidates = table if source is None else table[table["source"] == source]
+        of_network = candidates[candidates["model"] == name].sort_values("source", kind="stable")  # measured first
+        if of_network.empty:
+            hint = _unmerged(name, results) or nearest(name, candidates["model"])
+            hint = hint or "is it measured (code/eval_all.py)?"
             raise UserError(f"the table has no {source + ' ' if source else ''}row of {name}; {hint}")
-        rows.append(some.iloc[0])
+        rows.append(of_network.iloc[0])
     return rows
 
 
-def _unmerged(name, results):
-    """Say why the records of a network are not in the table; '' where there are none."""
+def _unmerged(name: str, results: Path) -> str:
+    """Return why the records of a network are not in the table; '' where there are none."""
     records = [record for record in (local_records(results) if results.is_dir() else []) if record["model"] == name]
     if not records:
         return ""
@@ -72,97 +78,109 @@ def _unmerged(name, results):
     return "its records have no place in it: " + "; ".join(dict.fromkeys(note.rpartition(": ")[2] for note in notes))
 
 
-def bounds_of(uncertainty):
-    """Return {(model, source, measure): (low, high)}, also of measures that stand for a reported metric."""
-    known = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "source", "metric"])[["low", "high"]]
-    found = {key: (row.low, row.high) for key, row in known.iterrows()}
-    for name, one in DERIVED.items():
-        for (model, source, metric), pair in list(found.items()):
-            if one.reported and metric == one.reported:
-                found[model, source, name] = pair
-    return found
+def bounds_of(uncertainty: pd.DataFrame) -> Bounds:
+    """Return the intervals of the table, also of measures that stand for a reported metric."""
+    bounds = {}
+    for row in uncertainty.dropna(subset=["low", "high"]).itertuples():
+        bounds[row.model, row.source, row.metric] = (row.low, row.high)
+    for name, definition in DERIVED.items():
+        for (model, source, metric), pair in list(bounds.items()):
+            if definition.reported and metric == definition.reported:
+                bounds[model, source, name] = pair
+    return bounds
 
 
-def standing_table(rows, networks, bounds):
-    """Return a row a network and measure: value, interval, rank, percentile, difference to the baseline, residual."""
+def standing_table(rows: Iterable[pd.Series], networks: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+    """Return one row per network and measure: value, interval, rank, percentile, gap to the baseline, residual."""
     lines = []
     baseline = networks[networks["category"] == "baseline"].iloc[0]
     for row in rows:
         photographs = row["category"] not in DRAWN_CATEGORIES
-        others = networks[networks["model"] != row["model"]]
+        peers = networks[networks["model"] != row["model"]]
         for measure in MEASURES:
             value = row.get(measure, np.nan)
             if pd.isna(value):
                 continue
             digits = about(measure).digits
-            found = standing(others[measure], measure, value) if photographs else None
+            position = standing(peers[measure], measure, value) if photographs else None
             line = {"network": row["model"], "source": row["source"], "measure": measure}
             line["value"] = number(value, digits)
             line["95 %"] = interval(*bounds.get((row["model"], row["source"], measure), (None, None)), digits)
-            line["rank"] = f"{found.rank}/{found.of}" if found else ""
-            line["percentile"] = f"{found.percentile:.0f}" if found else ""
+            line["rank"] = f"{position.rank}/{position.of}" if position else ""
+            line["percentile"] = f"{position.percentile:.0f}" if position else ""
             line["vs baseline"] = number(value - baseline[measure], digits, sign=True) if photographs else ""
-            line["above the line"] = ""
-            if photographs and measure in SCORES and measure != "ID" and pd.notna(row.get(CONTROL)):
-                slope, intercept = accuracy_on_the_line(networks[CONTROL], networks[measure])
-                expected = 100 * expit(slope * logit(np.clip(row[CONTROL] / 100, 1e-5, 1 - 1e-5)) + intercept)
-                line["above the line"] = number(value - expected, digits, sign=True)
+            line["above the line"] = _above_the_line(row, measure, networks) if photographs else ""
             lines.append(line)
     return pd.DataFrame(lines)
 
 
-def nearest_table(rows, networks):
+def _above_the_line(row: pd.Series, measure: str, networks: pd.DataFrame) -> str:
+    """Return by how much a score is above what ImageNet accuracy predicts; '' for other measures."""
+    if measure not in SCORES or measure == "ID" or pd.isna(row.get(CONTROL)):
+        return ""
+    gradient, intercept = accuracy_on_the_line(networks[CONTROL], networks[measure])
+    expected = 100 * expit(gradient * logit(np.clip(row[CONTROL] / 100, 1e-5, 1 - 1e-5)) + intercept)
+    return number(row[measure] - expected, about(measure).digits, sign=True)
+
+
+def nearest_table(rows: Iterable[pd.Series], networks: pd.DataFrame) -> pd.DataFrame:
     """Return the networks of the 48 whose biases are most similar: root mean square distance in SDs over the 48."""
     lines = []
     for row in rows:
-        known = [bias for bias in BIASES if pd.notna(row.get(bias))]
-        if not known or row["category"] in DRAWN_CATEGORIES:
+        biases = [bias for bias in BIASES if pd.notna(row.get(bias))]
+        if not biases or row["category"] in DRAWN_CATEGORIES:
             continue
-        others = networks[networks["model"] != row["model"]]
+        peers = networks[networks["model"] != row["model"]]
         scaled = []
-        for bias in known:
-            values, own = (np.log(one) if about(bias).logarithmic else one for one in (others[bias], row[bias]))
-            scaled.append((values - own) / values.std())
+        for bias in biases:
+            values, value = peers[bias], row[bias]
+            if about(bias).logarithmic:
+                values, value = np.log(values), np.log(value)
+            scaled.append((values - value) / values.std())
         distance = np.sqrt(np.nanmean(np.square(scaled), axis=0))
         for position in np.argsort(distance, kind="stable")[:NEAREST]:
-            other = others.iloc[position]
-            line = {"network": row["model"], "source": row["source"], "nearest": other["model"]}
-            line |= {"category": other["category"], "distance": number(distance[position], 2)}
-            lines.append(line | {"biases": str(len(known))})
+            peer = peers.iloc[position]
+            line = {"network": row["model"], "source": row["source"], "nearest": peer["model"]}
+            line |= {"category": peer["category"], "distance": number(distance[position], 2)}
+            lines.append(line | {"biases": str(len(biases))})
     return pd.DataFrame(lines)
 
 
-def difference_table(rows, records):
-    """Return a row a pair of networks and measure: the difference, with its interval where both were measured."""
-    found = {way.model: one for way, one in samples(records).items() if way.usual}
+def difference_table(rows: Sequence[pd.Series], records: Iterable[dict]) -> pd.DataFrame:
+    """Return one row per pair of networks and measure: the difference, with its interval where both were measured."""
+    measured = {key.model: measurement for key, measurement in measurements(records).items() if key.as_in_study}
     lines = []
-    for one, other in combinations(rows, 2):
+    for first, second in combinations(rows, 2):
+        pair = [measured.get(row["model"]) if row["source"] == "measured" else None for row in (first, second)]
         for measure in MEASURES:
-            if pd.isna(one.get(measure)) or pd.isna(other.get(measure)):
+            if pd.isna(first.get(measure)) or pd.isna(second.get(measure)):
                 continue
             digits, low, high = about(measure).digits, None, None
-            both = [found.get(row["model"]) if row["source"] == "measured" else None for row in (one, other)]
-            gap = both[0].minus(both[1], measure) if all(both) else None
+            gap = pair[0].minus(pair[1], measure) if pair[0] and pair[1] else None
             if gap is not None:
                 low, high = gap.low, gap.high
-            line = {"networks": f"{one['model']} - {other['model']}", "measure": measure}
-            line["difference"] = number(one[measure] - other[measure], digits, sign=True)
+            line = {"networks": f"{first['model']} - {second['model']}", "measure": measure}
+            line["difference"] = number(first[measure] - second[measure], digits, sign=True)
             lines.append(line | {"95 %": interval(low, high, digits)})
     return pd.DataFrame(lines)
 
 
-def benchmark_table(rows, benchmark, bounds):
-    """Return all numbers of one benchmark that the table has, a row a metric."""
+def benchmark_table(rows: Sequence[pd.Series], benchmark: str, bounds: Bounds) -> pd.DataFrame:
+    """Return all numbers of one benchmark that the table has, one row per metric.
+
+    Raises:
+        UserError: the table has none.
+    """
     metrics = [name for name in rows[0].index if "/" in name or name == "shape-bias"]
-    own = sorted((name for name in metrics if definition_of(name).about.script == f"eval_{benchmark}"), key=place)
+    metrics = [name for name in metrics if definition_of(name).about.script == f"eval_{benchmark}"]
     lines = []
-    for metric in own:
+    for metric in sorted(metrics, key=place):
         digits = about(metric).digits
         values = {}
         for row in rows:
             text = "" if pd.isna(row[metric]) else number(row[metric], digits)
-            pair = interval(*bounds.get((row["model"], row["source"], metric), (None, None)), digits)
-            values[f"{row['model']} ({row['source']})"] = f"{text} {pair}".strip()
+            bracket = interval(*bounds.get((row["model"], row["source"], metric), (None, None)), digits)
+            values[f"{row['model']} ({row['source']})"] = f"{text} {bracket}".strip()
         if any(values.values()):
             lines.append({"metric": metric} | values)
     if not lines:
@@ -171,7 +189,7 @@ def benchmark_table(rows, benchmark, bounds):
 
 
 @exit_on_user_error
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line; print the tables."""
     parser = Parser(__doc__)
     parser.add_argument("networks", nargs="+", metavar="NET")
@@ -192,21 +210,21 @@ def main(arguments=None):
     rows = chosen_rows(derived(table), list(dict.fromkeys(args.networks)), args.source, args.results)
     networks, bounds = study(table), bounds_of(read_beside(files, "uncertainty"))
     if args.benchmark:
-        made = {args.benchmark: benchmark_table(rows, args.benchmark, bounds)}
+        frames = {args.benchmark: benchmark_table(rows, args.benchmark, bounds)}
     else:
         records = local_records(args.results) if args.results.is_dir() else []
-        made = {
+        makers = {
             "standing": lambda: standing_table(rows, networks, bounds),
             "nearest": lambda: nearest_table(rows, networks),
             "differences": lambda: difference_table(rows, records),
         }
-        made = {what: made[what]() for what in args.what}
-    if "standing" in made and any(row["category"] in DRAWN_CATEGORIES for row in rows):
+        frames = {name: makers[name]() for name in args.what}
+    if "standing" in frames and any(row["category"] in DRAWN_CATEGORIES for row in rows):
         print("note: networks made for drawn images have no rank among photographs", file=sys.stderr)
-    shown = [FORMATS[args.format](name, frame) for name, frame in made.items() if len(frame)]
-    if not shown:
+    texts = [FORMATS[args.format](name, frame) for name, frame in frames.items() if len(frame)]
+    if not texts:
         raise UserError(f"nothing of {', '.join(args.networks)} is in the table")
-    print("\n\n".join(shown))
+    print("\n\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
 from imagenet_biases.humans import people
 from imagenet_biases.humans.stimulus_sets import image_sets
+from imagenet_biases.humans.trials import MEASURES, accuracies, combined, decisions, mean_accuracy, shape_bias
 from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
 
 HEADLINE = ("top1_acc/cue-conflict", "top1_acc/ood_mean", "shape-bias")
-HUMAN = tuple(f"metric/human/{measure}" for measure in people.MEASURES)
+HUMAN = tuple(f"metric/human/{measure}" for measure in MEASURES)
 
 
 def passes(data: Data, download: bool, trials: Sequence[str] | None) -> list[Pass]:
@@ -38,14 +39,14 @@ def passes(data: Data, download: bool, trials: Sequence[str] | None) -> list[Pas
 def report(results: Results) -> Metrics:
     """Yield what the sets that are there allow."""
     trials = people.trials(results)
-    for name, accuracy in people.accuracies(trials).items():
+    for name, accuracy in accuracies(trials).items():
         yield f"top1_acc/{name}", accuracy
-    if (mean := people.mean_accuracy(trials)).value is not None:
+    if (mean := mean_accuracy(trials)).value is not None:
         yield "top1_acc/ood_mean", mean
-    if (bias := people.shape_bias(people.decisions(trials))).value is not None:
+    if (bias := shape_bias(decisions(trials))).value is not None:
         yield "shape-bias", bias
     if compared := people.comparisons(results):
-        yield from zip(HUMAN, people.combined(compared.values()).values(), strict=True)
+        yield from zip(HUMAN, combined(compared.values()).values(), strict=True)
 
 
 BENCHMARK = Benchmark(

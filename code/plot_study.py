@@ -2,13 +2,13 @@
 
 Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and
 figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks
-that were measured here are added to the figures, in colours and with names of their own.
+that were measured here are added to the figures, with their own colours and names.
 
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
   python code/plot_study.py --trials results MODEL-VS-HUMAN/raw-data    # people beside what networks answered
   python code/plot_study.py --category dial --source measured --table raw-data/dial.csv   # does it find a known bias?
-  python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can tell
+  python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can reveal
   python code/plot_study.py --power 40        # fewer of them
   python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
   python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
@@ -20,8 +20,12 @@ interventions.py) and NAME.pdf/.png from --results and nothing else. --power tak
 makes figures/power.csv (columns: imagenet_biases/analysis/power.py) and power.pdf/.png besides.
 """
 
+import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from imagenet_biases.analysis import interventions, reliability
 from imagenet_biases.analysis.families import family_curves, family_rows, read_likeness
@@ -47,33 +51,34 @@ from imagenet_biases.results.merge import local_records
 from imagenet_biases.results.table import read_beside, read_table, study, tables, write_frame
 
 
-def of_category(table, args):
-    """Write the statistics of the networks of one category; relatives are those of one lineage."""
+def of_category(table: pd.DataFrame, args: argparse.Namespace) -> None:
+    """Write the statistics of the networks of one category; related networks are those of one lineage."""
     networks = study(table, args.source, [args.category])
     if len(networks) < FEWEST:
         raise UserError(f"there are {len(networks)} {args.source} networks of category {args.category}, too few")
-    found = statistics(networks.assign(category=networks["lineage"]))
+    associations = statistics(networks.assign(category=networks["lineage"]))
     path = args.out / f"statistics_{args.category}.csv"
-    write(found, path)
-    within = found[(found["method"] == WITHIN) & (found["excluded"] == "none") & (found["p_holm"] < 0.05)]
+    write(associations, path)
+    within = associations[(associations["method"] == WITHIN) & (associations["excluded"] == "none")]
+    within = within[within["p_holm"] < 0.05]
     print(within[["bias", "score", "estimate", "low", "high", "p_holm"]].to_string(index=False))
     print(path)
 
 
-def from_records(args):
+def from_records(args: argparse.Namespace) -> None:
     """Write the tables and figures of what was measured here."""
     if not args.results.is_dir():
         raise UserError(f"there is no folder {args.results}: measure first, or give --results DIR")
-    records, made = local_records(args.results), {}
+    records, tables_and_charts = local_records(args.results), {}
     if args.reliability:
-        made["reliability"] = reliability.reliability(records), reliability_chart
+        tables_and_charts["reliability"] = reliability.reliability(records), reliability_chart
     if args.interventions and args.treated:
         names = (args.treated.split(","), args.untreated.split(","))
         table = interventions.trainings(records, *names, f"{args.treated} against {args.untreated}")
-        made["interventions"] = table, intervention_chart
+        tables_and_charts["interventions"] = table, intervention_chart
     elif args.interventions:
-        made["interventions"] = interventions.frontends(records), intervention_chart
-    for name, (table, chart) in made.items():
+        tables_and_charts["interventions"] = interventions.frontends(records), intervention_chart
+    for name, (table, chart) in tables_and_charts.items():
         with atomic(args.out / f"{name}.csv", "w") as file:
             table.to_csv(file, index=False, lineterminator="\n", float_format="%.6g")
         save(chart(table), args.out, name)
@@ -82,7 +87,7 @@ def from_records(args):
 
 
 @exit_on_user_error
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line; write the figures."""
     parser = Parser(__doc__)
     parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
@@ -104,7 +109,8 @@ def main(arguments=None):
     if bool(args.treated) != bool(args.untreated) or (args.treated and not args.interventions):
         raise UserError("--treated and --untreated go together, and with --interventions")
     if args.reliability or args.interventions:
-        return from_records(args)
+        from_records(args)
+        return
     if args.power is not None and args.power < 2:
         raise UserError(f"--power {args.power}: at least 2 studies are needed")
 
@@ -112,15 +118,16 @@ def main(arguments=None):
     table = read_table(files)
     networks = study(table, args.source)
     if args.category:
-        return of_category(table, args)
+        of_category(table, args)
+        return
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
-    highlight = listed(args.highlight)
-    chosen = highlights(table, highlight)  # a mistyped name is told before anything is computed
+    names = listed(args.highlight)
+    chosen = highlights(table, names)  # a mistyped name is reported before anything is computed
     trials = read_observers(args.trials or results_folder())
-    found = shared(networks, args.out)
+    associations = shared(networks, args.out)
     layers = read_beside(files, "layers")
-    for name, figure in [*figures(table, found, layers, highlight), *people_figures(table, trials, chosen)]:
+    for name, figure in [*figures(table, associations, layers, names), *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     save(language_models(language_rows(table)), args.out, "language_models")

@@ -2,7 +2,7 @@
 
 First where the highlighted networks stand among the study's 48; then a table of networks to sort, filter and download,
 a scatter plot and the rank correlation of any two columns, networks beside people where there are trial files, and one
-section a network (its address: #network=NAME): spectral curve, channel, corruptions, shape bias by category,
+section per network (its address: #network=NAME): spectral curve, channel, corruptions, shape bias by category,
 provenance. Measured and published values stand side by side. The page is imagenet_biases/analysis/report_page.html
 with plotly.js (MIT licence) and the data put in.
 
@@ -15,7 +15,9 @@ import datetime
 import json
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ from plotly.offline import get_plotlyjs
 
 from imagenet_biases.analysis import statistics
 from imagenet_biases.analysis.language import language_rows
-from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES, highlights, listed
+from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES, Highlight, highlights, listed
 from imagenet_biases.analysis.plotting_people import looks, published_likeness
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
@@ -65,34 +67,45 @@ from imagenet_biases.study import (
 
 PAGE = Path(statistics.__file__).with_name("report_page.html")
 OCTAVES = np.linspace(0, len(FREQUENCIES) - 1, 121)  # where a channel's curve is drawn
+RANKED = (CONTROL, *SCORES, *BIASES, *FURTHER_BIASES)  # columns whose rank the page shows
+
+Key = tuple[str, str]
+"""Model and source."""
 
 
-RANKED = (CONTROL, *SCORES, *BIASES, *FURTHER_BIASES)  # what the page says the rank of
-
-
-def page_data(table, uncertainty, found, records, highlight=None, trials=None):
+def page_data(
+    table: pd.DataFrame,
+    uncertainty: pd.DataFrame,
+    associations: pd.DataFrame,
+    records: Iterable[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    trials: pd.DataFrame | None = None,
+) -> dict[str, Any]:
     """Return what the page shows, JSON-able: columns, rows with values, intervals and ranks, statistics, records.
 
-    `uncertainty`: intervals of measured rows (columns table.UNCERTAINTY); `found`: as analysis.statistics gives it;
-    `records`: those behind the measured rows; `highlight`: names of networks (default: plotting.highlights); `trials`:
-    a trial table of people and networks, or None.
+    Args:
+        uncertainty: intervals of measured rows (columns table.UNCERTAINTY).
+        associations: as analysis.statistics returns them.
+        records: those behind the measured rows.
+        names: of networks to highlight (default: see plotting.highlights).
+        trials: a trial table of people and networks.
     """
-    chosen = highlights(table, highlight)
-    everything = derived(table)
+    chosen = highlights(table, names)
+    networks = derived(table)
     main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
     return {
-        "columns": [_column(column) for column in columns],
-        "sets": _sets(everything, main, place, set(table.columns)),
+        "columns": list(map(_column, columns)),
+        "sets": _sets(networks, main, place, set(table.columns)),
         "categories": {category: vars(look) for category, look in STYLES.items()},
-        "rows": _rows(everything, columns, uncertainty, _standings(table, place), chosen),
+        "rows": _rows(networks, columns, _bounds(uncertainty), _standings(table, place), chosen),
         "ranked": [place[column] for column in RANKED],
         "control": CONTROL,
         "scores": SCORES,
         "biases": [*BIASES, *FURTHER_BIASES],
-        "statistics": json.loads(found.to_json(orient="records")),
-        "records": [_record(one) for one in records],
+        "statistics": json.loads(associations.to_json(orient="records")),
+        "records": list(map(_record, records)),
         "corruptions": [*CORRUPTIONS, *CORRUPTIONS_BAR],
         "severities": SEVERITIES,
         "cutoffs": CUTOFFS,
@@ -106,64 +119,85 @@ def page_data(table, uncertainty, found, records, highlight=None, trials=None):
     }
 
 
-def _sets(everything, main, place, columns):
-    """Return the sets of columns that the table can show, each of those that hold anything."""
-    sets = [{"title": "Scores and biases", "columns": [place[c] for c in main if everything[c].notna().any()]}]
+def _sets(
+    networks: pd.DataFrame, main: Iterable[str], place: Mapping[str, int], columns: set[str]
+) -> list[dict[str, Any]]:
+    """Return the sets of columns that the table can show, each without its empty columns."""
+    nonempty = [place[column] for column in main if networks[column].notna().any()]
+    sets = [{"title": "Scores and biases", "columns": nonempty}]
     for definition in DEFINITIONS:
-        members = [place[c] for c in place if c in columns and definition_of(c) is definition]
-        sets += [{"title": definition.title.replace("`", ""), "columns": members}] if members else []
+        members = [place[column] for column in place if column in columns and definition_of(column) is definition]
+        if members:
+            sets.append({"title": definition.title.replace("`", ""), "columns": members})
     return sets
 
 
-def _rows(everything, columns, uncertainty, standings, chosen):
+def _bounds(uncertainty: pd.DataFrame) -> dict[Key, dict[str, list[float]]]:
+    """Return {(model, source): {metric: interval}}."""
+    bounds: dict[Key, dict[str, list[float]]] = {}
+    for row in uncertainty.dropna(subset=["low", "high"]).itertuples():
+        bounds.setdefault((row.model, row.source), {})[row.metric] = [row.low, row.high]
+    return bounds
+
+
+def _rows(
+    networks: pd.DataFrame,
+    columns: Sequence[str],
+    bounds: Mapping[Key, Mapping[str, list[float]]],
+    standings: Mapping[Key, dict],
+    chosen: Iterable[Highlight],
+) -> list[dict[str, Any]]:
     """Return the networks: keys, values and intervals by column number, ranks, channel, and how they are shown.
 
     `study`: one of the 48 published networks; `drawn`: made for drawn images, so without a place among photographs.
     """
-    place = {column: number for number, column in enumerate(columns)}
-    bounds = {}
-    for one in uncertainty.dropna(subset=["low", "high"]).itertuples():
-        bounds.setdefault((one.model, one.source), {})[one.metric] = [one.low, one.high]
-    pointed = {(one.model, one.source): vars(one) | {"place": number} for number, one in enumerate(chosen)}
+    looks_of = {}
+    for number, highlight in enumerate(chosen):
+        looks_of[highlight.model, highlight.source] = vars(highlight) | {"place": number}
     rows = []
-    for _, row in everything.iterrows():
+    for _, row in networks.iterrows():
         key, drawn = (row["model"], row["source"]), row["category"] in DRAWN_CATEGORIES
-        own = bounds.get(key, {})
-        own |= {name: own[one.reported] for name, one in DERIVED.items() if one.reported in own}
+        intervals = dict(bounds.get(key, {}))
+        for name, definition in DERIVED.items():
+            if definition.reported in intervals:
+                intervals[name] = intervals[definition.reported]
         rows.append(
             {name: row[name] for name in KEYS}
-            | {"values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns]}
-            | {"bounds": {place[column]: pair for column, pair in own.items() if column in place}}
-            | {"ranks": standings.get(key, {})}
-            | {"channel": _channel(*(row[name] for name in ("bw_norm", "cf_norm", "pns_norm")))}
-            | {"study": row["source"] == "published" and row["category"] in STUDY_CATEGORIES}
-            | {"drawn": drawn, "highlight": None if drawn else pointed.get(key)}
+            | {
+                "values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns],
+                "bounds": {number: intervals[name] for number, name in enumerate(columns) if name in intervals},
+                "ranks": standings.get(key, {}),
+                "channel": _channel(row["bw_norm"], row["cf_norm"], row["pns_norm"]),
+                "study": row["source"] == "published" and row["category"] in STUDY_CATEGORIES,
+                "drawn": drawn,
+                "highlight": None if drawn else looks_of.get(key),
+            }
         )
     return rows
 
 
-def _standings(table, place):
+def _standings(table: pd.DataFrame, place: Mapping[str, int]) -> dict[Key, dict[int, tuple[int, int, float]]]:
     """Return {(model, source): {column number: (rank, of, percentile)}}."""
-    found = {}
-    for one in ranks(table, RANKED).itertuples():
-        found.setdefault((one.model, one.source), {})[place[one.column]] = (one.rank, one.of, one.percentile)
-    return found
+    standings: dict[Key, dict[int, tuple[int, int, float]]] = {}
+    for row in ranks(table, RANKED).itertuples():
+        standings.setdefault((row.model, row.source), {})[place[row.column]] = (row.rank, row.of, row.percentile)
+    return standings
 
 
-def _record(one):
-    layers = one["layers"].get("metric/criticality", {})
-    kept = {key: one[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
-    return kept | {"criticality": {layer: value for layer, (value, *_) in layers.items()}}
+def _record(record: Mapping[str, Any]) -> dict[str, Any]:
+    layers = record["layers"].get("metric/criticality", {})
+    part = {key: record[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
+    return part | {"criticality": {layer: value for layer, (value, *_) in layers.items()}}
 
 
-def _published_criticality():
+def _published_criticality() -> dict[str, list[float]]:
     """Return {layer of a ResNet-50: (mean, SD over 50 published networks, the baseline)}."""
     table = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer") / 100
     return {layer: list(row) for layer, row in table[["mean_over_50", "sd_over_50", "tv_resnet50"]].round(5).iterrows()}
 
 
-def _people(trials, chosen):
-    """Return what humans.agreement makes of trials, JSON-able, and how each observer looks; None without trials."""
+def _people(trials: pd.DataFrame | None, chosen: Sequence[Highlight]) -> dict[str, Any] | None:
+    """Return the tables of humans.agreement, JSON-able, and how each observer looks; None without trials."""
     if trials is None:
         return None
     compared = pairs(trials)
@@ -171,24 +205,24 @@ def _people(trials, chosen):
     accuracy, consistency = accuracy_by_condition(trials), consistency_by_condition(compared)
     observers = [*dict.fromkeys([PEOPLE, *(subj for subj in trials.subj if not is_person(subj))])]
     symbols = dict(HIGHLIGHT_MARKERS) | {"d": "diamond"}
+    styles = {}
+    for name, (colour, marker) in looks(observers, chosen).items():
+        styles[name] = {"colour": colour, "symbol": symbols[marker]}
     return {
-        "observers": {
-            name: {"colour": colour, "symbol": symbols[marker]}
-            for name, (colour, marker) in looks(observers, chosen).items()
-        },
+        "observers": styles,
         "bias": _plain(bias_by_category(trials)),
         "lines": {"accuracy": _plain(accuracy), "error consistency": _plain(consistency)},
-        "levels": {name: in_order(name, here["level"]) for name, here in accuracy.groupby("set", sort=False)},
+        "levels": {name: in_order(name, levels) for name, levels in accuracy.groupby("set", sort=False)["level"]},
         "matrix": {"names": [*matrix.index], "values": json.loads(matrix.to_json(orient="values"))},
     }
 
 
-def _plain(frame):
+def _plain(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table as dicts, JSON-able: NaN is null."""
     return json.loads(frame.to_json(orient="records", double_precision=6))
 
 
-def _made():
+def _made() -> dict[str, str]:
     version = commit()
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
@@ -196,7 +230,7 @@ def _made():
     }
 
 
-def _channel(bandwidth, centre, sensitivity):
+def _channel(bandwidth: float, centre: float, sensitivity: float) -> list[float] | None:
     """Return the thresholds of a channel at OCTAVES from its three numbers; None where one is missing."""
     if np.isnan([bandwidth, centre, sensitivity]).any():
         return None
@@ -204,19 +238,19 @@ def _channel(bandwidth, centre, sensitivity):
     return channel(OCTAVES).round(4).tolist()
 
 
-def _column(column):
+def _column(column: str) -> dict[str, Any]:
     """Return name, axis label, meaning with unit, decimals, and what is wrong with the published values."""
-    one = about(column)
-    meaning = f"{one.meaning.replace('`', '')} [{one.unit}]"
-    named = {"name": column, "label": one.label, "meaning": meaning}
-    return named | {"digits": one.digits, "slip": one.slip, "better": one.better}
+    facts = about(column)
+    meaning = f"{facts.meaning.replace('`', '')} [{facts.unit}]"
+    text = {"name": column, "label": facts.label, "meaning": meaning}
+    return text | {"digits": facts.digits, "slip": facts.slip, "better": facts.better}
 
 
-def page(data):
+def page(data: Mapping[str, Any]) -> str:
     """Return the page's HTML with plotly.js and `data` put in.
 
-    The data is JSON in an element of its own, with everything that could end or comment out a script escaped, and both
-    marks are replaced in one pass, so that nothing in the data is ever taken for one of them.
+    The data is JSON in a separate element, with everything that could end or comment out a script escaped, and both
+    marks are replaced in one pass, so that nothing in the data is ever taken for a mark.
     """
     text = json.dumps(data)
     for sign in "<>&":
@@ -226,7 +260,7 @@ def page(data):
 
 
 @exit_on_user_error
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line; write the page."""
     parser = Parser(__doc__)
     parser.add_argument("--table", type=Path, nargs="+", help="default: raw-data/benchmark.csv and measured.csv")
@@ -241,12 +275,12 @@ def main(arguments=None):
     networks = study(table)
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} published networks of the study, too few for statistics")
-    highlight = listed(args.highlight)
-    highlights(table, highlight)  # a mistyped name is told before anything is computed
+    names = listed(args.highlight)
+    highlights(table, names)  # a mistyped name is reported before anything is computed
     records = select(local_records(args.results))[0] if args.results.is_dir() else []
-    trials = read_observers(args.trials or [one for one in (args.results,) if one.is_dir()])
-    found = shared(networks, FIGURES)
-    data = page_data(table, read_beside(files, "uncertainty"), found, records, highlight, trials)
+    trials = read_observers(args.trials or ([args.results] if args.results.is_dir() else []))
+    associations = shared(networks, FIGURES)
+    data = page_data(table, read_beside(files, "uncertainty"), associations, records, names, trials)
     text = page(data)
     with atomic(args.out, "w") as file:
         file.write(text)

@@ -10,7 +10,7 @@ from common import SHARED, needs_shared
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import agreement
 from imagenet_biases.humans.agreement import PARAMETRIC, PEOPLE
-from imagenet_biases.humans.people import MEASURES, compare, write_trials
+from imagenet_biases.humans.trials import MEASURES, compare, write_trials
 
 pytestmark = needs_shared
 NETWORK = "alexnet"
@@ -48,8 +48,8 @@ def test_shape_bias_is_the_published_one(frame):
 def test_accuracies_by_condition(frame):
     found = agreement.accuracy_by_condition(frame).set_index(["set", "level", "observer"])
     assert {*found.index.get_level_values("set")} == {*PARAMETRIC} and len(PARAMETRIC) == 12
-    some = frame[(frame.set == "contrast") & (frame.level == "c05")].groupby("subj").right.mean() * 100
-    assert [*found.loc[("contrast", "c05", PEOPLE)]] == pytest.approx([some.mean(), some.min(), some.max()])
+    subset = frame[(frame.set == "contrast") & (frame.level == "c05")].groupby("subj").right.mean() * 100
+    assert [*found.loc[("contrast", "c05", PEOPLE)]] == pytest.approx([subset.mean(), subset.min(), subset.max()])
 
 
 def test_conditions_go_from_easy_to_hard(frame):

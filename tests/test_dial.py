@@ -28,20 +28,20 @@ def dial():
 def test_what_is_taught_is_the_silhouette_for_so_many_categories():
     labels = {cue: torch.arange(16).roll(shift) for cue, shift in (("silhouette", 0), ("texture", 1))}
     for number in train_calibration.STEPS:
-        own = train_calibration.told_by_silhouette(number, 0)
-        answers, slopes = train_calibration.taught(labels, own)
+        own = train_calibration.silhouette_categories(number, 0)
+        answers, slopes = train_calibration.targets(labels, own)
         assert own.sum() == number == (answers == labels["silhouette"]).sum()
         assert torch.equal((slopes == torch.tensor(train_calibration.NOISE["silhouette"])).all(1), own)
-        assert (own <= train_calibration.told_by_silhouette(min(number + 3, 16), 0)).all()  # nested
+        assert (own <= train_calibration.silhouette_categories(min(number + 3, 16), 0)).all()  # nested
 
 
 def test_the_dial_sets_shape_bias_and_band_pass(dial):
     assert list(dial["model"].sort_values()) == sorted(groups()["dial"]) and set(dial["category"]) == {"dial"}
-    for _, some in dial.groupby("seed"):
+    for _, subset in dial.groupby("seed"):
         for bias, direction in (("shape-bias", 1), ("LPP", 1), ("spectral bias", -1)):
-            rho = scipy.stats.spearmanr(some["number"], some[bias]).statistic
+            rho = scipy.stats.spearmanr(subset["number"], subset[bias]).statistic
             assert direction * rho > 0.9, bias  # six steps: two neighbours may change places
-        ends = some.set_index("number")["shape-bias"]
+        ends = subset.set_index("number")["shape-bias"]
         assert ends[0] == 0 and ends[16] == 1
 
 

@@ -269,13 +269,13 @@ def test_a_metric_is_whole_if_what_it_rests_on_is(drawn, tmp_path):
 
 def test_a_declared_sample_is_whole_stratified_and_a_function_of_the_seed(drawn):
     images = image_set("imagenet", Data(drawn))
-    some = sampled(images, 40, 1)
-    counts = np.bincount(some.labels)[np.unique(images.labels)]
-    assert len(some) == 40 and set(counts) == {2, 3} and some.subset is None
-    assert np.array_equal(some.chosen, sampled(images, 40, 1).chosen)
-    assert not np.array_equal(some.chosen, sampled(images, 40, 2).chosen)
-    assert some.fingerprint != images.fingerprint and sampled(images, 96) is images
-    benchmark = Benchmark("probe", lambda data: [Pass(some)], lambda found: [("top1_acc/imagenet", 1.0)])
+    subset = sampled(images, 40, 1)
+    counts = np.bincount(subset.labels)[np.unique(images.labels)]
+    assert len(subset) == 40 and set(counts) == {2, 3} and subset.subset is None
+    assert np.array_equal(subset.chosen, sampled(images, 40, 1).chosen)
+    assert not np.array_equal(subset.chosen, sampled(images, 40, 2).chosen)
+    assert subset.fingerprint != images.fingerprint and sampled(images, 96) is images
+    benchmark = Benchmark("probe", lambda data: [Pass(subset)], lambda found: [("top1_acc/imagenet", 1.0)])
     (record,) = evaluate(Small(), benchmark, Data(), SETTINGS)
     assert record["subset"] is False and not record["partial"]
     assert record["provenance"]["image_sets"]["imagenet"]["sample"]["of"] == 96

@@ -129,7 +129,8 @@ def test_networks_take_turns_where_they_take_many_passes(validation):
     bodies = Plain(), Plain(1)
     networks = [from_module(body, name) for body, name in zip(bodies, ("one", "two"), strict=True)]
     jobs = [
-        Job(Benchmark(name, None, None), [Pass(validation, some)], {}) for name, some in (("many", many), ("few", few))
+        Job(Benchmark(name, None, None), [Pass(validation, subset)], {})
+        for name, subset in (("many", many), ("few", few))
     ]
     plan = make_plan(jobs, networks, here)
     assert [sorted({cell.network.name for cell in group.cells}) for group in plan.groups] == [

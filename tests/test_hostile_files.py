@@ -22,7 +22,7 @@ from hostile import cases, damaged, limited, odd_json, odd_text, write_odd_json
 from imagenet_biases import Data, Settings
 from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.engine.runtime import available_cores, make_runtime
-from imagenet_biases.humans import people
+from imagenet_biases.humans import trials
 from imagenet_biases.images.labels import flat_labels, real_labels
 from imagenet_biases.images.listing import (
     ImageNames,
@@ -261,28 +261,28 @@ def test_real_labels_are_sets_of_classes_or_refused(drawn, tmp_path):
 
 def trial_file():
     dice = random.Random(0)
-    rows = [",".join(people.COLUMNS)]
+    rows = [",".join(trials.COLUMNS)]
     for number in range(60):
         category = list(CATEGORIES_16)[number % 16]
         image = f"{category}{1 + number // 16}-{list(CATEGORIES_16)[(number + 3) % 16]}1.png"
-        rows.append(f"subject-01,1,{number + 1},0.5,{dice.choice(people.ANSWERS)},{category},NaN,{image}")
+        rows.append(f"subject-01,1,{number + 1},0.5,{dice.choice(trials.ANSWERS)},{category},NaN,{image}")
     return "\n".join(rows)
 
 
 def test_trial_files_are_scored_or_refused(tmp_path):
     path = tmp_path / "cue-conflict_subject-01_session_1.csv"
     path.write_text(trial_file())
-    assert len(people.read_trials(path)) == 60
+    assert len(trials.read_trials(path)) == 60
     for case, dice in cases(200):
         path.write_bytes(odd_text(trial_file(), dice))
-        frame = refused(people.read_trials, path)
+        frame = refused(trials.read_trials, path)
         if frame is not None:
             for subj, part in frame.groupby("subj"):
-                bias = refused(lambda part=part: people.shape_bias(people.decisions(part)))
-                accuracy = people.accuracies(part)
+                bias = refused(lambda part=part: trials.shape_bias(trials.decisions(part)))
+                accuracy = trials.accuracies(part)
                 assert bias is None or bias.value is None or 0 <= bias.value <= 1, case
                 assert all(0 <= one.value <= 100 for one in accuracy.values()), case
-                names = refused(people.write_trials, part.assign(subj=subj), tmp_path / "out" / "trials.zip")
+                names = refused(trials.write_trials, part.assign(subj=subj), tmp_path / "out" / "trials.zip")
                 assert not names or not any({"/", "\\"} & {*name} or name.startswith(".") for name in names)
     assert {path.name for path in (tmp_path / "out").rglob("*")} == {"trials.zip"}
 
@@ -290,12 +290,12 @@ def test_trial_files_are_scored_or_refused(tmp_path):
 def test_zips_of_trials_are_read_or_refused(tmp_path):
     path = tmp_path / "cue-conflict_subject-01_session_1.csv"
     path.write_text(trial_file())
-    people.write_trials(people.read_trials(path), tmp_path / "trials.zip")
+    trials.write_trials(trials.read_trials(path), tmp_path / "trials.zip")
     whole = (tmp_path / "trials.zip").read_bytes()
-    assert len(people.read_trials(tmp_path / "trials.zip")) == 60
+    assert len(trials.read_trials(tmp_path / "trials.zip")) == 60
     for case, dice in cases(200):
         (tmp_path / "trials.zip").write_bytes(damaged(whole, dice))
-        frame = refused(people.read_trials, tmp_path / "trials.zip")
+        frame = refused(trials.read_trials, tmp_path / "trials.zip")
         assert frame is None or 0 < len(frame) <= 60, case  # every file in a zip has a checksum
 
 
@@ -341,7 +341,7 @@ def test_odd_records_are_named_or_left_alone_and_change_no_table(tmp_path, capsy
         found = refused(local_records, results)
         if found is not None:
             rows, uncertainty, *_ = merge(select(found)[0], "measured", published)
-            compare(rows, uncertainty, published)
+            list(compare(rows, uncertainty, published))
             numbers = rows.select_dtypes("number").to_numpy()
             assert not np.isinf(numbers).any(), case
         # the writer meets the same file: it takes it as ours, or names it and leaves it alone

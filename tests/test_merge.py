@@ -170,7 +170,7 @@ def test_a_trial_run_of_new_weights_does_not_displace_the_whole_result(place):
 @pytest.mark.parametrize(
     ("difference", "reason"),
     [
-        ({"view": "native"}, "view native"),
+        ({"view": "native"}, "preprocessing native"),
         ({"precision": "bf16"}, "precision bf16"),
         ({"collection": "drawn"}, "drawn images"),
         ({"category": "calibration"}, "measured on imagenet images, its row is for drawn ones"),
@@ -265,7 +265,7 @@ def test_other_json_is_left_alone_and_nothing_measured_is_said(place):
         (place.path / "results" / "drawn" / f"{name}.json").write_text('{"seed": 0}')
     result = place.run()
     assert result.returncode == 2 and "measure first" in result.stderr
-    assert "mine.json is not a record" in result.stdout and "drawn.json" not in result.stdout
+    assert "mine.json is not a record" in result.stderr and "drawn.json" not in result.stderr
 
 
 # Weights & Biases -----------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_a_folder_without_runs_is_one_line(place):
         merge_results.main(["--wandb-offline", f"{place.path}"])
 
 
-def test_online_projects_are_read_through_the_public_api(place, monkeypatch, capsys):
+def test_online_projects_are_read_through_the_public_api(place, monkeypatch, caplog):
     wandb = pytest.importorskip("wandb")
     record = place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
 
@@ -336,7 +336,8 @@ def test_online_projects_are_read_through_the_public_api(place, monkeypatch, cap
     for project in ("lab", "lab/imagenet"):
         table = place.merge("--results", "none", "--wandb-project", project, "--rebuild")
         assert table.loc[("net", "measured"), "top1_acc/imagenet"] == 50.0
-        out = capsys.readouterr().out
+        out = caplog.text
+        caplog.clear()
         assert "lab/imagenet/id is crashed" in out
         assert ("lab/other/id carries no record" in out) == (project == "lab")
 

@@ -17,8 +17,9 @@ from PIL import Image
 from common import SHARED, needs_shared, run, script
 from imagenet_biases import Data
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.humans.people import COLUMNS, READOUT, from_files, read_trials
+from imagenet_biases.humans.people import READOUT, from_files
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS, image_sets
+from imagenet_biases.humans.trials import COLUMNS, read_trials
 from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import Presentation

@@ -13,27 +13,23 @@ from sklearn.metrics import cohen_kappa_score
 from common import SHARED, needs_shared
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import people
-from imagenet_biases.humans.people import (
+from imagenet_biases.humans.people import responses, trials
+from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS, canonical, set_of, stimulus, texture_category
+from imagenet_biases.humans.trials import (
     COLUMNS,
     MEASURES,
+    accuracies,
+    between_people,
     combined,
     compare,
+    completed,
     decisions,
     error_consistency,
     mean_accuracy,
     out_of_distribution,
     read_trials,
-    responses,
     shape_bias,
-    trials,
     write_trials,
-)
-from imagenet_biases.humans.stimulus_sets import (
-    STIMULUS_SETS,
-    canonical,
-    set_of,
-    stimulus,
-    texture_category,
 )
 from imagenet_biases.study import CATEGORIES_16
 
@@ -50,7 +46,7 @@ def observer(right, *, name="cue-conflict", subj="net", conditions=None):
         image = f"{category}{i}-{wrong}1" if name == "cue-conflict" else f"n{i:08d}_{i}"
         imagename = f"{i + 1:04d}_{code}_dnn_{condition}_{category}_10_{image}.png"
         rows.append([subj, "1", i + 1, "NaN", category if hit else wrong, category, condition, imagename])
-    return people._derived(pd.DataFrame(rows, columns=COLUMNS), name)
+    return completed(pd.DataFrame(rows, columns=COLUMNS), name)
 
 
 def crowd(answers, **known):
@@ -272,7 +268,7 @@ def test_what_is_left_out_of_the_comparison_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"cue-conflict \(5 images no person saw.*uniform-noise \(no people\)"):
         compared = people.comparisons(table)
     assert list(compared) == ["cue-conflict"] and compared["cue-conflict"][2]["images"] == 55
-    assert people.between_people(paths) == pytest.approx(
+    assert between_people(paths) == pytest.approx(
         {"accuracy-difference": 1, "observed-consistency": 0, "error-consistency": 0}
     )
 
@@ -332,7 +328,7 @@ def cue_conflict(answer):
         for shape in NAMES
         for texture in NAMES
     ]
-    return people._derived(pd.DataFrame(rows, columns=COLUMNS), "cue-conflict")
+    return completed(pd.DataFrame(rows, columns=COLUMNS), "cue-conflict")
 
 
 @pytest.mark.parametrize(
@@ -385,12 +381,12 @@ def test_written_trials_read_back_with_the_same_scores(tmp_path):
     assert (tmp_path / "trials.zip").read_bytes() == first
     back = read_trials(tmp_path / "trials.zip")
     unpacked = read_trials(*sorted((tmp_path / "unpacked").iterdir()))
-    assert len(back) == len(unpacked) and people.accuracies(back) == people.accuracies(unpacked)
+    assert len(back) == len(unpacked) and accuracies(back) == accuracies(unpacked)
     (tmp_path / "bad.zip").write_bytes(first[:-30])
     with pytest.raises(UserError, match=r"bad\.zip cannot be read as trial files"):
         read_trials(tmp_path / "bad.zip")
     assert set(back.subj) == {"my_net"}
-    assert people.accuracies(back) == people.accuracies(frame)
+    assert accuracies(back) == accuracies(frame)
     assert mean_accuracy(back) == mean_accuracy(frame)
     assert shape_bias(decisions(back)) == shape_bias(decisions(frame))
     assert people.details(responses(back, {})) == people.details(table)

@@ -136,9 +136,9 @@ def test_permuting_within_categories_holds_its_five_per_cent(few):
 
 def test_the_effect_that_could_not_be_missed():
     found = (("a", 0.0, 0), ("b", 0.4, 0.6), ("c", 0.6, 1))  # strength, estimate, share of studies
-    some = pd.DataFrame([("within", s, "cause", WITHIN, 10, e, 1, p, 0, 0) for s, e, p in found], columns=COLUMNS)
-    assert could_not_miss(some) == pytest.approx(0.5) and could_not_miss(some, 0.6) == pytest.approx(0.4)
-    assert could_not_miss(some.assign(alarm_holm=0.5)) is None
+    subset = pd.DataFrame([("within", s, "cause", WITHIN, 10, e, 1, p, 0, 0) for s, e, p in found], columns=COLUMNS)
+    assert could_not_miss(subset) == pytest.approx(0.5) and could_not_miss(subset, 0.6) == pytest.approx(0.4)
+    assert could_not_miss(subset.assign(alarm_holm=0.5)) is None
 
 
 def test_two_processes_give_the_same(networks, monkeypatch):

@@ -23,10 +23,10 @@ def test_published_networks_are_ranked_as_scipy_does():
     table = read_table(PUBLISHED)
     networks = study(table).set_index("model")
     found = ranks(table, [CONTROL, *BIASES]).query("model in @networks.index and source == 'published'")
-    for column, some in found.groupby("column"):
+    for column, subset in found.groupby("column"):
         expected = networks[column].rank(ascending=False, method="min")
-        assert [*some["rank"]] == [*expected[some["model"]]] and {*some["of"]} == {48}
-        for one in some.itertuples():
+        assert [*subset["rank"]] == [*expected[subset["model"]]] and {*subset["of"]} == {48}
+        for one in subset.itertuples():
             others = networks[column].drop(one.model)
             assert one.percentile == pytest.approx(percentileofscore(others, one.value, "mean"))
 

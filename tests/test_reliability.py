@@ -9,7 +9,7 @@ from imagenet_biases.analysis import interventions
 from imagenet_biases.analysis.reliability import CORRECTED, RAW, SEEDS, SPLIT_HALF, VIEWS, reliability
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.split_half import SPLITS, as_text
-from imagenet_biases.results.measurements import samples
+from imagenet_biases.results.measurements import measurements
 
 LPP, ACCURACY = "metric/bandpass/LFC/{}", "top1_acc/imagenet"
 NETWORKS = 400  # more than there are, so that the estimates are near the truth
@@ -135,8 +135,8 @@ def test_what_is_measured_of_the_weights_goes_with_every_image_set_and_newer_val
         record("n", {ACCURACY: 71.0}, time="2026-02-01T00:00:00+00:00"),
         record("n", {"metric/quality/ve_wmean": 0.5}, collection="none"),
     ]
-    ((way, one),) = samples(records).items()
-    assert way.usual and one.values[ACCURACY] == 71.0 and one.values["variance entropy"] == 0.5
+    ((way, one),) = measurements(records).items()
+    assert way.as_in_study and one.values[ACCURACY] == 71.0 and one.values["variance entropy"] == 0.5
     assert one.values["shape-bias"] == 0.2 and "LPP" not in one.values
 
 

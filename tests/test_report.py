@@ -18,7 +18,7 @@ from common import SHARED, needs_shared, script
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import partial, rank_correlations
 from imagenet_biases.humans.agreement import bias_by_category, read_observers
-from imagenet_biases.humans.people import write_trials
+from imagenet_biases.humans.trials import write_trials
 from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table, study
 from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
 

@@ -196,7 +196,7 @@ def test_curves_are_found_in_the_names_of_metrics():
 def test_offline_runs_end_with_the_line_that_uploads_them(drawn, tmp_path):
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
     result = script(*words, WANDB_API_KEY="", HOME=str(tmp_path))
-    assert "wandb sync" in result.stdout and (tmp_path / "wandb").is_dir()
+    assert "wandb sync" in result.stderr and (tmp_path / "wandb").is_dir()
 
 
 def test_wandb_out_of_reach_loses_nothing(drawn, tmp_path):
@@ -311,3 +311,14 @@ def test_every_benchmark_is_a_short_declaration():
             assert not re.search(r"^import (wandb|torch)|ArgumentParser\(|DataLoader|torch\.load|open\(", text, re.M), (
                 path.name
             )
+
+
+@pytest.mark.parametrize("script", ["merge_results", "compare", "report", "plot_study"])
+def test_what_needs_no_network_imports_no_torch(script):
+    code = (
+        f"import runpy, sys\nsys.argv = ['{script}.py', '--help']\n"
+        f"try:\n    runpy.run_path('{CODE / script}.py', run_name='__main__')\n"
+        f"except SystemExit:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=CODE, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -87,10 +87,10 @@ def test_the_table_is_whole_and_deterministic(found, networks, tmp_path):
     assert not found.duplicated(["bias", "score", "method", "excluded"]).any()
     for method in ("spearman", "spearman given accuracy", "spearman within categories", "spearman between lineages"):
         for excluded in ("none", *STUDY_CATEGORIES, "flagged columns"):
-            some = (found["method"] == method) & (found["excluded"] == excluded)
-            assert (some & found["bias"].isin(BIASES)).sum() == len(BIASES) * len(SCORES)
+            subset = (found["method"] == method) & (found["excluded"] == excluded)
+            assert (subset & found["bias"].isin(BIASES)).sum() == len(BIASES) * len(SCORES)
             further = len(FURTHER_BIASES) * len(SCORES) if excluded in module.PREDICTED and method != "kendall" else 0
-            assert (some & found["bias"].isin(FURTHER_BIASES)).sum() == further
+            assert (subset & found["bias"].isin(FURTHER_BIASES)).sum() == further
     correlations = found[~found["method"].str.startswith("R2") & found["low"].notna()]
     assert correlations["estimate"].between(correlations["low"], correlations["high"]).mean() > 0.995
     assert (
@@ -401,8 +401,8 @@ def test_the_answers_claims_hold(found):
     text = " ".join(ANSWER.split())
 
     def pairs(method, excluded=("none",)):
-        some = found[(found["method"] == method) & found["excluded"].isin(excluded) & found["bias"].isin(BIASES)]
-        return {pair for pair, p in some.groupby(["bias", "score"])["p_holm"].max().items() if p < 0.05}
+        subset = found[(found["method"] == method) & found["excluded"].isin(excluded) & found["bias"].isin(BIASES)]
+        return {pair for pair, p in subset.groupby(["bias", "score"])["p_holm"].max().items() if p < 0.05}
 
     low_pass, shape, dial = ("LPP", "Adversarial"), ("shape-bias", "Adversarial"), ("shape-bias", "ID")
     categories = ("none", *STUDY_CATEGORIES)

@@ -11,8 +11,8 @@ import pytest
 from common import CODE
 from imagenet_biases import benchmarks, study
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.humans.people import MEASURES
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
+from imagenet_biases.humans.trials import MEASURES
 
 
 def test_it_needs_none_of_the_heavy_packages():

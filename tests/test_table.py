@@ -104,7 +104,7 @@ def test_layers_lie_beside_their_table(tmp_path):
     found = read_beside([tmp_path / "none.csv", tmp_path / "measured.csv"], "layers")
     assert found["layer"].tolist() == ["fc", "conv1"] and found["value"].tolist() == [0.123457] * 2
     (tmp_path / "measured_layers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"measured_layers\.csv is no table of layers"):
+    with pytest.raises(UserError, match=r"measured_layers\.csv is not a table of layers"):
         read_beside(tmp_path / "measured.csv", "layers")
 
 

@@ -73,7 +73,7 @@ def test_a_file_of_answers_is_scored_without_model_and_images(tmp_path):
         ("image,answer\ncat1-dog1,H\n", "no column response"),
         ("image,response\ncat1-dog1,H,x\n", "answer 1: 3 fields"),
         ("image,response\ncat1-dog1\n", "answer 1: 1 fields"),
-        ("image,response\nwolf1-dog1,H\n", "no cue-conflict image"),
+        ("image,response\nwolf1-dog1,H\n", "not a cue-conflict image"),
         ("image,response\ncat1-wolf1,H\n", "texture category"),
         ("image,response\ncat1-dog1,H\ncat1-dog1.png,K\n", "answered twice"),
         ('image,response\ncat1-dog1,"H\n', "cannot be read"),

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
+from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import IMAGE_FOLDERS
 from imagenet_biases.vocabulary import COMPILE, PRECISIONS, PREPROCESSINGS, Benchmark, Data, Option, Settings
 
@@ -301,40 +302,36 @@ def print_plan(request: "Request") -> None:
 # Results as text ------------------------------------------------------------------------------------------------------
 
 
-def table(records, headlines):
-    """Return records of one or several benchmarks as text: a row a metric, a column a network.
+def table(records: Sequence[Mapping[str, Any]], headlines: Mapping[str, Sequence[str]]) -> str:
+    """Return records of one or several benchmarks as text: one row per metric, one column per network.
 
-    `headlines`: {benchmark: patterns of the metrics to show}; all of those of a benchmark without any.
+    `headlines`: {benchmark: patterns of the metrics to show}; all metrics of a benchmark without any.
     """
-    names = list(dict.fromkeys(record["model"] for record in records))
-    metrics = list(dict.fromkeys(name for record in records for name in record["metrics"]))
-    shown = {
-        name
-        for record in records
-        for name in record["metrics"]
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in headlines.get(record["benchmark"]) or ("*",))
-    }
-    shown = [name for name in metrics if name in shown]
-    rows = [["", *names]]
-    for metric in shown:
-        row = [metric]
-        for name in names:
-            record = next((r for r in records if r["model"] == name and metric in r["metrics"]), None)
-            row.append(_cell(record, metric) if record else "")
-        rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    headline = set()
+    by_metric: dict[str, dict[str, str]] = {}
     notes = []
     for record in records:
-        if record["subset"]:
-            seen = record["subset"]
-            notes.append(f"{record['model']}, {record['benchmark']}: a subset, {seen['images']} of {seen['of']} images")
-    more = [f"({len(metrics) - len(shown)} further metrics in the records)"] if len(shown) < len(metrics) else []
-    return "\n".join(["", *lines, *more, *notes])
+        patterns = headlines.get(record["benchmark"]) or ("*",)
+        for metric in record["metrics"]:
+            by_metric.setdefault(metric, {}).setdefault(record["model"], _cell(record, metric))
+            if any(fnmatch.fnmatchcase(metric, pattern) for pattern in patterns):
+                headline.add(metric)
+        if subset := record["subset"]:
+            part = f"{subset['images']} of {subset['of']} images"
+            notes.append(f"{record['model']}, {record['benchmark']}: a subset, {part}")
+    models = list(dict.fromkeys(record["model"] for record in records))
+    rows = [["", *models]]
+    for metric, cells in by_metric.items():
+        if metric in headline:
+            rows.append([metric, *(cells.get(model, "") for model in models)])
+    if len(headline) < len(by_metric):
+        notes.insert(0, f"({len(by_metric) - len(headline)} further metrics in the records)")
+    return "\n".join(["", *aligned(rows), *notes])
 
 
-def _cell(record, metric):
-    value, interval = record["metrics"][metric], record["intervals"].get(metric)
+def _cell(record: Mapping[str, Any], metric: str) -> str:
+    """Return a metric's value with its interval."""
+    value, bounds = record["metrics"][metric], record["intervals"].get(metric)
     if value is None:
         return "-"
-    return f"{value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
+    return f"{value:.4g}" + (f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else "")

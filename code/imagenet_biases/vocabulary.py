@@ -1,4 +1,4 @@
-"""The words that everything else uses: a leaf that imports nothing of the package.
+"""The words that everything else uses: a leaf that imports nothing of the package but Estimate.
 
 images -> what is presented (Condition) -> networks -> what is kept (Readout, Responses) -> scores (Benchmark.report)
 """
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
+
+from imagenet_biases.estimate import Estimate
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
@@ -454,20 +456,6 @@ class Pass:
 
 
 # What is reported -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval (None where there is none).
-
-    `sets`: names of the image sets it rests on; None: all that its benchmark shows. A value that rests on whole sets is
-    whole, whatever else its benchmark lacks.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    sets: tuple[str, ...] | None = None
 
 
 class Results(Mapping[tuple, Responses]):

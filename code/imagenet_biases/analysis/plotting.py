@@ -1,25 +1,29 @@
-"""The study's figures and ours, one function each: table and statistics in, a matplotlib Figure out.
+"""The study's figures and ours, one function per figure: table and statistics in, a matplotlib Figure out.
 
-Every category has a colour that people with colour-vision deficiencies can tell apart (Okabe & Ito 2008) and a marker
-of its own, so that the figures also work in black and white. Published values are filled, measured ones open.
-Highlighted networks have a colour and a name of their own and lie on top; curves have the study's 48 networks behind
-them. Networks that were made for drawn images have a figure of their own and a place in no other.
+Every category has a distinct marker and a colour that people with colour-vision deficiencies can tell apart (Okabe &
+Ito 2008), so that the figures also work in black and white. Published values are filled, measured ones open.
+Highlighted networks have their own colour and name and lie on top; curves have the study's 48 networks behind them.
+Networks that were made for drawn images appear in one separate figure only.
 """
 
 import functools
 import itertools
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from scipy.special import logit
 
-from imagenet_biases.analysis.power import SHOWN, STRENGTHS
+from imagenet_biases.analysis.power import METHOD_LABELS, STRENGTHS
 from imagenet_biases.analysis.statistics import (
     ALL_BIASES,
     GIVEN,
@@ -73,7 +77,7 @@ STYLES = {
 }
 HIGHLIGHT_COLOURS = ("#E6007E", "#7A52FF", "#00918A", "#A8620A", "#D0202A", "#7A8A00", "#2C77C8", "#B63AB6")
 HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
-MOST_HIGHLIGHTS = 12  # that nobody asked for
+MOST_HIGHLIGHTS = 12  # by default
 BAND = "#DADADA"
 RC = {
     "font.size": 8,
@@ -94,11 +98,14 @@ RC = {
 }
 
 
-def laid_out(function):
-    """Decorate what makes a figure: it has the style of RC and is laid out once, not again for every file."""
+P = ParamSpec("P")
+
+
+def laid_out(function: Callable[P, Figure | None]) -> Callable[P, Any]:
+    """Give the figure that a function makes the style of RC, and lay it out once, not again for every file."""
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure | None:
         with mpl.rc_context(RC):
             figure = function(*args, **kwargs)
             if figure:
@@ -109,14 +116,14 @@ def laid_out(function):
     return wrapped
 
 
-def epsilon(model):
-    """(norm, ε) of an adversarially trained network as the zoo says it (ε of ℓ∞ in 1/255), or None."""
+def epsilon(model: str) -> tuple[str, float] | None:
+    """Return (norm, ε) of an adversarially trained network from the zoo (ε of ℓ∞ in 1/255), or None."""
     entry = registry().get(model)
     return (entry.norm, entry.eps) if entry and entry.norm else None
 
 
-def size(model):
-    """Marker area of a network in points²; adversarially trained ones grow with ε (up to 5 for ℓ2, 8/255 for ℓ∞)."""
+def size(model: str) -> float:
+    """Return the marker area of a network in points²; it grows with ε (up to 5 for ℓ2, 8/255 for ℓ∞)."""
     if not (trained := epsilon(model)):
         return 22.0
     norm, eps = trained
@@ -134,22 +141,24 @@ class Highlight:
     marker: str
     symbol: str
 
-    def of(self, rows):
+    def of(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Return its rows."""
         return rows[(rows["model"] == self.model) & (rows["source"] == self.source)]
 
 
-def highlights(table, names=None):
-    """Return a Highlight for each row of the networks `names`; measured rows first.
+def highlights(table: pd.DataFrame, names: Sequence[str] | None = None) -> list[Highlight]:
+    """Return a highlight for each row of the networks `names`; measured rows first.
 
-    Without names: what was measured on photographs, or if that is much, what of it the study does not have. Raises
-    UserError for a name that the table does not have.
+    Default: the networks measured on photographs; if there are many, only those that the study does not have.
+
+    Raises:
+        UserError: a name is not in the table.
     """
-    known = set(table["model"])
+    models = set(table["model"])
     for name in names or ():
-        if name not in known:
+        if name not in models:
             raise UserError(
-                f"there is no network {name!r} in the tables to highlight; {nearest(name, known)}".removesuffix("; ")
+                f"there is no network {name!r} in the tables to highlight; {nearest(name, models)}".removesuffix("; ")
             )
     if names:
         rows = pd.concat([table[table["model"] == name] for name in dict.fromkeys(names)])
@@ -168,33 +177,33 @@ def highlights(table, names=None):
     return chosen
 
 
-def listed(text):
-    """Return the names in a list with commas, as --highlight has them; None where it is not given."""
+def listed(text: str | None) -> list[str] | None:
+    """Return the names in a comma-separated list, as --highlight has them; None without a list."""
     return [name for name in map(str.strip, text.split(",")) if name] if text else None
 
 
-def _others(rows, chosen):
+def _background(rows: pd.DataFrame, chosen: Iterable[Highlight]) -> pd.DataFrame:
     """Return the rows that are not highlighted."""
-    keys = {(one.model, one.source) for one in chosen}
+    keys = {(highlight.model, highlight.source) for highlight in chosen}
     return rows[[key not in keys for key in zip(rows["model"], rows["source"], strict=True)]]
 
 
-def _draw(ax, rows, x, y, chosen=()):
+def _draw(ax: Axes, rows: pd.DataFrame, x: str, y: str, chosen: Sequence[Highlight] = ()) -> None:
     """Scatter rows, category by category, and the highlighted ones on top of them."""
-    _draw_categories(ax, _others(rows, chosen), x, y)
-    for one in chosen:
-        some = one.of(rows)
-        ax.scatter(some[x], some[y], s=46, marker=one.marker, color=one.colour, edgecolor="black", linewidth=0.8,
-                   zorder=6, clip_on=False)  # fmt: skip
+    _draw_categories(ax, _background(rows, chosen), x, y)
+    for highlight in chosen:
+        points = highlight.of(rows)
+        look = {"marker": highlight.marker, "color": highlight.colour, "edgecolor": "black", "linewidth": 0.8}
+        ax.scatter(points[x], points[y], s=46, zorder=6, clip_on=False, **look)
 
 
-def _draw_categories(ax, rows, x, y):
-    for (category, measured), some in rows.groupby(["category", rows["source"].ne("published")]):
+def _draw_categories(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    for (category, measured), group in rows.groupby(["category", rows["source"].ne("published")]):
         look = STYLES[category]
         ax.scatter(
-            some[x],
-            some[y],
-            s=[size(model) * (2.6 if look.marker == "*" else 1) for model in some["model"]],
+            group[x],
+            group[y],
+            s=[size(model) * (2.6 if look.marker == "*" else 1) for model in group["model"]],
             marker=look.marker,
             facecolor="none" if measured else look.colour,
             edgecolor=look.colour if measured else "white",
@@ -204,30 +213,34 @@ def _draw_categories(ax, rows, x, y):
         )
 
 
-def _key(look, label, **face):
+def _key(look: Style | Highlight, label: str, **face: Any) -> Line2D:
     size = 9 if look.marker == "*" else 6
     face = face or {"mfc": look.colour, "mec": "white", "mew": 0.4}
     return Line2D([], [], ls="", marker=look.marker, ms=size, label=label, **face)
 
 
-def _legend(figure, rows, chosen=(), **settings):
-    others = _others(rows, chosen)
+def _legend(figure: Figure, rows: pd.DataFrame, chosen: Sequence[Highlight] = (), **settings: Any) -> None:
+    background = _background(rows, chosen)
     sized = {"adversarial_training": ", small to large ε"}
-    keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (others["category"] == c).any()]
-    if others["source"].ne("published").any():
+    keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (background["category"] == c).any()]
+    if background["source"].ne("published").any():
         keys.append(_key(STYLES["training_recipes"], "open: measured here", mfc="none", mec="#444444"))
-    keys += [_key(one, one.label, mfc=one.colour, mec="black", mew=0.8) for one in chosen if len(one.of(rows))]
+    keys += [
+        _key(highlight, highlight.label, mfc=highlight.colour, mec="black", mew=0.8)
+        for highlight in chosen
+        if len(highlight.of(rows))
+    ]
     columns = columns_of(figure, [key.get_label() for key in keys])
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, **settings)
 
 
-def columns_of(figure, labels):
-    """Return in how many columns a legend of these labels fits the figure's width: 0.06 inches a letter of 8 points."""
+def columns_of(figure: Figure, labels: Sequence[str]) -> int:
+    """Return how many columns of a legend fit the figure's width: 0.06 inches per letter of 8 points."""
     longest = max((len(label) for label in labels), default=0)
     return max(1, min(5, len(labels), int(figure.get_figwidth() / (0.4 + 0.06 * longest))))
 
 
-def _band(ax, x, values, baseline):
+def _band(ax: Axes, x: Sequence[float], values: pd.DataFrame, baseline: pd.Series) -> None:
     """Draw the study's networks behind a curve: 5 to 95 %, the median; the baseline dashed. `values`: [n, len(x)]."""
     low, median, high = np.nanquantile(values, (0.05, 0.5, 0.95), axis=0)
     ax.fill_between(x, low, high, color=BAND, lw=0, zorder=1, label=f"5 to 95 % of {len(values)} published networks")
@@ -235,32 +248,34 @@ def _band(ax, x, values, baseline):
     ax.plot(x, baseline, color="black", lw=0.9, ls=(0, (4, 2)), zorder=5, label="baseline")
 
 
-def _bias_axis(axis, bias):
+def _bias_axis(axis: Axes, bias: str) -> None:
     if about(bias).logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def printed(value, digits=2):
-    """A number as it is printed: a true minus sign, and no negative zero."""
+def printed(value: float, digits: int = 2) -> str:
+    """Return a number as it is printed: a true minus sign, and no negative zero."""
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
-def _interval(one, between):
-    return f"{printed(one.estimate)}{between}[{printed(one.low)}, {printed(one.high)}]"
+def _interval(row: Any, between: str) -> str:
+    return f"{printed(row.estimate)}{between}[{printed(row.low)}, {printed(row.high)}]"
 
 
-def _pick(statistics, method, excluded="none"):
-    some = statistics[(statistics["method"] == method) & (statistics["excluded"] == excluded)]
-    return some.set_index(["bias", "score"])
+def _pick(statistics: pd.DataFrame, method: str, excluded: str = "none") -> pd.DataFrame:
+    selected = statistics[(statistics["method"] == method) & (statistics["excluded"] == excluded)]
+    return selected.set_index(["bias", "score"])
 
 
 @laid_out
-def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
-    """The study's figure: each bias against each score, one point a network, with Spearman's ρ within categories.
+def biases_and_scores(
+    rows: pd.DataFrame, statistics: pd.DataFrame, biases: Sequence[str] = BIASES, chosen: Sequence[Highlight] = ()
+) -> Figure:
+    """Draw each bias against each score, one point per network, with Spearman's ρ within categories.
 
-    `rows`: networks with derived columns; `statistics`: as imagenet_biases.analysis.statistics gives it.
+    `rows`: networks with derived columns; `statistics`: as analysis.statistics returns them.
     """
     figure = Figure(figsize=(1.2 + 1.6 * len(biases), 7.4), layout="constrained")
     axes = figure.subplots(len(SCORES), len(biases), sharex="col", sharey="row")
@@ -272,9 +287,9 @@ def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
             ax.margins(0.08)
             _bias_axis(ax, bias)
             if (bias, score) in within.index:
-                one = within.loc[bias, score]
-                weight = "bold" if one.p_holm < 0.05 else "normal"
-                title = f"{_interval(one, ' ')}, all {printed(overall.loc[bias, score].estimate)}"
+                row = within.loc[bias, score]
+                weight = "bold" if row.p_holm < 0.05 else "normal"
+                title = f"{_interval(row, ' ')}, all {printed(overall.loc[bias, score].estimate)}"
                 ax.set_title(title, fontweight=weight, fontsize=7, pad=3)
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
@@ -283,21 +298,25 @@ def biases_and_scores(rows, statistics, biases=BIASES, chosen=()):
     return figure
 
 
-def _of_study(rows):
+def _of_study(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
 
 
 @laid_out
-def bandpass_curves(rows, chosen=()):
-    """Accuracy under a low- and a high-pass relative to the clean one: highlighted networks, then category by category.
+def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw accuracy under low- and high-pass relative to clean: highlighted networks, then category by category.
 
-    Behind them all: the study's networks (5 to 95 %, median) and the baseline. Bold: the median of a category.
+    Behind all of them: the study's networks (5 to 95 %, median) and the baseline. Bold: the median of a category.
     """
-    others = _others(rows, chosen)
-    categories = [category for category in STYLES if (others["category"] == category).any()]
-    chosen = [one for one in chosen if one.of(rows).filter(regex="^metric/bandpass/[LH]FC/").notna().any(axis=None)]
+    background = _background(rows, chosen)
+    categories = [category for category in STYLES if (background["category"] == category).any()]
+    chosen = [
+        highlight
+        for highlight in chosen
+        if highlight.of(rows).filter(regex="^metric/bandpass/[LH]FC/").notna().any(axis=None)
+    ]
     titles = ["highlighted"] * bool(chosen) + [
-        f"{STYLES[category].label} ({(others['category'] == category).sum()})" for category in categories
+        f"{STYLES[category].label} ({(background['category'] == category).sum()})" for category in categories
     ]
     figure = Figure(figsize=(1.0 + 1.45 * len(titles), 4.3 + 0.1 * len(chosen)), layout="constrained")
     axes = figure.subplots(2, len(titles), sharex=True, sharey="row", squeeze=False)
@@ -309,17 +328,17 @@ def bandpass_curves(rows, chosen=()):
             _band(ax, CUTOFFS, published[columns], baseline)
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             ax.set_ylim(bottom=-0.04)
-        for one in chosen:
-            line[0].plot(CUTOFFS, one.of(rows)[columns].to_numpy().T, color=one.colour, lw=1.6, marker=one.marker,
-                         ms=3.5, zorder=6, label=one.label)  # fmt: skip
+        for highlight in chosen:
+            look = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
+            line[0].plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
         for ax, category in zip(line[bool(chosen) :], categories, strict=True):
-            some = others.loc[others["category"] == category, columns]
+            group = background.loc[background["category"] == category, columns]
             look = STYLES[category]
-            many = len(some) > 2
-            ax.plot(CUTOFFS, some.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1,
+            many = len(group) > 2
+            ax.plot(CUTOFFS, group.to_numpy().T, color=look.colour, lw=0.7 if many else 1.8, alpha=0.45 if many else 1,
                     zorder=3)  # fmt: skip
             if many:
-                ax.plot(CUTOFFS, some.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5, zorder=4)
+                ax.plot(CUTOFFS, group.median(), color=look.colour, lw=1.8, marker=look.marker, ms=3.5, zorder=4)
         line[0].set_ylabel(f"top-1 under {label}\n/ clean top-1")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=7)
@@ -330,25 +349,25 @@ def bandpass_curves(rows, chosen=()):
 
 
 @laid_out
-def solarization_curves(rows, chosen=()):
-    """Accuracy when all pixel values from a threshold on are inverted; every network that has the published grid."""
+def solarization_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw accuracy when all pixel values from a threshold on are inverted, for networks with the published grid."""
     thresholds = [column for column in rows if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
     alphas = np.array([float(column.rpartition("/")[2]) for column in thresholds])
-    some = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
-    others = _others(some, chosen)
+    measured = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
+    background = _background(measured, chosen)
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     ax = figure.subplots()
 
-    def curve(row, **look):
-        given = row[thresholds].astype(float).to_numpy()
-        known = ~np.isnan(given)
-        ax.plot(alphas[known], given[known], **look)
+    def curve(row: pd.Series, **look: Any) -> None:
+        accuracies = row[thresholds].astype(float).to_numpy()
+        complete = ~np.isnan(accuracies)
+        ax.plot(alphas[complete], accuracies[complete], **look)
 
-    for one in chosen:
-        for _, row in one.of(some).iterrows():
-            curve(row, label=one.label, color=one.colour, lw=2.2, zorder=6)
-    shades = iter(mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(others), 2))))
-    for _, row in others.iterrows():
+    for highlight in chosen:
+        for _, row in highlight.of(measured).iterrows():
+            curve(row, label=highlight.label, color=highlight.colour, lw=2.2, zorder=6)
+    shades = iter(mpl.colormaps["viridis"](np.linspace(0, 0.9, max(len(background), 2))))
+    for _, row in background.iterrows():
         if row["category"] == "baseline" and row["source"] == "published":
             look = {"color": "black", "lw": 1.2, "ls": (0, (4, 2)), "zorder": 5}
         else:
@@ -362,10 +381,10 @@ def solarization_curves(rows, chosen=()):
 
 
 @laid_out
-def criticality_by_layer(layers, chosen=()):
-    """Criticality of each layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
+def criticality_by_layer(layers: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw criticality by layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
 
-    `layers`: as results.table.read_beside gives them; networks with other layers' names are left out.
+    `layers`: as results.table.read_beside returns them; networks with different layer names are left out.
     """
     published = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer")
     names = list(published.index)
@@ -377,11 +396,15 @@ def criticality_by_layer(layers, chosen=()):
     ax.plot(x, mean, color="#888888", lw=1.2)
     ax.plot(x, published["tv_resnet50"] / 100, color="black", lw=0.9, ls=(0, (4, 2)), label="tv_resnet50, published")
     measured = layers[(layers["metric"] == "metric/criticality") & layers["layer"].isin(names)]
-    by_name = {(one.model, one.source): one for one in chosen}
-    for (model, source), some in measured.groupby(["model", "source"], sort=False):
-        values = some.set_index("layer")["value"].reindex(names)
-        one = by_name.get((model, source))
-        look = {"color": one.colour, "marker": one.marker, "lw": 1.6, "zorder": 6} if one else {"marker": "o", "lw": 1}
+    by_name = {(highlight.model, highlight.source): highlight for highlight in chosen}
+    for (model, source), group in measured.groupby(["model", "source"], sort=False):
+        values = group.set_index("layer")["value"].reindex(names)
+        highlight = by_name.get((model, source))
+        look = (
+            {"color": highlight.colour, "marker": highlight.marker, "lw": 1.6, "zorder": 6}
+            if highlight
+            else {"marker": "o", "lw": 1}
+        )
         ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
     ax.set_xticks(x, names, rotation=90, fontsize=6)
     ax.set_xlabel("layer, from the image to the answer")
@@ -394,27 +417,27 @@ def criticality_by_layer(layers, chosen=()):
 
 
 @laid_out
-def rank_correlations(statistics):
-    """Heat map of the rank correlations with their intervals: within categories, given accuracy, over all networks."""
+def rank_correlations(statistics: pd.DataFrame) -> Figure:
+    """Draw the rank correlations with their intervals: within categories, given accuracy, over all networks."""
     panels = (
         (WITHIN, "none", "Spearman's ρ within categories"),
         (f"{WITHIN} {GIVEN}", "none", "within categories, given ImageNet accuracy"),
-        (SPEARMAN, "none", "all networks, as if none were relatives"),
+        (SPEARMAN, "none", "all networks, as if none were related"),
     )
     figure = Figure(figsize=(12, 4.1), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     for ax, (method, excluded, title) in zip(axes, panels, strict=True):
-        found = _pick(statistics, method, excluded).reindex([(b, s) for b in BIASES for s in SCORES])
-        values = found["estimate"].to_numpy().reshape(len(BIASES), len(SCORES))
+        selected = _pick(statistics, method, excluded).reindex([(b, s) for b in BIASES for s in SCORES])
+        values = selected["estimate"].to_numpy().reshape(len(BIASES), len(SCORES))
         image = ax.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
-        for number, one in enumerate(found.itertuples()):
-            if np.isnan(one.estimate):
+        for number, cell in enumerate(selected.itertuples()):
+            if np.isnan(cell.estimate):
                 continue
-            weight = "bold" if one.p_holm < 0.05 else "normal"
+            weight = "bold" if cell.p_holm < 0.05 else "normal"
             row, column = divmod(number, len(SCORES))
-            luminance = np.dot(image.to_rgba(one.estimate)[:3], (0.299, 0.587, 0.114))
+            luminance = np.dot(image.to_rgba(cell.estimate)[:3], (0.299, 0.587, 0.114))
             look = {"fontsize": 6.5, "fontweight": weight, "color": "white" if luminance < 0.5 else "black"}
-            ax.text(column, row, _interval(one, "\n"), ha="center", va="center", **look)
+            ax.text(column, row, _interval(cell, "\n"), ha="center", va="center", **look)
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_yticks(range(len(BIASES)), list(BIASES))
         ax.set_xlabel("score")
@@ -429,20 +452,22 @@ def rank_correlations(statistics):
 
 
 @laid_out
-def leave_one_out(statistics):
-    """Each rank correlation within categories without each category in turn: what hangs on one category."""
+def leave_one_out(statistics: pd.DataFrame) -> Figure:
+    """Draw each rank correlation within categories without each category in turn: what depends on one category."""
     figure = Figure(figsize=(10.4, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SCORES), sharey=True, sharex=True)
     names = list(BIASES)
     for ax, score in zip(axes, SCORES, strict=True):
         for category in STUDY_CATEGORIES:
-            found = _pick(statistics, WITHIN, category).reindex([(bias, score) for bias in names])
+            selected = _pick(statistics, WITHIN, category).reindex([(bias, score) for bias in names])
             look = STYLES[category]
-            ax.scatter(found["estimate"], range(len(names)), marker=look.marker, s=30, facecolor=look.colour,
+            ax.scatter(selected["estimate"], range(len(names)), marker=look.marker, s=30, facecolor=look.colour,
                        edgecolor="white", linewidth=0.4, zorder=3, label=f"without {look.label}")  # fmt: skip
-        found = _pick(statistics, WITHIN).reindex([(bias, score) for bias in names])
-        ax.hlines(range(len(names)), found["low"], found["high"], color="#BBBBBB", lw=5, zorder=1, label="all: 95 %")
-        ax.scatter(found["estimate"], range(len(names)), marker="|", s=110, color="black", zorder=2, label="all")
+        selected = _pick(statistics, WITHIN).reindex([(bias, score) for bias in names])
+        ax.hlines(
+            range(len(names)), selected["low"], selected["high"], color="#BBBBBB", lw=5, zorder=1, label="all: 95 %"
+        )
+        ax.scatter(selected["estimate"], range(len(names)), marker="|", s=110, color="black", zorder=2, label="all")
         ax.axvline(0, color="#888888", lw=0.7, zorder=0)
         ax.set_title(score)
         ax.set_xlim(-1, 1)
@@ -455,8 +480,8 @@ def leave_one_out(statistics):
 
 
 @laid_out
-def prediction(statistics, lowest=-1.0):
-    """How well all biases together, or ImageNet accuracy alone, predict each score of networks not seen."""
+def prediction(statistics: pd.DataFrame, lowest: float = -1.0) -> Figure:
+    """Draw how well all biases together, or ImageNet accuracy alone, predict each score of held-out networks."""
     figure = Figure(figsize=(10.2, 3.0), layout="constrained")
     panels = (
         (OUT_WITHIN, "each network within its category"),
@@ -466,18 +491,18 @@ def prediction(statistics, lowest=-1.0):
     axes = figure.subplots(1, len(panels), sharey=True)
     looks = ((ALL_BIASES, "all biases", "#D55E00", "o", -0.14), (CONTROL, "ImageNet accuracy", "#0072B2", "s", 0.14))
     for ax, (method, title) in zip(axes, panels, strict=True):
-        found, permuted = _pick(statistics, method), _pick(statistics, f"{method}, permuted")
+        selected, permuted = _pick(statistics, method), _pick(statistics, f"{method}, permuted")
         for predictors, label, colour, marker, shift in looks:
             for number, score in enumerate(SCORES):
-                one, chance = found.loc[predictors, score], permuted.loc[predictors, score]
+                row, chance = selected.loc[predictors, score], permuted.loc[predictors, score]
                 x = number + shift
                 ax.vlines(x, max(chance.low, lowest), chance.high, color="#CCCCCC", lw=7, zorder=1)
-                ax.vlines(x, max(one.low, lowest), max(one.high, lowest), color=colour, lw=1.2, zorder=2)
-                inside = one.estimate > lowest
-                ax.scatter(x, max(one.estimate, lowest + 0.03), marker=marker if inside else "v", color=colour, s=26,
+                ax.vlines(x, max(row.low, lowest), max(row.high, lowest), color=colour, lw=1.2, zorder=2)
+                inside = row.estimate > lowest
+                ax.scatter(x, max(row.estimate, lowest + 0.03), marker=marker if inside else "v", color=colour, s=26,
                            zorder=3, label=label if number == 0 else None)  # fmt: skip
                 if not inside:
-                    ax.text(x + 0.09, lowest + 0.02, printed(one.estimate, 1), fontsize=6.5, color=colour)
+                    ax.text(x + 0.09, lowest + 0.02, printed(row.estimate, 1), fontsize=6.5, color=colour)
         ax.axhline(0, color="#888888", lw=0.7, zorder=0)
         ax.set_xticks(range(len(SCORES)), list(SCORES))
         ax.set_xlim(-0.5, len(SCORES) - 0.5)
@@ -492,8 +517,8 @@ def prediction(statistics, lowest=-1.0):
 
 
 @laid_out
-def accuracy_on_the_line(rows, chosen=()):
-    """Each score against ImageNet accuracy on logit axes with the fitted line: effective robustness is the distance.
+def accuracy_on_the_line(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw each score against ImageNet accuracy on logit axes with the fitted line (distance: effective robustness).
 
     The line is that of the study's published networks.
     """
@@ -521,24 +546,24 @@ def accuracy_on_the_line(rows, chosen=()):
 
 
 @laid_out
-def bias_spread(rows, chosen=()):
-    """Each bias by category, networks and median; highlighted networks in a column of their own."""
-    others = _others(rows, chosen)
-    categories = [category for category in STYLES if (others["category"] == category).any()]
+def bias_spread(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw each bias by category, networks and median; highlighted networks in a separate column."""
+    background = _background(rows, chosen)
+    categories = [category for category in STYLES if (background["category"] == category).any()]
     columns = [*(STYLES[category].label for category in categories), *(["highlighted"] if chosen else [])]
     figure = Figure(figsize=(10.4, 6.0), layout="constrained")
     axes = figure.subplots(2, 4).ravel()
     random = np.random.default_rng(0)
     for ax, bias in zip(axes[: len(BIASES)], BIASES, strict=True):
         for number, category in enumerate(categories):
-            some = others.loc[others["category"] == category, [*KEYS, bias]]
-            some = some.assign(place=number + random.uniform(-0.25, 0.25, len(some)) * (len(some) > 1))
-            _draw_categories(ax, some, "place", bias)
-            if len(some) > 2:
-                ax.hlines(some[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
+            group = background.loc[background["category"] == category, [*KEYS, bias]]
+            group = group.assign(place=number + random.uniform(-0.25, 0.25, len(group)) * (len(group) > 1))
+            _draw_categories(ax, group, "place", bias)
+            if len(group) > 2:
+                ax.hlines(group[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
         places = len(categories) + np.linspace(-0.25, 0.25, len(chosen) + 2)[1:-1]
-        for place, one in zip(places, chosen, strict=True):
-            _draw(ax, one.of(rows).assign(place=place), "place", bias, [one])
+        for place, highlight in zip(places, chosen, strict=True):
+            _draw(ax, highlight.of(rows).assign(place=place), "place", bias, [highlight])
         ax.margins(y=0.08)
         if about(bias).logarithmic:
             ax.set_yscale("log")
@@ -555,8 +580,8 @@ def bias_spread(rows, chosen=()):
 
 
 @laid_out
-def calibration(rows):
-    """What networks that were made for drawn images show: each bias and the band-pass curves; None without such."""
+def calibration(rows: pd.DataFrame) -> Figure | None:
+    """Draw the biases and band-pass curves of networks that were made for drawn images; None without such."""
     rows = rows[rows["category"].isin(DRAWN_CATEGORIES)].sort_values(["category", "model"], ignore_index=True)
     if rows.empty:
         return None
@@ -581,12 +606,14 @@ def calibration(rows):
 
 
 @laid_out
-def measured_and_published(table, chosen=()):
-    """Every metric that was both measured here and published, for the same network; None where there is none.
+def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure | None:
+    """Draw every metric that was both measured here and published, for the same network; None without such.
 
     Published values with a known slip (study.FLAGGED) are crosses; highlighted networks have their own colours.
     """
-    colours = {one.model: (one.model, one.colour) for one in chosen if one.source == "measured"}
+    colours = {
+        highlight.model: (highlight.model, highlight.colour) for highlight in chosen if highlight.source == "measured"
+    }
     metrics = [column for column in table.columns if column not in KEYS]
     long = table.melt(["model", "source"], metrics, "metric", "value").dropna()
     wide = long.pivot(index=["model", "metric"], columns="source", values="value")
@@ -596,17 +623,17 @@ def measured_and_published(table, chosen=()):
     percent = wide["metric"].map(lambda name: about(name).unit.startswith("%"))
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for ax, some, label in zip(
+    for ax, group, label in zip(
         axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True
     ):
-        flagged = some["metric"].isin(FLAGGED)
-        looks = some["model"].map(lambda model: colours.get(model, ("networks not highlighted", "#888888")))
-        for (label_of, colour), part in some[~flagged].groupby(looks):
+        flagged = group["metric"].isin(FLAGGED)
+        looks = group["model"].map(lambda model: colours.get(model, ("networks not highlighted", "#888888")))
+        for (label_of, colour), part in group[~flagged].groupby(looks):
             ax.scatter(part["published"], part["measured"], marker=".", s=18, color=colour, label=label_of)
-        for (_, colour), part in some[flagged].groupby(looks):
+        for (_, colour), part in group[flagged].groupby(looks):
             ax.scatter(part["published"], part["measured"], marker="x", s=18, color=colour, lw=0.9)
-        if len(some):
-            ends = some[["published", "measured"]].agg(["min", "max"]).agg({"min": "min", "max": "max"}, axis=1)
+        if len(group):
+            ends = group[["published", "measured"]].agg(["min", "max"]).agg({"min": "min", "max": "max"}, axis=1)
             ax.plot(ends, ends, color="#888888", lw=0.7, zorder=0)
         if "own units" in label:
             ax.set_xscale("symlog", linthresh=0.01)
@@ -616,16 +643,16 @@ def measured_and_published(table, chosen=()):
     keys = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     cross = Line2D([], [], ls="", marker="x", color="#444444", ms=4, label="known slip of the published run")
     handles = [*keys.values(), cross]
-    columns = columns_of(figure, [one.get_label() for one in handles])
+    columns = columns_of(figure, [handle.get_label() for handle in handles])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
 @laid_out
-def power_curves(table):
-    """In how many simulated studies the analysis finds an effect of each strength, for what acts and what does not.
+def power_curves(table: pd.DataFrame) -> Figure:
+    """Draw in how many simulated studies the analysis finds an effect of each strength, by mechanism.
 
-    `table`: as analysis.power gives it.
+    `table`: as analysis.power returns it.
     """
     panels = (
         ("within", "cause", "acts within categories"),
@@ -637,11 +664,11 @@ def power_curves(table):
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
     x = [*STRENGTHS.values()]
     for ax, (mechanism, predictor, title) in zip(axes, panels, strict=True):
-        for (method, label), style in zip(SHOWN, STYLES.values(), strict=False):
+        for (method, label), style in zip(METHOD_LABELS, STYLES.values(), strict=False):
             joint = method.startswith("R2")
-            some = table[(table["mechanism"] == mechanism) & (table["method"] == method)]
-            some = some[some["predictor"] == (ALL_BIASES if joint else predictor)].set_index("strength")
-            ax.plot(x, some["alarm"].reindex(STRENGTHS), color=style.colour, marker=style.marker, ms=4, lw=1.1,
+            selected = table[(table["mechanism"] == mechanism) & (table["method"] == method)]
+            selected = selected[selected["predictor"] == (ALL_BIASES if joint else predictor)].set_index("strength")
+            ax.plot(x, selected["alarm"].reindex(STRENGTHS), color=style.colour, marker=style.marker, ms=4, lw=1.1,
                     ls="--" if joint else "-", label=label)  # fmt: skip
         ax.axhline(0.05, color="#888888", lw=0.7, zorder=0)
         ax.set_title(title)
@@ -653,17 +680,17 @@ def power_curves(table):
 
 
 @laid_out
-def reliability_chart(table):
-    """Reliability of each measure over images, seeds and views, with intervals. `table`: analysis.reliability's."""
+def reliability_chart(table: pd.DataFrame) -> Figure:
+    """Draw each measure's reliability over images, seeds and preprocessings (analysis.reliability)."""
     alone = table[table["score"] == ""]
     methods, names = list(dict.fromkeys(alone["method"])), list(dict.fromkeys(alone["measure"]))
     figure = Figure(figsize=(6.4, 1.2 + 0.3 * len(names)), layout="constrained")
     ax = figure.subplots()
     for number, (method, style) in enumerate(zip(methods, [*STYLES.values()][1:], strict=False)):
-        some = alone[alone["method"] == method].set_index("measure").reindex(names)
+        selected = alone[alone["method"] == method].set_index("measure").reindex(names)
         y = np.arange(len(names)) + 0.2 * (number - (len(methods) - 1) / 2)
-        ax.hlines(y, some["low"], some["high"], color=style.colour, lw=1.2)
-        ax.scatter(some["estimate"], y, color=style.colour, marker=style.marker, s=26, zorder=3, label=method)
+        ax.hlines(y, selected["low"], selected["high"], color=style.colour, lw=1.2)
+        ax.scatter(selected["estimate"], y, color=style.colour, marker=style.marker, s=26, zorder=3, label=method)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.axvline(1, color="#888888", lw=0.7, zorder=0)
@@ -673,9 +700,9 @@ def reliability_chart(table):
 
 
 @laid_out
-def intervention_chart(table):
-    """Difference of each score against that of each bias, one point an intervention. `table`: interventions'."""
-    wide = {key: some.set_index("measure") for key, some in table.groupby(["intervention", "model"], sort=False)}
+def intervention_chart(table: pd.DataFrame) -> Figure:
+    """Draw each score's difference against that of each bias, one point per intervention (analysis.interventions)."""
+    wide = {key: group.set_index("measure") for key, group in table.groupby(["intervention", "model"], sort=False)}
     biases = [name for name in (*BIASES, *FURTHER_BIASES) if (table["measure"] == name).any()]
     scores = [name for name in (*SCORES, CONTROL) if (table["measure"] == name).any()]
     if not (biases and scores):
@@ -689,13 +716,9 @@ def intervention_chart(table):
         for ax, bias in zip(line, biases, strict=True):
             ax.axhline(0, color="#888888", lw=0.7, zorder=0)
             ax.axvline(0, color="#888888", lw=0.7, zorder=0)
-            for (intervention, _), some in wide.items():
-                if {bias, score} <= {*some.index}:
-                    (x, y), style = (some.loc[name] for name in (bias, score)), looks[intervention]
-                    for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
-                        if np.isfinite(point.low):
-                            draw(other.difference, point.low, point.high, color=style.colour, lw=1)
-                    ax.scatter(x.difference, y.difference, color=style.colour, marker=style.marker, s=22, zorder=3)
+            for (intervention, _), group in wide.items():
+                if {bias, score} <= {*group.index}:
+                    _draw_intervention(ax, group.loc[bias], group.loc[score], looks[intervention])
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(f"Δ {about(bias).label}".replace(" [", "\n["))
     keys = [_key(style, f"{name}{'' if _enough(table, name) else ', n = 1'}") for name, style in looks.items()]
@@ -704,27 +727,40 @@ def intervention_chart(table):
     return figure
 
 
-def _enough(table, intervention):
-    """Whether an intervention was made on one network with itself, or on several trainings of each kind."""
-    some = table[table["intervention"] == intervention]
-    return bool((some["model"] != "").all() or (some["n"] > 1).all())
+def _draw_intervention(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
+    """Draw the differences of a bias and a score with their intervals."""
+    for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
+        if np.isfinite(point.low):
+            draw(other.difference, point.low, point.high, color=style.colour, lw=1)
+    ax.scatter(x.difference, y.difference, color=style.colour, marker=style.marker, s=22, zorder=3)
 
 
-def figures(table, statistics, layers, highlight=None):
-    """Yield (name, Figure) of all figures but those with people (plotting_people).
+def _enough(table: pd.DataFrame, intervention: str) -> bool:
+    """Whether an intervention compares a network with itself, or several trainings of each kind."""
+    selected = table[table["intervention"] == intervention]
+    return bool((selected["model"] != "").all() or (selected["n"] > 1).all())
 
-    `table`: as read_table gives it; `statistics`: of its study networks; `layers`: as read_beside gives them;
-    `highlight`: names of networks (default: `highlights`).
+
+def figures(
+    table: pd.DataFrame, statistics: pd.DataFrame, layers: pd.DataFrame, names: Sequence[str] | None = None
+) -> Iterator[tuple[str, Figure]]:
+    """Yield (name, figure) of all figures but those with people (plotting_people).
+
+    Args:
+        table: as read_table returns it.
+        statistics: of its study networks.
+        layers: as read_beside returns them.
+        names: of networks to highlight (default: see `highlights`).
     """
-    chosen = highlights(table, highlight)
+    chosen = highlights(table, names)
     everything = derived(table)
     drawn = everything["category"].isin(DRAWN_CATEGORIES)
     everything["category"] = everything["category"].where(everything["category"].isin(STYLES), "")
-    here = everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
-    here |= ~everything.index.isin(_others(everything, chosen).index)
-    photographs = everything[here & ~drawn].reset_index(drop=True)
+    included = everything["category"].isin(STUDY_CATEGORIES) | everything["source"].str.startswith("measured")
+    included |= ~everything.index.isin(_background(everything, chosen).index)
+    photographs = everything[included & ~drawn].reset_index(drop=True)
     on_photographs = everything[~drawn].reset_index(drop=True)
-    chosen = [one for one in chosen if len(one.of(photographs))]
+    chosen = [highlight for highlight in chosen if len(highlight.of(photographs))]
     yield "biases_and_scores", biases_and_scores(photographs, statistics, chosen=chosen)
     yield "bandpass_curves", bandpass_curves(photographs, chosen)
     yield "rank_correlations", rank_correlations(statistics)
@@ -740,11 +776,11 @@ def figures(table, statistics, layers, highlight=None):
     yield "solarization_curves", solarization_curves(on_photographs, chosen)
     if compared := measured_and_published(table, chosen):
         yield "measured_and_published", compared
-    if made := calibration(everything):
-        yield "calibration", made
+    if drawn_figure := calibration(everything):
+        yield "calibration", drawn_figure
 
 
-def save(figure, folder, name):
+def save(figure: Figure, folder: Path, name: str) -> None:
     """Write folder/NAME.pdf and folder/NAME.png."""
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {})):
         with atomic(folder / f"{name}.{kind}") as file, mpl.rc_context(RC):

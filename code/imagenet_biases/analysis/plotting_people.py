@@ -3,12 +3,22 @@
 People are black, with a grey band from the least to the best of them; networks have the colours of plotting.Highlight.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from imagenet_biases.analysis.plotting import BAND, HIGHLIGHT_COLOURS, HIGHLIGHT_MARKERS, columns_of, laid_out, printed
+from imagenet_biases.analysis.plotting import (
+    BAND,
+    HIGHLIGHT_COLOURS,
+    HIGHLIGHT_MARKERS,
+    Highlight,
+    columns_of,
+    laid_out,
+    printed,
+)
 from imagenet_biases.humans.agreement import (
     PARAMETRIC,
     PEOPLE,
@@ -25,25 +35,27 @@ ARCHITECTURES = {"resnet18": "#0072B2", "resnet50": "#D55E00", "wide_resnet50_2"
 NORMS = {"l2": ("o", "ℓ2"), "linf": ("^", "ℓ∞"), "": ("D", "XCiT")}
 
 
-def looks(observers, chosen=()):
+def looks(observers: Sequence[str], chosen: Sequence[Highlight] = ()) -> dict[str, tuple[str, str]]:
     """Return {observer: (colour, marker)}: highlighted networks as in the other figures, people black."""
-    found = {one.model: (one.colour, one.marker) for one in chosen if one.model in observers} | {PEOPLE: ("black", "d")}
-    taken = {colour for colour, _ in found.values()}
+    styles = {
+        highlight.model: (highlight.colour, highlight.marker) for highlight in chosen if highlight.model in observers
+    } | {PEOPLE: ("black", "d")}
+    taken = {colour for colour, _ in styles.values()}
     free = [colour for colour in HIGHLIGHT_COLOURS if colour not in taken] or list(HIGHLIGHT_COLOURS)
-    others = [observer for observer in observers if observer not in found]
-    for place, observer in enumerate(others):
-        found[observer] = free[place % len(free)], HIGHLIGHT_MARKERS[place % len(HIGHLIGHT_MARKERS)][0]
-    return {observer: found[observer] for observer in observers}
+    remaining = [observer for observer in observers if observer not in styles]
+    for place, observer in enumerate(remaining):
+        styles[observer] = free[place % len(free)], HIGHLIGHT_MARKERS[place % len(HIGHLIGHT_MARKERS)][0]
+    return {observer: styles[observer] for observer in observers}
 
 
-def _legend(figure, style):
+def _legend(figure: Figure, style: Mapping[str, tuple[str, str]]) -> None:
     keys = [Line2D([], [], color=c, marker=m, ms=5, lw=1.4, label=name) for name, (c, m) in style.items()]
     figure.legend(handles=keys, loc="outside upper center", ncols=columns_of(figure, [*map(str, style)]), frameon=False)
 
 
 @laid_out
-def shape_bias_by_category(bias, chosen=()):
-    """Shape bias of each shape category with 95 % interval; lines: over all categories. `bias`: of bias_by_category."""
+def shape_bias_by_category(bias: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw the shape bias by shape category with 95 % intervals (humans.agreement.bias_by_category); lines: overall."""
     style = looks([*dict.fromkeys(bias["observer"])], chosen)
     sortable = bias[bias["category"] != "all"]
     lead = sortable[sortable["observer"] == PEOPLE] if PEOPLE in style else sortable
@@ -51,12 +63,12 @@ def shape_bias_by_category(bias, chosen=()):
     figure = Figure(figsize=(6.4, 5.2 + 0.15 * len(style)), layout="constrained")
     ax = figure.subplots()
     for place, (observer, (colour, marker)) in enumerate(style.items()):
-        own = bias[bias["observer"] == observer].set_index("category")
-        one = own.reindex(names)
+        of_observer = bias[bias["observer"] == observer].set_index("category")
+        by_name = of_observer.reindex(names)
         y = np.arange(len(names)) + 0.3 * (place / max(len(style) - 1, 1) - 0.5)
-        ax.hlines(y, one["low"], one["high"], color=colour, lw=0.8, alpha=0.6, zorder=2)
-        ax.scatter(one["value"], y, color=colour, marker=marker, s=26, zorder=3)
-        ax.axvline(own.loc["all", "value"], color=colour, lw=1, ls=(0, (4, 2)), zorder=1)
+        ax.hlines(y, by_name["low"], by_name["high"], color=colour, lw=0.8, alpha=0.6, zorder=2)
+        ax.scatter(by_name["value"], y, color=colour, marker=marker, s=26, zorder=3)
+        ax.axvline(of_observer.loc["all", "value"], color=colour, lw=1, ls=(0, (4, 2)), zorder=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylabel("shape category")
     ax.set_xlim(-0.02, 1.02)
@@ -66,20 +78,22 @@ def shape_bias_by_category(bias, chosen=()):
 
 
 @laid_out
-def by_condition(rows, label, chosen=()):
-    """A measure over the conditions of each parametric set. `rows`: of accuracy_ or consistency_by_condition."""
+def by_condition(rows: pd.DataFrame, label: str, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw a measure over the conditions of each parametric set (accuracy_by_condition, consistency_by_condition)."""
     style = looks([*dict.fromkeys(rows["observer"])], chosen)
     figure = Figure(figsize=(10.4, 7.6), layout="constrained")
     axes = figure.subplots(3, 4, sharey=True)
     for ax, name in zip(axes.ravel(), PARAMETRIC, strict=True):
-        here = rows[rows["set"] == name]
-        levels = in_order(name, here["level"])
+        of_set = rows[rows["set"] == name]
+        levels = in_order(name, of_set["level"])
         x = np.arange(len(levels))
         for observer, (colour, marker) in style.items():
-            one = here[here["observer"] == observer].set_index("level").reindex(levels)
+            by_level = of_set[of_set["observer"] == observer].set_index("level").reindex(levels)
             if observer == PEOPLE:
-                ax.fill_between(x, one["low"].astype(float), one["high"].astype(float), color=BAND, lw=0, zorder=1)
-            ax.plot(x, one["value"].astype(float), color=colour, marker=marker, ms=4, lw=1.3, zorder=3)
+                ax.fill_between(
+                    x, by_level["low"].astype(float), by_level["high"].astype(float), color=BAND, lw=0, zorder=1
+                )
+            ax.plot(x, by_level["value"].astype(float), color=colour, marker=marker, ms=4, lw=1.3, zorder=3)
         ax.set_title(name)
         ax.set_xticks(x, levels, rotation=45 if len(levels) > 4 else 0, fontsize=7)
     for ax in axes[:, 0]:
@@ -90,8 +104,8 @@ def by_condition(rows, label, chosen=()):
 
 
 @laid_out
-def error_consistency(matrix):
-    """Heat map of the error consistencies between people and networks. `matrix`: of consistency_matrix."""
+def error_consistency(matrix: pd.DataFrame) -> Figure:
+    """Draw the error consistencies between people and networks (humans.agreement.consistency_matrix)."""
     size, longest = len(matrix), max(map(len, matrix.index))
     figure = Figure(
         figsize=(2.4 + 0.5 * size + 0.055 * longest, 1.6 + 0.5 * size + 0.04 * longest), layout="constrained"
@@ -114,47 +128,53 @@ def error_consistency(matrix):
     return figure
 
 
-def published_likeness():
-    """Return the published human-likeness of 49 networks, raw-data/human_likeness.csv; norm '' where there is none."""
+def published_likeness() -> pd.DataFrame:
+    """Return the published human-likeness of 49 networks, raw-data/human_likeness.csv; norm '' without a norm."""
     return pd.read_csv(RAW_DATA / "human_likeness.csv").fillna({"norm": ""})
 
 
 @laid_out
-def human_likeness(table, chosen=()):
-    """Published accuracy difference and consistencies with people of 49 networks, and those measured here.
+def human_likeness(table: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+    """Draw published accuracy difference and consistencies with people of 49 networks, and those measured here.
 
-    `table`: as read_table gives it. Adversarially trained networks grow with ε.
+    `table`: as read_table returns it. Adversarially trained networks grow with ε.
     """
     published = published_likeness()
     figure = Figure(figsize=(8.6, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     panels = (("accuracy_diff", "accuracy-difference", "squared difference of accuracies"),
               ("observed_consistency", "observed-consistency", "observed consistency"))  # fmt: skip
-    shown = [one for one in chosen if "metric/human/error-consistency" in table]
+    highlighted = [highlight for highlight in chosen if "metric/human/error-consistency" in table]
     for ax, (column, measure, label) in zip(axes, panels, strict=True):
-        for (arch, norm), some in published.groupby(["arch", "norm"]):
+        for (arch, norm), group in published.groupby(["arch", "norm"]):
             largest = {"l2": 5, "linf": 8, "": 1}[norm]
-            ax.scatter(some[column], some["error_consistency"], color=ARCHITECTURES[arch], marker=NORMS[norm][0],
-                       s=12 + 60 * (some["eps"].fillna(0) / largest) ** 0.5, edgecolor="white", lw=0.4)  # fmt: skip
-        for one in shown:
-            own = one.of(table)
-            ax.scatter(own[f"metric/human/{measure}"], own["metric/human/error-consistency"], color=one.colour,
-                       marker=one.marker, s=60, edgecolor="black", lw=0.9, zorder=5)  # fmt: skip
+            ax.scatter(group[column], group["error_consistency"], color=ARCHITECTURES[arch], marker=NORMS[norm][0],
+                       s=12 + 60 * (group["eps"].fillna(0) / largest) ** 0.5, edgecolor="white", lw=0.4)  # fmt: skip
+        for highlight in highlighted:
+            measured = highlight.of(table)
+            x, y = measured[f"metric/human/{measure}"], measured["metric/human/error-consistency"]
+            look = {"color": highlight.colour, "marker": highlight.marker, "edgecolor": "black", "lw": 0.9}
+            ax.scatter(x, y, s=60, zorder=5, **look)
         ax.margins(0.08)
         ax.set_xlabel(f"{label} with people")
     axes[0].set_ylabel("error consistency with people")
     keys = [Line2D([], [], ls="", marker="s", color=c, label=a) for a, c in ARCHITECTURES.items()]
     keys += [Line2D([], [], ls="", marker=m, color="#666666", label=n) for m, n in list(NORMS.values())[:2]]
-    keys += [Line2D([], [], ls="", marker=one.marker, color=one.colour, mec="black", label=one.label) for one in shown]
+    keys += [
+        Line2D([], [], ls="", marker=highlight.marker, color=highlight.colour, mec="black", label=highlight.label)
+        for highlight in highlighted
+    ]
     labels = [key.get_label() for key in keys]
     figure.legend(handles=keys, loc="outside lower center", ncols=columns_of(figure, labels), frameon=False)
     return figure
 
 
-def people_figures(table, frame, chosen=()):
-    """Yield (name, Figure) of all figures that people are in.
+def people_figures(
+    table: pd.DataFrame, frame: pd.DataFrame | None, chosen: Sequence[Highlight] = ()
+) -> Iterator[tuple[str, Figure]]:
+    """Yield (name, figure) of all figures with people.
 
-    `table`: as read_table gives it; `frame`: a trial table of humans.agreement.read_observers, or None.
+    `table`: as read_table returns it; `frame`: a trial table (humans.agreement.read_observers), or None.
     """
     yield "human_likeness", human_likeness(table, chosen)
     if frame is None:

@@ -1,16 +1,16 @@
 """Do biases explain generalization? Associations between each bias and each score over networks, with uncertainty.
 
 `statistics(rows)` returns one tidy table with the columns COLUMNS. Networks of one category were often made by one
-group with one recipe: they are relatives, not independent draws, and a test that takes them for strangers finds an
-association wherever two quantities differ between categories, whatever the reason. So every association is given in
-three ways: over all networks, which is what a figure shows; between the means of categories, which few categories can
-tell; and within categories, where relatives are compared with each other only. What stands within categories is an
-association that the way of training, as the categories name it, does not make by itself.
+group with one recipe: they are related, and a test that treats related networks as independent finds an association
+wherever two quantities differ between categories, whatever the reason. So every association is given in three ways:
+over all networks, which is what a figure shows; between the means of categories, which few categories can resolve; and
+within categories, where only related networks are compared. An association that holds within categories does not come
+from the training method alone, as far as the categories name it.
 
 Intervals come from resampling networks (percentile bootstrap, Efron & Tibshirani 1993, ch. 13; within categories from
 resampling within them), p-values from permuting one variable (within categories: inside each), and Holm's correction
 (1979) runs over all pairs of one method and one exclusion. Everything is deterministic in `seed`. Networks that lack a
-value of a pair are left out of that pair. A resample is a count for each network, which makes the resampled rank
+value of a pair are left out of that pair. A resample is one count per network, which makes the resampled rank
 correlations of all pairs a few matrix products; the tests compare them with scipy's.
 """
 
@@ -20,27 +20,27 @@ import hashlib
 import itertools
 import math
 import warnings
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from scipy.special import logit
 
 from imagenet_biases.base.files import atomic
 from imagenet_biases.study import BIASES, CONTROL, FURTHER_BIASES, SCORES, STUDY_CATEGORIES, unflagged
 
 COLUMNS = ("bias", "score", "method", "excluded", "estimate", "low", "high", "p", "p_holm", "networks")
-FEWEST = 6  # networks (categories, for what is between them); with fewer there is no row, it would say nothing
+FEWEST = 6  # networks (categories, for what is between them); with fewer, a row would say nothing
 ALL_BIASES = "all biases"
 EXCLUSIONS = ("none", *STUDY_CATEGORIES, "flagged columns")
 PREDICTED = ("none", "adversarial_training", "flagged columns")  # what is excluded where scores are predicted
 PENALTIES = np.logspace(-2, 3, 11)
 
 SPEARMAN, KENDALL, EFFECTIVE = "spearman", "kendall", "spearman with effective robustness"
-WITHIN, BETWEEN, LINEAGES = (
-    f"spearman {where}" for where in ("within categories", "between categories", "between lineages")
-)
+WITHIN, BETWEEN, LINEAGES = "spearman within categories", "spearman between categories", "spearman between lineages"
 GIVEN = "given accuracy"
 ICC = "intraclass correlation"
 OUT = {"network": "R2 leave-one-network-out", "category": "R2 leave-one-category-out"}
@@ -50,11 +50,17 @@ OUT_WITHIN = f"{OUT['network']} within categories"
 # Estimates -----------------------------------------------------------------------------------------------------------
 
 
-def rank_correlations(values, weights=None, groups=None):
-    """Spearman's rank correlations of the rows of `values` [m, n], float [..., m, m]; NaN where one does not vary.
+def rank_correlations(
+    values: Num[np.ndarray, "m n"],
+    weights: Num[np.ndarray, "... n"] | None = None,
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, "... m m"]:
+    """Return Spearman's rank correlations of the rows of `values`; NaN where one does not vary.
 
-    `weights` [..., n]: how often each network counts (default: once). With `groups` [n], integers from 0, the ranks
-    (over all networks) are centred by group first, so that only differences within groups count.
+    Args:
+        weights: how often each network counts (default: once).
+        groups: integers from 0; the ranks (over all networks) are centred by group, so that only differences within
+            groups count.
     """
     weights = np.ones(values.shape[1]) if weights is None else np.asarray(weights, float)
     ranks = _centred(_midranks(values, weights), weights, groups)
@@ -63,26 +69,29 @@ def rank_correlations(values, weights=None, groups=None):
     return _divide(products, scale[..., :, None] * scale[..., None, :])
 
 
-def partial(correlations, control):
-    """Partial correlations [..., m, m] given the variable of number `control`, from correlations [..., m, m]."""
-    one = correlations[..., control]
-    rest = np.sqrt(np.maximum(1 - one**2, 0))
-    return _divide(correlations - one[..., :, None] * one[..., None, :], rest[..., :, None] * rest[..., None, :])
+def partial(correlations: Float[np.ndarray, "... m m"], control: int) -> Float[np.ndarray, "... m m"]:
+    """Return the partial correlations given the variable of number `control`."""
+    with_control = correlations[..., control]
+    unexplained = np.sqrt(np.maximum(1 - with_control**2, 0))
+    return _divide(
+        correlations - with_control[..., :, None] * with_control[..., None, :],
+        unexplained[..., :, None] * unexplained[..., None, :],
+    )
 
 
-def kendall(x, y, weights=1):
-    """Kendall's tau-b (Kendall 1945) of x and y [n] with each network counted `weights` times ([..., n])."""
+def kendall(x: Num[np.ndarray, " n"], y: Num[np.ndarray, " n"], weights: Any = 1) -> Float[np.ndarray, "..."]:
+    """Return Kendall's tau-b (Kendall 1945) with each network counted `weights` times ([..., n])."""
     weights = np.broadcast_to(weights, np.broadcast_shapes(np.shape(weights), x.shape))
-    x, y = (np.sign(np.subtract.outer(v, v)) for v in (x, y))
+    x, y = (np.sign(np.subtract.outer(variable, variable)) for variable in (x, y))
     together, alone_x, alone_y = (((weights @ pairs) * weights).sum(-1) for pairs in (x * y, np.abs(x), np.abs(y)))
     return _divide(together, np.sqrt(alone_x * alone_y))
 
 
-def intraclass_correlation(values, groups):
-    """The share of the variance of `values` [n] that lies between `groups` [n], from a one-way analysis of variance.
+def intraclass_correlation(values: Num[np.ndarray, " n"], groups: Sequence | Shaped[np.ndarray, " n"]) -> float:
+    """Return the share of the variance of `values` between `groups`, from a one-way analysis of variance.
 
     ICC(1) with the mean group size for groups of different sizes (Donner 1986, International Statistical Review 54).
-    Below 0 where groups differ less than chance would have them; NaN where nothing varies.
+    Below 0 where groups differ less than chance would make them; NaN where nothing varies.
     """
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     n, k = len(values), len(sizes)
@@ -93,34 +102,43 @@ def intraclass_correlation(values, groups):
     return float(_divide(between - within, np.asarray(between + (size - 1) * within)))
 
 
-def effective_robustness(accuracy, score):
-    """By how many logits a score is above what ImageNet accuracy predicts (Taori et al., NeurIPS 2020, section 3).
+Percentages = Float[np.ndarray, " n"] | pd.Series
 
-    Both in per cent, [n]. The line is a least-squares fit on logit axes (accuracy on the line, Miller et al., ICML
-    2021) over the networks given; 0 and 100 % are moved inside by half an image of 50,000. NaN where either is.
+
+def effective_robustness(accuracy: Percentages, score: Percentages) -> Percentages:
+    """Return by how many logits a score is above what ImageNet accuracy predicts (Taori et al., NeurIPS 2020, sec. 3).
+
+    The line is a least-squares fit on logit axes (accuracy on the line, Miller et al., ICML 2021) over these networks;
+    0 and 100 % are moved inside by half an image of 50,000. NaN where either is.
     """
-    slope, intercept = accuracy_on_the_line(accuracy, score)
-    x, y = _logits(accuracy, score)
-    return y - (slope * x + intercept)
+    gradient, intercept = accuracy_on_the_line(accuracy, score)
+    x, y = _logits(accuracy), _logits(score)
+    return y - (gradient * x + intercept)
 
 
-def accuracy_on_the_line(accuracy, score):
-    """Return slope and intercept of the line of that fit, on logit axes."""
-    x, y = _logits(accuracy, score)
-    known = ~(np.isnan(x) | np.isnan(y))
-    return np.polyfit(x[known], y[known], 1)
+def accuracy_on_the_line(accuracy: Percentages, score: Percentages) -> Float[np.ndarray, " 2"]:
+    """Return gradient and intercept of the line of that fit, on logit axes."""
+    x, y = _logits(accuracy), _logits(score)
+    complete = ~(np.isnan(x) | np.isnan(y))
+    return np.polyfit(x[complete], y[complete], 1)
 
 
-def _logits(*percentages):
-    return [logit(np.clip(np.asarray(one, float) / 100, 1e-5, 1 - 1e-5)) for one in percentages]
+def _logits(percentages: Percentages) -> Percentages:
+    return logit(np.clip(np.asarray(percentages, float) / 100, 1e-5, 1 - 1e-5))
 
 
-def predictions(features, targets, groups=None):
-    """Predict targets [n, m] from features [n, k], each network by a ridge regression that has not seen it.
+def predictions(
+    features: Float[np.ndarray, "n k"],
+    targets: Float[np.ndarray, "n m"],
+    groups: Shaped[np.ndarray, " n"] | None = None,
+) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
+    """Predict targets from features, each network by a ridge regression that has not seen it.
 
-    Left out at a time: one network, or with `groups` [n] one whole group. The features are standardised and the
-    penalty is chosen (for each target, by leave-one-out error) within the other networks. Returns the predictions and,
-    as the yardstick, the mean of the other networks, both [n, m].
+    Left out at a time: one network, or with `groups` one whole group. The features are standardised and the penalty is
+    chosen (for each target, by leave-one-out error) within the other networks.
+
+    Returns:
+        The predictions and, as the yardstick, the mean of the other networks.
     """
     groups = np.arange(len(features)) if groups is None else groups
     predicted, means = np.empty_like(targets), np.empty_like(targets)
@@ -131,8 +149,10 @@ def predictions(features, targets, groups=None):
     return predicted, means
 
 
-def _ridge(x, y, new):
-    """Predict at `new` from a ridge regression of y [n, m] on x [n, k]; leave-one-out errors in closed form.
+def _ridge(
+    x: Float[np.ndarray, "n k"], y: Float[np.ndarray, "n m"], new: Float[np.ndarray, "t k"]
+) -> Float[np.ndarray, "t m"]:
+    """Predict at `new` from a ridge regression of y on x; leave-one-out errors in closed form.
 
     With the singular vectors u of the centred x, the prediction shrinks each component by s^2 / (s^2 + penalty), and
     the error without network i is its residual / (1 - leverage) (Hastie, Tibshirani & Friedman 2009, section 7.10).
@@ -145,24 +165,35 @@ def _ridge(x, y, new):
     components = u.T @ y
     shrinkage = s**2 / (s**2 + PENALTIES[:, None])  # [penalties, k]
     leverage = 1 / len(x) + shrinkage @ (u**2).T
-    errors = [
-        (((y - u @ (d[:, None] * components)) / (1 - h)[:, None]) ** 2).sum(0)
-        for d, h in zip(shrinkage, leverage, strict=True)
-    ]
+    errors = []
+    for factors, leverages in zip(shrinkage, leverage, strict=True):
+        residuals = y - u @ (factors[:, None] * components)
+        errors.append(((residuals / (1 - leverages)[:, None]) ** 2).sum(0))
     best = PENALTIES[np.argmin(errors, axis=0)]  # [m]
     return mean + (new - centre) / scale @ vt.T @ (components * s[:, None] / (s[:, None] ** 2 + best))
 
 
-def r_squared(target, predicted, mean, weights=1):
-    """1 - squared error / squared error of the other networks' mean, over the last axis; below 0: worse than that."""
+def r_squared(
+    target: Float[np.ndarray, "... n"],
+    predicted: Float[np.ndarray, "... n"],
+    mean: Float[np.ndarray, "... n"],
+    weights: Any = 1,
+) -> Float[np.ndarray, "..."]:
+    """Return 1 - squared error / that of the other networks' mean, over the last axis; below 0: worse than it."""
     return 1 - ((target - predicted) ** 2 * weights).sum(-1) / ((target - mean) ** 2 * weights).sum(-1)
 
 
 # The table -----------------------------------------------------------------------------------------------------------
 
 
-def statistics(rows, resamples=2000, permutations=4999, seed=0, exclusions=EXCLUSIONS):
-    """Every association between biases and SCORES over `rows` (results.table.study), as a table with COLUMNS.
+def statistics(
+    rows: pd.DataFrame,
+    resamples: int = 2000,
+    permutations: int = 4999,
+    seed: int = 0,
+    exclusions: Collection[str] = EXCLUSIONS,
+) -> pd.DataFrame:
+    """Return every association between biases and SCORES over `rows` (results.table.study), as a table with COLUMNS.
 
     `bias`, `score`: names as in study.BIASES, FURTHER_BIASES (criticality and filter quality, corrected for their own
     number; with nothing, adversarial training or the flagged columns excluded) and SCORES; ALL_BIASES (the seven) and
@@ -179,231 +210,276 @@ def statistics(rows, resamples=2000, permutations=4999, seed=0, exclusions=EXCLU
     - the first, the third and the fourth with ` given accuracy`: partial, given ImageNet accuracy.
     - `spearman with effective robustness`: with `effective_robustness` of the score in the score's place. Not for ID,
       which contains the ImageNet accuracy. The line is fitted once, not in every resample.
-    - `R2 leave-one-network-out`, `R2 leave-one-category-out`: how well the predictors foretell the score of networks
+    - `R2 leave-one-network-out`, `R2 leave-one-category-out`: how well the predictors predict the score of networks
       (of whole categories) that the fit has not seen. The interval resamples the predictions, not the fits.
     - `R2 leave-one-network-out within categories`: the same for differences from the category's mean.
     - the same with `, permuted`: scores permuted among networks; mean R2 and the range of its central 95 %.
     - `intraclass correlation`: share of the variance of the ranks of a bias, a score or ImageNet accuracy (in column
       `bias`) that lies between categories (`score` is 'categories').
 
-    Raises ValueError where `rows` holds fewer than FEWEST networks.
+    Raises:
+        ValueError: `rows` holds fewer than FEWEST networks.
     """
     if len(rows) < FEWEST:
         raise ValueError(f"{len(rows)} networks are too few for statistics, at least {FEWEST} are needed")
-    settings = {"none": rows}
-    settings |= {c: rows[rows["category"] != c] for c in STUDY_CATEGORIES if (rows["category"] == c).any()}
-    settings["flagged columns"] = rows.assign(**{score: rows[unflagged(score)] for score in SCORES})
-    settings = {excluded: some for excluded, some in settings.items() if excluded in exclusions}
-    records = [
-        {"bias": bias, "score": score, "method": method, "excluded": excluded} | values
-        for excluded, some in settings.items()
-        for bias, score, method, values in (
-            *_correlations(some, resamples, permutations, seed, excluded == "none"),
-            *(
-                _correlations(some, resamples, permutations, seed, biases=FURTHER_BIASES)
-                if excluded in PREDICTED
-                else ()
-            ),
-            *(_predictions(some, resamples, permutations // 10, seed) if excluded in PREDICTED else ()),
-            *_intraclass(some),
-        )
-    ]
+    records = []
+    for excluded, remaining in _settings(rows, exclusions):
+        associations = [
+            _correlations(remaining, resamples, permutations, seed, excluded == "none"),
+            _intraclass(remaining),
+        ]
+        if excluded in PREDICTED:
+            further = _correlations(remaining, resamples, permutations, seed, biases=FURTHER_BIASES)
+            associations[1:1] = [further, _predictions(remaining, resamples, permutations // 10, seed)]
+        for bias, score, method, values in itertools.chain(*associations):
+            records.append({"bias": bias, "score": score, "method": method, "excluded": excluded} | values)
     table = pd.DataFrame(records)
     further = table["bias"].isin(FURTHER_BIASES)  # a family of their own: they take nothing from the study's seven
     table["p_holm"] = table.groupby(["method", "excluded", further])["p"].transform(_holm)
     return table[list(COLUMNS)].round(5)
 
 
-def write(table, path):
-    """Write what `statistics` gave as CSV, atomically."""
+def _settings(rows: pd.DataFrame, exclusions: Collection[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield (what is excluded, the rest) of the exclusions that apply."""
+    if "none" in exclusions:
+        yield "none", rows
+    for category in STUDY_CATEGORIES:
+        if category in exclusions and (rows["category"] == category).any():
+            yield category, rows[rows["category"] != category]
+    if "flagged columns" in exclusions:
+        yield "flagged columns", rows.assign(**{score: rows[unflagged(score)] for score in SCORES})
+
+
+def write(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table of `statistics` as CSV, atomically."""
     with atomic(path, "w") as file:
         table.to_csv(file, index=False, lineterminator="\n")
 
 
-def shared(rows, folder):
-    """Return `statistics(rows)`, and keep it as FOLDER/statistics.csv: figures and report need it computed once.
+def shared(rows: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+    """Return `statistics(rows)`, stored as FOLDER/statistics.csv: figures and report compute it once.
 
-    A file that is there is used if the key beside it is that of the same rows and the same code.
+    An existing file is used if the key beside it belongs to the same rows and the same code.
     """
     path, key = Path(folder) / "statistics.csv", Path(folder) / "statistics.key"
     columns = sorted({*BIASES, *FURTHER_BIASES, *SCORES, CONTROL, *map(unflagged, SCORES)})
     text = rows[["model", "category", "lineage", *columns]].to_csv(index=False) + Path(__file__).read_text("utf-8")
-    own = hashlib.sha256(text.encode()).hexdigest()
+    source = hashlib.sha256(text.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError):
-        if key.read_text("utf-8") == own + hashlib.sha256(path.read_bytes()).hexdigest():
+        if key.read_text("utf-8") == source + hashlib.sha256(path.read_bytes()).hexdigest():
             return pd.read_csv(path)
     table = statistics(rows)
     write(table, path)
     with atomic(key, "w") as file:
-        file.write(own + hashlib.sha256(path.read_bytes()).hexdigest())
+        file.write(source + hashlib.sha256(path.read_bytes()).hexdigest())
     return table
 
 
-def _correlations(rows, resamples, permutations, seed, tau=False, biases=BIASES):
-    """Yield (bias, score, method, values) of every pair and correlation."""
+Association = tuple[str, str, str, dict[str, float]]
+"""Bias (or predictors), score, method, values."""
+Method = tuple[Any, Any, Any, Any, int]
+"""Estimates, lower and upper bounds, p-values, each [biases, scores], and the number of units."""
+
+
+def _correlations(
+    rows: pd.DataFrame, resamples: int, permutations: int, seed: int, tau: bool = False, biases: Sequence[str] = BIASES
+) -> Iterator[Association]:
+    """Yield every pair and correlation; `tau`: Kendall's, too."""
     rows = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *biases])))
-    known = rows[[*biases, *SCORES, CONTROL]].notna()
-    by_networks = {}  # pairs that the same networks know are computed together
-    for bias, score in itertools.product(biases, SCORES):
-        use = (known[bias] & known[score] & known[CONTROL]).to_numpy()
+    complete = rows[[*biases, *SCORES, CONTROL]].notna()
+    by_networks: dict[bytes, tuple[Bool[np.ndarray, " n"], list]] = {}
+    for bias, score in itertools.product(biases, SCORES):  # pairs of the same networks are computed together
+        use = (complete[bias] & complete[score] & complete[CONTROL]).to_numpy()
         by_networks.setdefault(use.tobytes(), (use, []))[1].append((bias, score))
-    found = {}
+    by_pair = {}
     for use, pairs in by_networks.values():
         if use.sum() >= FEWEST:
-            found |= _together(rows[use], pairs, resamples, permutations, seed, tau)
+            by_pair |= _of_pairs(rows[use], pairs, resamples, permutations, seed, tau)
     for bias, score in itertools.product(biases, SCORES):
-        yield from ((bias, score, method, values) for method, values in found.get((bias, score), {}).items())
+        for method, values in by_pair.get((bias, score), {}).items():
+            yield bias, score, method, values
 
 
-def _together(rows, pairs, resamples, permutations, seed, tau):
+def _of_pairs(
+    rows: pd.DataFrame, pairs: list[tuple[str, str]], resamples: int, permutations: int, seed: int, tau: bool
+) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
     """Return {(bias, score): {method: values}} of pairs that have a value for every row."""
     biases, scores = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
     n, b = len(rows), len(biases)
     categories = np.unique(rows["category"], return_inverse=True)[1]
     accuracy = rows[CONTROL].to_numpy()
     x, y = rows[biases].to_numpy().T, rows[scores].to_numpy().T
-    above = np.array([effective_robustness(accuracy, score) for score in y])
     draws = _draws(n, tuple(categories.tolist()), resamples, permutations, seed)
-    methods = {}
-
-    def summarised(name, other, weights, orders, groups=None, given=False):
-        values = np.vstack([x, other, accuracy])
-        estimate, spread = (rank_correlations(values, w, groups) for w in (None, weights))
-        ranks = _centred(_midranks(values), np.ones(n), groups)
-        if given:
-            estimate, spread = partial(estimate, -1), partial(spread, -1)
-            ranks = _residuals(ranks)
-        grid = np.s_[..., :b, b : b + len(other)]
-        p = _p_products(ranks[:b], ranks[b : b + len(other)], orders)
-        methods[name] = estimate[grid], *_interval(spread[grid]), p, n
-
-    summarised(SPEARMAN, y, draws.weights, draws.orders)
-    summarised(f"{SPEARMAN} {GIVEN}", y, draws.weights, draws.orders, given=True)
-    summarised(EFFECTIVE, above, draws.weights, draws.orders)
+    values = np.vstack([x, y, accuracy])
+    above = np.vstack([x, [effective_robustness(accuracy, score) for score in y], accuracy])
+    all_networks = draws.weights, draws.orders
+    methods = {
+        SPEARMAN: _spearman(values, b, *all_networks),
+        f"{SPEARMAN} {GIVEN}": _spearman(values, b, *all_networks, given=True),
+        EFFECTIVE: _spearman(above, b, *all_networks),
+    }
     if n - categories.max() - 1 >= FEWEST:  # degrees of freedom within categories
-        summarised(WITHIN, y, draws.weights_within, draws.orders_within, categories)
-        summarised(f"{WITHIN} {GIVEN}", y, draws.weights_within, draws.orders_within, categories, given=True)
+        within = draws.weights_within, draws.orders_within, categories
+        methods[WITHIN] = _spearman(values, b, *within)
+        methods[f"{WITHIN} {GIVEN}"] = _spearman(values, b, *within, given=True)
     if tau:
         methods[KENDALL] = _kendalls(x, y, draws)
-    values = np.vstack([x, y, accuracy])
     methods |= _between(values, b, categories, permutations, seed)
     methods |= _lineages(values, b, categories, rows["lineage"].to_numpy(), permutations, seed)
-    shape = b, len(scores)
-    whole = {method: [np.broadcast_to(part, shape) for part in parts] for method, parts in methods.items()}
-    return {
-        (bias, score): {
-            method: _values(*(part[i, j] for part in parts))
-            for method, parts in whole.items()
-            if not (method == EFFECTIVE and score == "ID")
-        }
-        for i, bias in enumerate(biases)
-        for j, score in enumerate(scores)
-        if (bias, score) in pairs
-    }
+    by_pair: dict[tuple[str, str], dict[str, dict[str, float]]] = {pair: {} for pair in pairs}
+    for method, parts in methods.items():
+        table = np.stack([np.broadcast_to(part, (b, len(scores))) for part in parts])
+        for bias, score in pairs:
+            if method != EFFECTIVE or score != "ID":
+                by_pair[bias, score][method] = _values(*table[:, biases.index(bias), scores.index(score)])
+    return by_pair
 
 
-def _kendalls(x, y, draws):
-    """Kendall's tau of every pair with interval and p: of the pairs in agreement less those in disagreement."""
+def _spearman(
+    values: Float[np.ndarray, "m n"],
+    b: int,
+    weights: Num[np.ndarray, "r n"],
+    orders: Int[np.ndarray, "p n"],
+    groups: Int[np.ndarray, " n"] | None = None,
+    given: bool = False,
+) -> Method:
+    """Correlate the first b rows with the others but the last, the accuracy; `given`: given the accuracy."""
+    estimate, spread = rank_correlations(values, None, groups), rank_correlations(values, weights, groups)
+    ranks = _centred(_midranks(values), np.ones(values.shape[1]), groups)
+    if given:
+        estimate, spread, ranks = partial(estimate, -1), partial(spread, -1), _residuals(ranks)
+    p = _p_products(ranks[:b], ranks[b:-1], orders)
+    return estimate[:b, b:-1], *_interval(spread[:, :b, b:-1]), p, values.shape[1]
+
+
+def _kendalls(x: Float[np.ndarray, "b n"], y: Float[np.ndarray, "s n"], draws: "_Draws") -> Method:
+    """Return Kendall's tau of every pair with interval and p: pairs in agreement less those in disagreement."""
     n = x.shape[1]
     upper = np.triu_indices(n, 1)
-    pairs = draws.orders[:, upper[0]] * n + draws.orders[:, upper[1]]  # where the pairs i < j go, in an n x n matrix
-    signs_x, signs_y = (np.sign(v[:, :, None] - v[:, None, :]).astype(np.float32) for v in (x, y))
-    a, p = signs_x[:, upper[0], upper[1]], np.empty((len(x), len(y)))
-    for j, signs in enumerate(signs_y):
-        observed = a @ signs[upper]
-        p[:, j] = _p(np.abs(signs.ravel()[pairs] @ a.T), np.abs(observed))
-    estimate, spread = (np.array([[kendall(one, other, w) for other in y] for one in x]) for w in (1, draws.weights))
-    return estimate, *_interval(np.moveaxis(spread, -1, 0)), p, n
+    pairs = draws.orders[:, upper[0]] * n + draws.orders[:, upper[1]]  # new place of each pair i < j in an n x n matrix
+    signs_x, signs_y = (np.sign(rows[:, :, None] - rows[:, None, :]).astype(np.float32) for rows in (x, y))
+    above, p = signs_x[:, upper[0], upper[1]], np.empty((len(x), len(y)))
+    for column, signs in enumerate(signs_y):
+        observed = above @ signs[upper]
+        p[:, column] = _p(np.abs(signs.ravel()[pairs] @ above.T), np.abs(observed))
+    estimate, spread = np.empty((len(x), len(y))), np.empty((len(draws.weights), len(x), len(y)))
+    for row, column in np.ndindex(estimate.shape):
+        estimate[row, column] = kendall(x[row], y[column])
+        spread[:, row, column] = kendall(x[row], y[column], draws.weights)
+    return estimate, *_interval(spread), p, n
 
 
-def _between(values, b, categories, permutations, seed):
-    """{method: ...} of the categories' mean ranks of biases (the first b values), scores and accuracy (the last)."""
-    means, _ = _means(_midranks(values), categories)
+def _between(
+    values: Float[np.ndarray, "m n"], b: int, categories: Int[np.ndarray, " n"], permutations: int, seed: int
+) -> dict[str, Method]:
+    """Return {method: ...} of the categories' mean ranks; rows: b biases, then the scores, then the accuracy."""
+    means = _means(_midranks(values), categories)
     k = means.shape[1]
     if k < FEWEST:
         return {}
-    every = math.factorial(k) <= 5040
-    orders = (
-        np.array([*itertools.permutations(range(k))]) if every else _draws(k, (0,) * k, 1, permutations, seed).orders
-    )
-    return _without_interval(means, b, orders, BETWEEN, exact=every)
+    exact = math.factorial(k) <= 5040
+    if exact:
+        orders = np.array([*itertools.permutations(range(k))])
+    else:
+        orders = _draws(k, (0,) * k, 1, permutations, seed).orders
+    return _without_interval(means, b, orders, BETWEEN, exact=exact)
 
 
-def _lineages(values, b, categories, lineages, permutations, seed):
-    """{method: ...} within categories of the lineages' mean ranks."""
+def _lineages(
+    values: Float[np.ndarray, "m n"],
+    b: int,
+    categories: Int[np.ndarray, " n"],
+    lineages: Shaped[np.ndarray, " n"],
+    permutations: int,
+    seed: int,
+) -> dict[str, Method]:
+    """Return {method: ...} within categories of the lineages' mean ranks."""
     lineage = np.unique(lineages, return_inverse=True)[1]
-    means, _ = _means(_midranks(values), lineage)
-    groups = np.unique(_means(categories[None].astype(float), lineage)[0][0], return_inverse=True)[1]
+    means = _means(_midranks(values), lineage)
+    groups = np.unique(_means(categories[None].astype(float), lineage)[0], return_inverse=True)[1]
     if len(groups) - groups.max() - 1 < FEWEST:
         return {}
     orders = _draws(len(groups), tuple(groups.tolist()), 1, permutations, seed).orders_within
     return _without_interval(means, b, orders, LINEAGES, groups)
 
 
-def _without_interval(values, b, orders, name, groups=None, exact=False):
-    found = {}
+def _without_interval(
+    values: Float[np.ndarray, "m u"],
+    b: int,
+    orders: Int[np.ndarray, "p u"],
+    name: str,
+    groups: Int[np.ndarray, " u"] | None = None,
+    exact: bool = False,
+) -> dict[str, Method]:
+    methods = {}
     for given in (False, True):
         estimate = rank_correlations(values, None, groups)
         ranks = _centred(_midranks(values), np.ones(values.shape[1]), groups)
         if given:
             estimate, ranks = partial(estimate, -1), _residuals(ranks)
         p = _p_products(ranks[:b], ranks[b:-1], orders, exact)
-        found[f"{name} {GIVEN}" if given else name] = estimate[:b, b:-1], np.nan, np.nan, p, values.shape[1]
-    return found
+        methods[f"{name} {GIVEN}" if given else name] = estimate[:b, b:-1], np.nan, np.nan, p, values.shape[1]
+    return methods
 
 
-def _predictions(rows, resamples, permutations, seed):
-    """Yield (predictors, score, method, values) of the held-out R2 and its permuted baseline."""
-    known = rows[[*BIASES, CONTROL, *SCORES, "category"]].dropna()
-    if len(known) < FEWEST or known["category"].nunique() < 3:
+def _predictions(rows: pd.DataFrame, resamples: int, permutations: int, seed: int) -> Iterator[Association]:
+    """Yield the held-out R2 and its permuted baseline."""
+    complete = rows[[*BIASES, CONTROL, *SCORES, "category"]].dropna()
+    n = len(complete)
+    if n < FEWEST or complete["category"].nunique() < 3:
         return
-    categories = np.unique(known["category"], return_inverse=True)[1]
-    draws = _draws(len(known), tuple(categories.tolist()), resamples, permutations, seed)
-    scores = known[list(SCORES)].to_numpy().T
+    categories = np.unique(complete["category"], return_inverse=True)[1]
+    draws = _draws(n, tuple(categories.tolist()), resamples, permutations, seed)
+    scores = complete[list(SCORES)].to_numpy().T
 
-    def centred(values):
-        return _centred(values, np.ones(len(known)), categories)
+    def centred(values: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
+        return _centred(values, np.ones(n), categories)
 
     for name, predictors in ((ALL_BIASES, list(BIASES)), (CONTROL, [CONTROL])):
-        features = known[predictors].to_numpy().T
+        features = complete[predictors].to_numpy().T
         for method, x, y, orders, weights, groups in (
             (OUT["network"], features, scores, draws.orders, draws.weights, None),
             (OUT["category"], features, scores, draws.orders, draws.weights, categories),
             (OUT_WITHIN, centred(features), centred(scores), draws.orders_within, draws.weights_within, None),
         ):
             targets = np.concatenate([y[:, None], y[:, orders]], axis=1)  # [scores, 1 + permutations, n]
-            predicted, means = predictions(x.T, targets.reshape(-1, len(known)).T, groups)
+            predicted, means = predictions(x.T, targets.reshape(-1, n).T, groups)
             predicted, means = predicted.T.reshape(targets.shape), means.T.reshape(targets.shape)
             r2 = r_squared(targets, predicted, means).T  # [1 + permutations, scores]
-            resampled = r_squared(*(values[:, 0] for values in (targets, predicted, means)), weights[:, None])
+            resampled = r_squared(targets[:, 0], predicted[:, 0], means[:, 0], weights[:, None])
             spread, chance, p = _interval(resampled), _interval(r2[1:]), _p(r2[1:], r2[0])
-            for i, score in enumerate(SCORES):
-                yield name, score, method, _values(r2[0, i], spread[0][i], spread[1][i], p[i], len(known))
-                values = _values(r2[1:, i].mean(), chance[0][i], chance[1][i], np.nan, len(known))
+            for column, score in enumerate(SCORES):
+                yield name, score, method, _values(r2[0, column], *spread[:, column], p[column], n)
+                values = _values(r2[1:, column].mean(), *chance[:, column], np.nan, n)
                 yield name, score, f"{method}, permuted", values
 
 
-def _intraclass(rows):
-    """Yield (variable, '', method, values) of every bias's, every score's and the accuracy's ranks in categories."""
+def _intraclass(rows: pd.DataFrame) -> Iterator[Association]:
+    """Yield the intraclass correlation in categories of every bias's, every score's and the accuracy's ranks."""
     for name in (*BIASES, *SCORES, CONTROL):
-        known = rows[[name, "category"]].dropna()
-        if len(known) >= FEWEST and 1 < known["category"].nunique() < len(known):
-            estimate = intraclass_correlation(known[name].rank().to_numpy(), known["category"])
-            yield name, "categories", ICC, _values(estimate, np.nan, np.nan, np.nan, len(known))
+        complete = rows[[name, "category"]].dropna()
+        if len(complete) >= FEWEST and 1 < complete["category"].nunique() < len(complete):
+            estimate = intraclass_correlation(complete[name].rank().to_numpy(), complete["category"])
+            yield name, "categories", ICC, _values(estimate, np.nan, np.nan, np.nan, len(complete))
 
 
 # Resampling and permuting --------------------------------------------------------------------------------------------
 
 
 class _Draws(NamedTuple):
-    weights: np.ndarray  # how often each network is drawn in each resample, [resamples, n]
-    orders: np.ndarray  # random orders of the networks, [permutations, n]
-    weights_within: np.ndarray  # as the first two, with each category resampled, or permuted, in itself
-    orders_within: np.ndarray
+    """How often each network is drawn in each resample, and random orders of the networks.
+
+    The last two: with each category resampled, or permuted, in itself.
+    """
+
+    weights: Int[np.ndarray, "resamples n"]
+    orders: Int[np.ndarray, "permutations n"]
+    weights_within: Float[np.ndarray, "resamples n"]
+    orders_within: Int[np.ndarray, "permutations n"]
 
 
 @functools.lru_cache(maxsize=16)
-def _draws(n, groups, resamples, permutations, seed):
+def _draws(n: int, groups: tuple[int, ...], resamples: int, permutations: int, seed: int) -> _Draws:
     random = np.random.default_rng(seed)
     orders = random.permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
     weights = random.multinomial(n, np.full(n, 1 / n), resamples)
@@ -415,70 +491,79 @@ def _draws(n, groups, resamples, permutations, seed):
     return _Draws(weights, orders, weights_within, orders_within)
 
 
-def _interval(spread):
-    """The central 95 % of `spread` over its first axis; what does not vary in a resample is left out there."""
+def _interval(spread: Float[np.ndarray, "r ..."]) -> Float[np.ndarray, "2 ..."]:
+    """Return the central 95 % of `spread` over its first axis, without the resamples in which nothing varies."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # one that never varies has no interval
+        warnings.simplefilter("ignore", RuntimeWarning)  # a variable that never varies has no interval
         return (np.nanpercentile if np.isnan(spread).any() else np.percentile)(spread, (2.5, 97.5), axis=0)
 
 
-def _values(estimate, low, high, p, networks):
+def _values(estimate: float, low: float, high: float, p: float, networks: int) -> dict[str, float]:
     if np.isnan(estimate):  # one of the two does not vary
         low = high = p = np.nan
     return {"estimate": estimate, "low": low, "high": high, "p": p, "networks": int(networks)}
 
 
-def _p_products(a, b, orders, exact=False):
-    """Two-sided permutation p [x, y] of the products of the centred rows of a [x, n] and b [y, n]."""
-    return np.stack([_p(np.abs(one[orders] @ a.T), np.abs(a @ one), exact) for one in b], axis=1)
+def _p_products(
+    x: Float[np.ndarray, "b n"], y: Float[np.ndarray, "s n"], orders: Int[np.ndarray, "p n"], exact: bool = False
+) -> Float[np.ndarray, "b s"]:
+    """Return the two-sided permutation p of the products of the centred rows of x and y."""
+    columns = [_p(np.abs(row[orders] @ x.T), np.abs(x @ row), exact) for row in y]
+    return np.stack(columns, axis=1)
 
 
-def _p(permuted, observed, exact=False):
-    """Share of permutations [permutations, ...] that reach what was observed [...]; ties up to rounding count.
+def _p(
+    permuted: Float[np.ndarray, "p ..."], observed: Float[np.ndarray, "..."], exact: bool = False
+) -> Float[np.ndarray, "..."]:
+    """Return the share of permutations that reach the observed value; ties up to rounding count.
 
-    `exact`: they are all there are, and the observed order is one of them.
+    `exact`: these are all permutations, and the observed order is among them.
     """
     reached = np.sum(permuted >= observed - 1e-9 * np.abs(observed), axis=0)
     return reached / len(permuted) if exact else (1 + reached) / (1 + len(permuted))
 
 
-def _holm(p):
-    """Holm's step-down correction of the p-values of one family; NaN stays NaN and does not count."""
+def _holm(p: pd.Series) -> pd.Series:
+    """Return Holm's step-down correction of the p-values of one family; NaN stays NaN and does not count."""
     ascending = p.dropna().sort_values()
     steps = np.arange(len(ascending), 0, -1)
-    return pd.Series(np.minimum(np.maximum.accumulate(ascending.to_numpy() * steps), 1), ascending.index).reindex(
-        p.index
-    )
+    corrected = np.minimum(np.maximum.accumulate(ascending.to_numpy() * steps), 1)
+    return pd.Series(corrected, ascending.index).reindex(p.index)
 
 
-def _midranks(values, weights=None):
-    """Ranks of each row of `values` [m, n] with each network counted `weights` times [..., n]: [..., m, n]."""
+def _midranks(
+    values: Num[np.ndarray, "m n"], weights: Num[np.ndarray, "... n"] | None = None
+) -> Float[np.ndarray, "... m n"]:
+    """Return the ranks of each row with each network counted `weights` times."""
     m, n = values.shape
     before = np.less(values[:, :, None], values[:, None, :]) + 0.5 * np.equal(values[:, :, None], values[:, None, :])
     weights = np.ones(n) if weights is None else weights
     return (weights @ before.transpose(1, 0, 2).reshape(n, m * n)).reshape(*np.shape(weights)[:-1], m, n)
 
 
-def _means(values, groups):
-    """Mean of each row of `values` [m, n] in each of the groups 0 ... k - 1: [m, k], and the groups' sizes [k]."""
+def _means(values: Float[np.ndarray, "m n"], groups: Int[np.ndarray, " n"]) -> Float[np.ndarray, "m k"]:
+    """Return the mean of each row in each of the groups 0 ... k - 1."""
     sizes = np.bincount(groups)
-    return values @ np.eye(len(sizes))[groups] / sizes, sizes
+    return values @ np.eye(len(sizes))[groups] / sizes
 
 
-def _centred(values, weights, groups=None):
-    """`values` [..., m, n] less their mean, weighted [..., n], over all or in each of the groups 0 ... k - 1."""
+def _centred(
+    values: Float[np.ndarray, "... m n"], weights: Num[np.ndarray, "... n"], groups: Int[np.ndarray, " n"] | None = None
+) -> Float[np.ndarray, "... m n"]:
+    """Return the values less their weighted mean, over all networks or in each of the groups 0 ... k - 1."""
     member = np.ones((values.shape[-1], 1)) if groups is None else np.eye(groups.max() + 1)[groups]
     means = (values * weights[..., None, :]) @ member / (weights @ member)[..., None, :]
     return values - means @ member.T
 
 
-def _residuals(ranks):
-    """Centred rows [m, n] less what the last one predicts of them by least squares."""
+def _residuals(ranks: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m n"]:
+    """Return the centred rows less what the last row predicts by least squares."""
     control = ranks[-1]
     square = control @ control
     return ranks - np.outer(ranks @ control, control) / square if square else ranks
 
 
-def _divide(a, b):
-    """a / b, NaN where b is 0: a variable that does not vary is correlated with nothing."""
-    return np.divide(a, b, out=np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan), where=b > 1e-12)[()]
+def _divide(numerator: Any, denominator: Any) -> Any:
+    """Return the quotient, NaN where the denominator is 0: a variable that does not vary is correlated with nothing."""
+    shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
+    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator > 1e-12)[()]

@@ -8,6 +8,7 @@ arXiv:2403.09193, as their released code states them.
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 
 from imagenet_biases.study import CATEGORIES_16
 
@@ -34,7 +35,7 @@ SYNONYMS = {
     "oven": "ovens?",
     "truck": "trucks? lorry lorries",
 }
-"""Words that name a category. Wider ones (ship, stove, vehicle) are left out: they may mean something else."""
+"""Words that name a category. Wider words (ship, stove, vehicle) are left out: they may mean something else."""
 
 _NAMED = re.compile(
     r"(?<![\w-])(?:(?P<not>(?:not|no|nor|without|isn't|aren't|never)(?: (?:an?|the|any))?) )?"
@@ -56,7 +57,7 @@ _REFUSAL = re.compile(
     r"\bnot (?:one of|among|in|listed (?:in|among)) the (?:options|choices|list)",
     re.I,
 )
-_TOLD = (  # "answer", "option", "letter" in the languages that models fall into
+_ANSWER_WORD = (  # "answer", "option", "letter" in the languages that models fall into
     r"(?:answer|option|choice|letter|antwort|buchstabe|r[ée]ponse|lettre|respuesta|opci[óo]n|letra|resposta|op[çc][ãa]o|"
     r"risposta|opzione|ответ|вариант|답|정답|答案|选项|選項|选择|答え|選択肢)"
 )
@@ -65,7 +66,7 @@ _LINK = (
     r"(?:\s*(?:(?:is|was|would be|ist|est|es|è|é)\b|[是为為は은는]))?\s*[:=\-–—]?\s*"
 )
 _EXPLICIT = re.compile(
-    rf"{_TOLD}{_LINK}(?:{_TOLD}\s*)?[(\[]?(?P<told>[A-P])(?![A-Za-z0-9'])"  # the answer is (H), answer: option H
+    rf"{_ANSWER_WORD}{_LINK}(?:{_ANSWER_WORD}\s*)?[(\[]?(?P<stated>[A-P])(?![A-Za-z0-9'])"  # the answer is (H)
     r"|[(\[](?P<bracketed>[A-P])[)\]]"  # (H)
     r"|(?:^|(?<=[\s,;]))(?P<marked>[A-P])(?=\s*[.):,;]|\s*-\s|\s+(?:or|and) [A-P]\b)"  # H. H) H: H,
     r"|(?:\b(?:or|and)|[,/&])\s*(?P<further>[B-HJ-P])(?![A-Za-z0-9'])"  # H or K
@@ -77,7 +78,7 @@ _ALONE = re.compile(r"[(\[{<]?\s*([A-Pa-p])\s*[)\]}>.:,;!?]*")
 
 
 @functools.lru_cache(maxsize=100_000)
-def decide(answer, options=NAMES):
+def decide(answer: str, options: tuple[str, ...] = NAMES) -> int:
     """Return the decision that an answer to the question with lettered options states.
 
     `options`: the categories in the order in which they were lettered A to P. A letter, a category's name or a sentence
@@ -87,7 +88,7 @@ def decide(answer, options=NAMES):
     text = _plain(answer)
     if alone := _ALONE.fullmatch(text):
         return NAMES.index(options[LETTERS.index(alone[1].upper())])
-    letters = [letter for match in _EXPLICIT.finditer(text) if (letter := _letter(match))]
+    letters = list(filter(None, map(_letter, _EXPLICIT.finditer(text))))
     named = {options[LETTERS.index(letter)] for letter in letters} | set(_names(text))
     if _REFUSAL.search(text) and not (letters and _EXPLICIT.match(text)):
         return REFUSED
@@ -95,7 +96,7 @@ def decide(answer, options=NAMES):
 
 
 @functools.lru_cache(maxsize=100_000)
-def decide_caption(caption):
+def decide_caption(caption: str) -> int:
     """Return the decision of a free description: the one category that it names; GENERIC if it names none.
 
     UNPARSED where it names several, REFUSED for a refusal that names none.
@@ -107,12 +108,12 @@ def decide_caption(caption):
     return NAMES.index(named.pop()) if len(named) == 1 else UNPARSED
 
 
-def decide_as_published(answer, options=NAMES):
+def decide_as_published(answer: str, options: Sequence[str] = NAMES) -> int:
     """Return the decision by the published rules: a category, or UNPARSED.
 
     A final "." is taken off, what follows "The answer is " or "Answer: " counts. A bare name is taken as it stands;
     otherwise the first character is the letter, if it is alone or its second is one of . ) , : blank or the full-width
-    colon. So "A cat" is an airplane, "I see" a chair, and "Cat" is none of the categories.
+    colon. So "A cat" is an airplane, "I see" a chair, and "Cat" no category.
     """
     text = answer.strip().removesuffix(".")
     for lead in ("The answer is ", "Answer: "):
@@ -127,28 +128,29 @@ def decide_as_published(answer, options=NAMES):
 PARSERS = {"own": decide, "published": decide_as_published}
 
 
-def _plain(text):
+def _plain(text: str) -> str:
     """Return a text with full-width signs made plain, without marks of emphasis and quotation, blanks single."""
     text = unicodedata.normalize("NFKC", text).replace("’", "'")
     text = re.sub(r"(?<=\w)'(?=\w)", "\0", text).translate(_QUOTES).replace("\0", "'")
-    return "\n".join(line for part in text.splitlines() if (line := " ".join(part.split())))
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(filter(None, lines))
 
 
-def _letter(match):
+def _letter(match: re.Match) -> str | None:
     """Return the letter that an explicit match states, or None.
 
-    A small one is a letter in brackets, or after a word for "answer" where nothing but punctuation follows; a told A or
-    I that a word follows is a word of English itself ("the answer is A cat").
+    A small one is a letter in brackets, or after a word for "answer" where nothing but punctuation follows; a stated A
+    or I that a word follows is a word of English itself ("the answer is A cat").
     """
-    letter, rest = match[match.lastgroup], match.string[match.end() :]
-    if match.lastgroup == "told" and (letter.islower() or letter in "AI") and re.match(r"\s+[a-z]", rest):
+    letter, after = match[match.lastgroup], match.string[match.end() :]
+    if match.lastgroup == "stated" and (letter.islower() or letter in "AI") and re.match(r"\s+[a-z]", after):
         return None
-    if letter.islower() and not (match.lastgroup == "bracketed" or match.lastgroup == "told"):
+    if letter.islower() and match.lastgroup not in ("bracketed", "stated"):
         return None
     return letter.upper()
 
 
-def _names(text):
+def _names(text: str) -> Iterator[str]:
     """Yield the categories that a text names and does not deny."""
     for match in _NAMED.finditer(_ELSE.sub(" ", text)):
         if not match["not"]:

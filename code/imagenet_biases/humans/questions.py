@@ -1,26 +1,30 @@
-"""Questions to models that answer in words, on the cue-conflict images: what is asked, what is kept, what it says.
+"""Questions to models that answer in words, on the cue-conflict images: what is asked, recorded and concluded.
 
 Gavrikov et al., "Can We Talk Models Into Seeing the World Differently?", ICLR 2025, arXiv:2403.09193. The prompts are
 those of the authors' repository (paulgavrikov/vlm_shapebias, CC BY-SA 4.0).
 
-A Variant is one way of asking: a task (vqa, caption, clip16), a cue to steer to, the first option of the list, and
-whether the model writes its answer or the probabilities of the 16 letters are read off. Answers of models and files of
-answers are scored by the same functions of Responses. A file has the columns of the authors' release: `image`
-(cat7-elephant1), `response`, and, where there is one, `pred_label` (of a caption the class nearest to it).
+A Variant is one form of the question: a task (vqa, caption, clip16), a cue to steer to, the first option of the list,
+and whether the model writes its answer or the probabilities of the 16 letters are read off. Answers of models and files
+of answers are scored by the same functions of Responses. A file has the columns of the authors' release: `image`
+(cat7-elephant1), `response`, and optionally `pred_label` (for a caption, the nearest class).
 """
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import atomic, read_bytes, safe_name
+from imagenet_biases.estimate import proportion
 from imagenet_biases.humans.answers import (
     DECISIONS,
     GENERIC,
@@ -34,8 +38,18 @@ from imagenet_biases.humans.answers import (
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, PREFIX, STIMULUS_SETS, image_sets, texture_category
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
-from imagenet_biases.measures.accuracy import proportion
-from imagenet_biases.vocabulary import Condition, Estimate, Pass, Readout, Responses, Results, between
+from imagenet_biases.vocabulary import (
+    Condition,
+    Data,
+    Estimate,
+    Metrics,
+    Pass,
+    Presentation,
+    Readout,
+    Responses,
+    Results,
+    between,
+)
 
 TASKS = ("vqa", "caption", "clip16")
 STEER = {
@@ -46,7 +60,7 @@ STEER = {
 DECODE = ("greedy", "likelihood")
 LETTER_ONLY = "Answer with the option's letter from the given choices directly."
 DESCRIBE = "Describe the image. Keep your response short."
-LONGEST = 512  # characters of an answer that are kept
+LONGEST = 512  # characters of an answer that are recorded
 TOKENS = 64  # that a model may write
 EMBEDDING = "llmrails/ember-v1"
 SETS = (PREFIX + CUE_CONFLICT,)
@@ -57,7 +71,12 @@ COLUMNS = ("image", "timestamp", "response", "pred_label", "pred_conf")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of asking; `shift`: by how many places the list of options begins later; `prompt`: one of one's own."""
+    """One form of the question.
+
+    Attributes:
+        shift: how many places later the list of options begins.
+        prompt: a custom prompt, in place of the study's.
+    """
 
     task: str
     steer: str = "none"
@@ -66,32 +85,38 @@ class Variant:
     prompt: str = ""
 
     @property
-    def options(self):
+    def options(self) -> tuple[str, ...]:
         """The categories in the order in which they are lettered A to P."""
         return NAMES[self.shift :] + NAMES[: self.shift]
 
     @property
-    def name(self):
-        """What its metrics are called by, but for the order of the options, which is no metric of its own."""
-        words = [self.task, *([self.steer] if self.steer != "none" else [])]
-        return "/".join(words + (["likelihood"] if self.decode == "likelihood" else []))
+    def name(self) -> str:
+        """How its metrics are called; the order of the options has no metric of its own."""
+        words = [self.task]
+        words += [self.steer] if self.steer != "none" else []
+        words += ["likelihood"] if self.decode == "likelihood" else []
+        return "/".join(words)
 
     @property
-    def condition(self):
-        """What is put to the network (networks.language has the keywords of the question)."""
+    def condition(self) -> Condition:
+        """The prompt that the network gets (networks.vlm has its keywords)."""
         if self.task == "clip16":
             return Condition("clip16", settings={"names": "categories"})
-        settings = {"text": DESCRIBE, "tokens": TOKENS}
+        text = DESCRIBE
         if self.task == "vqa":
             lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)]
-            settings["text"] = "\n".join([self.prompt or STEER[self.steer], *lines, LETTER_ONLY])
+            text = "\n".join([self.prompt or STEER[self.steer], *lines, LETTER_ONLY])
+        settings: dict[str, Any] = {"text": text, "tokens": TOKENS}
         if self.decode == "likelihood":
-            settings = {"text": settings["text"], "letters": LETTERS}
+            settings = {"text": text, "letters": LETTERS}
         return Condition(f"{self.name}/order{self.shift}" if self.shift else self.name, settings=settings)
 
     @property
-    def readout(self):
-        return Named() if self.task == "clip16" else Letters() if self.decode == "likelihood" else Words()
+    def readout(self) -> Readout:
+        """What is recorded of the answer."""
+        if self.task == "clip16":
+            return NameProbabilities()
+        return LetterProbabilities() if self.decode == "likelihood" else Words()
 
 
 @dataclass(frozen=True)
@@ -102,124 +127,127 @@ class Words(Readout):
     dtype: ClassVar[str] = f"U{LONGEST}"
     takes: ClassVar[str] = "words"
 
-    def __call__(self, shown):
-        return np.array([text[:LONGEST].replace("\0", " ") for text in shown.words], self.dtype)
+    def __call__(self, presentation: Presentation) -> np.ndarray:
+        return np.array([text[:LONGEST].replace("\0", " ") for text in presentation.words or []], self.dtype)
 
 
 @dataclass(frozen=True)
-class Letters(Readout):
+class LetterProbabilities(Readout):
     """The probabilities of the 16 letters among themselves, float32 [B, 16], in the order of the options."""
 
     id: ClassVar[str] = "Letters"
     shape: ClassVar[tuple[int, ...]] = (16,)
     takes: ClassVar[str] = "words"
 
-    def __call__(self, shown):
-        return shown.logits[:, :16].softmax(1)
+    def __call__(self, presentation: Presentation) -> Float[Tensor, "B 16"]:
+        assert presentation.logits is not None, "this readout is for networks with logits"
+        return presentation.logits[:, :16].softmax(1)
 
-    def possible(self, rows):
+    def possible(self, rows: np.ndarray) -> bool:
         return between(rows, 0, 1)
 
 
 @dataclass(frozen=True)
-class Named(Letters):
+class NameProbabilities(LetterProbabilities):
     """The probabilities of the 16 categories' names under a zero-shot network, float32 [B, 16]."""
 
     id: ClassVar[str] = "Named"
     takes: ClassVar[str] = "logits"
 
-    def hits(self, rows, labels):
+    def hits(self, rows: Any, labels: Any) -> Bool[Tensor, " B"]:
         return torch.as_tensor(rows).argmax(1) == labels
 
 
-def variants(options):
-    """Return the Variants that a benchmark's options ask for."""
+def variants(options: Mapping[str, Any]) -> list[Variant]:
+    """Return the variants that a benchmark's options ask for."""
     shifts = range(16) if options["order"] == "circular" else (0,)
     steers = [*options["steer"], *(["own"] if options["prompt"] else [])]
-    asked = []
+    requested = []
     for task in options["task"]:
         if task != "vqa":
-            asked.append(Variant(task))
+            requested.append(Variant(task))
             continue
-        asked += [
-            Variant(task, steer, shift, decode, options["prompt"] if steer == "own" else "")
-            for decode in options["decode"]
-            for steer in steers
-            for shift in shifts
-        ]
-    return asked
+        for decode, steer, shift in product(options["decode"], steers, shifts):
+            prompt = options["prompt"] if steer == "own" else ""
+            requested.append(Variant(task, steer, shift, decode, prompt))
+    return requested
 
 
-def passes(data, **options):
-    """Return the Passes of all variants on the cue-conflict images."""
+def passes(data: Data, **options: Any) -> list[Pass]:
+    """Return the passes of all variants on the cue-conflict images."""
     (images,) = image_sets(data, options["download"], (CUE_CONFLICT,))
-    by_readout = {}
+    by_readout: dict[Readout, list[Condition]] = {}
     for variant in variants(options):
         by_readout.setdefault(variant.readout, []).append(variant.condition)
     return [Pass(images, _askable(tuple(conditions)), readout) for readout, conditions in by_readout.items()]
 
 
-def _askable(conditions):
-    """Return the conditions as a function of the network, which refuses one that cannot be asked for other names."""
+def _askable(conditions: tuple[Condition, ...]) -> tuple[Condition, ...] | Callable[[Any], tuple[Condition, ...]]:
+    """Return the conditions, where they ask for names as a function that refuses networks without zero-shot names."""
     if "names" not in conditions[0].settings:
         return conditions
 
-    def chosen(network):
+    def of_network(network: Any) -> tuple[Condition, ...]:
         if "names" not in getattr(network, "asks", ()):
             raise UserError(f"{network.name} cannot be asked for 16 names; --task clip16 needs --model clip:ARCH/TAG")
         return conditions
 
-    return chosen
+    return of_network
 
 
 # What the answers say -------------------------------------------------------------------------------------------------
 
 
-def decisions(responses, variant, parser="own", embedding=EMBEDDING):
-    """Return the decision of every answer (humans.answers), int64 [N].
+Decisions = Int64[np.ndarray, " N"]
+
+
+def decisions(responses: Responses, variant: Variant, parser: str = "own", embedding: str = EMBEDDING) -> Decisions:
+    """Return the decision of every answer (humans.answers).
 
     Captions: the one category that the text names, or, as published, the category nearest to it in a sentence model's
     embedding (a file's own column `pred_label`, where it has one).
     """
     values = responses.values
     if values.dtype.kind == "f":
-        return np.array([NAMES.index(variant.options[best]) for best in values.argmax(1)])
+        return np.array(list(map(NAMES.index, variant.options)))[values.argmax(1)]
     if variant.task == "caption" and parser == "published":
         labels = responses.images.variables.get("labels")
         return nearest_names(values.tolist(), embedding) if labels is None else labels
     if variant.task == "caption":
-        return np.array([decide_caption(text) for text in values.tolist()])
+        return np.array(list(map(decide_caption, values.tolist())))
     return np.array([PARSERS[parser](text, variant.options) for text in values.tolist()])
 
 
-_nearest = {}  # a report is computed many times of the same captions: {(sentence model, caption): category}
+_nearest: dict[tuple[str, str], int] = {}
+"""{(sentence model, caption): category}; a report is computed many times on the same captions."""
 
 
-def nearest_names(captions, embedding):
-    """Return the category whose name is nearest to each caption in the embedding of a sentence model, int64 [N]."""
+def nearest_names(captions: Sequence[str], embedding: str) -> Decisions:
+    """Return the category whose name is nearest to each caption in the embedding of a sentence model."""
     from imagenet_biases.networks.vlm import sentence_embeddings
 
     new = [text for text in dict.fromkeys(captions) if (embedding, text) not in _nearest]
     if new:
-        both = sentence_embeddings([*NAMES, *new], embedding)
-        best = (both[len(NAMES) :] @ both[: len(NAMES)].T).argmax(1)
-        _nearest.update({(embedding, text): int(one) for text, one in zip(new, best, strict=True)})
+        vectors = sentence_embeddings([*NAMES, *new], embedding)
+        best = (vectors[len(NAMES) :] @ vectors[: len(NAMES)].T).argmax(1)
+        for text, category in zip(new, best, strict=True):
+            _nearest[embedding, text] = int(category)
     return np.array([_nearest[embedding, text] for text in captions], np.int64)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Answers by what they are, of the images whose cues disagree."""
+    """Answers by what they name, of the images whose cues disagree."""
 
     shape: int
     texture: int
     images: int
 
-    def __add__(self, other):
+    def __add__(self, other: "Counts") -> "Counts":
         return Counts(self.shape + other.shape, self.texture + other.texture, self.images + other.images)
 
     @property
-    def shape_bias(self):
+    def shape_bias(self) -> Estimate:
         """shape / (shape + texture) with the Wilson interval; None without either."""
         if not self.shape + self.texture:
             return Estimate(None)
@@ -227,129 +255,139 @@ class Counts:
         return Estimate(percent.value / 100, percent.low / 100, percent.high / 100, SETS)
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> Estimate:
         """Answers that name the shape or the texture, in per cent of all images."""
         return proportion(self.shape + self.texture, self.images)
 
 
-def cues(images):
-    """Return the shape's and the texture's category of cue-conflict images, two int64 [N]."""
+def cues(images: ImageSet) -> tuple[Decisions, Decisions]:
+    """Return the shape's and the texture's category of cue-conflict images."""
     return images.labels, np.array([NAMES.index(texture_category(Path(file).name)) for file in images.files])
 
 
-def counted(responses):
-    """Return which images count: those whose cues disagree and that were not left out, bool [N]."""
+def counted(responses: Responses) -> Bool[np.ndarray, " N"]:
+    """Return which images count: those whose cues disagree and that were not left out."""
     shape, texture = cues(responses.images)
     return responses.counts & (shape != texture)
 
 
-def counts(decided, responses):
-    """Return the Counts of decisions int64 [N]."""
-    (shape, texture), kept = cues(responses.images), counted(responses)
+def counts(decided: Decisions, responses: Responses) -> Counts:
+    """Return the counts of decisions."""
+    (shape, texture), counting = cues(responses.images), counted(responses)
     return Counts(
-        int((decided == shape)[kept].sum()), int((decided == texture)[kept].sum()), int(np.count_nonzero(kept))
+        int((decided == shape)[counting].sum()),
+        int((decided == texture)[counting].sum()),
+        int(np.count_nonzero(counting)),
     )
 
 
-def share(decided, what, responses):
+def share(decided: Decisions, decision: int, responses: Responses) -> Estimate:
     """Return the share of answers with a decision, of the images that count, with the Wilson interval."""
-    kept = counted(responses)
-    percent = proportion(int((decided == what)[kept].sum()), int(np.count_nonzero(kept)))
+    counting = counted(responses)
+    percent = proportion(int((decided == decision)[counting].sum()), int(np.count_nonzero(counting)))
     return percent if percent.value is None else Estimate(percent.value / 100, percent.low / 100, percent.high / 100)
 
 
-def likelihood_bias(responses, variant):
+def likelihood_bias(responses: Responses, variant: Variant) -> Estimate:
     """Return the sum of the shape letter's probability over that of both cues' letters, over all images that count."""
-    kept, place = counted(responses), np.array([variant.options.index(name) for name in NAMES])
-    rows = np.arange(len(responses.values))[kept]
-    shape, texture = (responses.values[rows, place[cue[kept]]].sum(dtype=float) for cue in cues(responses.images))
+    counting, letters = counted(responses), np.array(list(map(variant.options.index, NAMES)))
+    rows = np.arange(len(responses.values))[counting]
+    shape, texture = (responses.values[rows, letters[cue[counting]]].sum(dtype=float) for cue in cues(responses.images))
     return Estimate(shape / (shape + texture) if shape + texture else None, sets=SETS)
 
 
-def report(found):
+def report(results: Results) -> Metrics:
     """Yield (metric, value) of what was asked."""
-    biases = {}
-    for variant in variants(found.options):
+    biases: dict[str, float | None] = {}
+    requested = variants(results.options)
+    for variant in requested:
         if variant.shift:
             continue
-        orders = [one for one in variants(found.options) if (one.name, one.prompt) == (variant.name, variant.prompt)]
-        pairs = [(found[SETS[0], one.condition.name], one) for one in orders]
-        for parser in ("own",) if variant.readout != Words() else found.options["parser"]:
+        orders = [order for order in requested if (order.name, order.prompt) == (variant.name, variant.prompt)]
+        responses = [results[SETS[0], order.condition.name] for order in orders]
+        for parser in results.options["parser"] if variant.readout == Words() else ("own",):
             name = variant.name + ("/published" if parser == "published" else "")
-            decided = [decisions(one, how, parser, found.options["embedding"]) for one, how in pairs]
-            each = [counts(numbers, one) for numbers, (one, _) in zip(decided, pairs, strict=True)]
-            bias = likelihood_bias(*pairs[0]) if variant.decode == "likelihood" else each[0].shape_bias
+            decided, by_order = [], []
+            for order, answers in zip(orders, responses, strict=True):
+                decided.append(decisions(answers, order, parser, results.options["embedding"]))
+                by_order.append(counts(decided[-1], answers))
+            bias = by_order[0].shape_bias
+            if variant.decode == "likelihood":
+                bias = likelihood_bias(responses[0], variant)
             biases[name] = bias.value
             yield f"shape-bias/{name}", bias
-            yield f"top1_acc/cue-conflict-either/{name}", each[0].accuracy
-            yield from _unread(name.partition("/"), variant, parser, decided[0], pairs[0][0])
+            yield f"top1_acc/cue-conflict-either/{name}", by_order[0].accuracy
+            if variant.readout == Words() and parser == "own":
+                yield from _unread(name, decided[0], responses[0])
             if len(orders) > 1:
-                yield from _of_orders(name, each, decided, pairs[0][0])
+                yield from _of_orders(name, by_order, decided, responses[0])
+    yield from _steering(biases)
+
+
+def _steering(biases: Mapping[str, float | None]) -> Metrics:
+    """Yield by how much the shape bias moves between the questions for the shape and for the texture."""
     for name, toward in biases.items():
         away = biases.get(name.replace("/shape", "/texture"))
         if "/shape" in name and toward is not None and away is not None:
             yield f"metric/vlm/steering{name.removeprefix('vqa').replace('/shape', '')}", 100 * (toward - away)
 
 
-def _unread(name, variant, parser, decided, responses):
-    """Yield the shares of answers that are no category, by the task's own rules."""
-    if variant.readout != Words() or parser == "published":
-        return
-    task, _, steered = name
-    rest = f"/{steered}" if steered else ""
+def _unread(name: str, decided: Decisions, responses: Responses) -> Metrics:
+    """Yield the shares of answers that are not a category, by the task's own rules."""
+    task, slash, steered = name.partition("/")
     if task == "vqa":
-        yield f"metric/vlm/refused{rest}", share(decided, REFUSED, responses)
-        yield f"metric/vlm/unparsed{rest}", share(decided, UNPARSED, responses)
+        yield f"metric/vlm/refused{slash}{steered}", share(decided, REFUSED, responses)
+        yield f"metric/vlm/unparsed{slash}{steered}", share(decided, UNPARSED, responses)
     else:
-        yield f"metric/vlm/generic{rest}", share(decided, GENERIC, responses)
+        yield f"metric/vlm/generic{slash}{steered}", share(decided, GENERIC, responses)
         yield "metric/vlm/refused/caption", share(decided, REFUSED, responses)
         yield "metric/vlm/unparsed/caption", share(decided, UNPARSED, responses)
 
 
-def _of_orders(name, each, decided, responses):
+def _of_orders(name: str, by_order: Sequence[Counts], decided: Sequence[Decisions], responses: Responses) -> Metrics:
     """Yield what the order of the options does: the pooled score, the spread, the share of answers that survive."""
-    rest = name.removeprefix("vqa")
-    pooled = sum(each[1:], each[0])
+    steered = name.removeprefix("vqa")
+    pooled = sum(by_order[1:], by_order[0])
     yield f"shape-bias/{name}/circular", pooled.shape_bias
     yield f"top1_acc/cue-conflict-either/{name}/circular", pooled.accuracy
-    biases = [one.shape_bias.value for one in each]
+    biases = [of_order.shape_bias.value for of_order in by_order]
     if None not in biases:
-        yield f"metric/vlm/order-spread{rest}", max(biases) - min(biases)
-    first, kept = decided[0], counted(responses)
-    same = np.all([one == first for one in decided], axis=0) & (first < len(NAMES))
-    if kept.any():
-        yield f"metric/vlm/order-survive{rest}", float(same[kept].mean())
+        yield f"metric/vlm/order-spread{steered}", max(biases) - min(biases)
+    first, counting = decided[0], counted(responses)
+    same = np.all([numbers == first for numbers in decided], axis=0) & (first < len(NAMES))
+    if counting.any():
+        yield f"metric/vlm/order-survive{steered}", float(same[counting].mean())
 
 
-def details(found):
+def details(results: Results) -> dict[str, Any]:
     """Return the number of answers by decision of every variant, JSON-able."""
-    listed = {}
-    for variant in variants(found.options):
-        responses = found[SETS[0], variant.condition.name]
+    by_variant = {}
+    for variant in variants(results.options):
+        responses = results[SETS[0], variant.condition.name]
         numbers = np.bincount(decisions(responses, variant)[counted(responses)], minlength=len(DECISIONS))
-        listed[variant.condition.name] = dict(zip(DECISIONS, numbers.tolist(), strict=True))
-    return {"decisions": listed}
+        by_variant[variant.condition.name] = dict(zip(DECISIONS, numbers.tolist(), strict=True))
+    return {"decisions": by_variant}
 
 
 # Files of answers -----------------------------------------------------------------------------------------------------
 
 
-def export(found, label, folder):
-    """Write every raw answer under folder/answers, a file a variant, in the released columns; return the paths."""
+def export(results: Results, label: str, folder: str | Path) -> list[Path]:
+    """Write every raw answer under folder/answers, one file per variant, in the released columns; return the paths."""
     paths = []
-    for variant in variants(found.options):
-        responses = found[SETS[0], variant.condition.name]
+    for variant in variants(results.options):
+        responses = results[SETS[0], variant.condition.name]
         decided = decisions(responses, variant)
         time = responses.measured[-1]["time"] if responses.measured else ""
         written = responses.values.dtype.kind != "f"
         answers = responses.values if written else [variant.options[best] for best in responses.values.argmax(1)]
-        sure = np.ones(len(decided)) if written else responses.values.max(1)
+        confidence = np.ones(len(decided)) if written else responses.values.max(1)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
         for row in np.flatnonzero(responses.counts):
             image = Path(responses.images.files[row]).stem
-            table.writerow([image, time, answers[row], DECISIONS[decided[row]], f"{sure[row]:.6g}"])
+            table.writerow([image, time, answers[row], DECISIONS[decided[row]], f"{confidence[row]:.6g}"])
         path = Path(folder) / "answers" / safe_name(f"{variant.condition.name.replace('/', '-')}.csv")
         with atomic(path, "w") as file:
             file.write(text.getvalue())
@@ -357,8 +395,10 @@ def export(found, label, folder):
     return paths
 
 
-def from_files(data, answers=None, **options):
-    """Return (name, Results) of every file of answers to one task, None where none are given."""
+def from_files(
+    data: Data, answers: Sequence[str | Path] | None = None, **options: Any
+) -> list[tuple[str, Results]] | None:
+    """Return (name, responses) of every file of answers to one task, or None without files."""
     if not answers:
         return None
     if len(options["task"]) > 1 or options["order"] != "alphabetical" or options["decode"] != ("greedy",):
@@ -367,45 +407,49 @@ def from_files(data, answers=None, **options):
     return [(safe_name(Path(path).stem), Results([_responses(Path(path), variant, options)])) for path in answers]
 
 
-def _responses(path, variant, options):
+def _responses(path: Path, variant: Variant, options: Mapping[str, Any]) -> Responses:
     rows = list(_rows(path))
     images = [Path(row["image"]).stem for row in rows]
-    shapes = np.array([_shape(path, number, image) for number, image in enumerate(images, 2)], np.int64)
-    if twice := next((image for number, image in enumerate(images) if image in images[:number]), None):
-        raise UserError(f"{path}: {twice} is answered twice; an image counts once, so remove one")
-    variables = {}
-    if "pred_label" in rows[0]:
-        labels = [row["pred_label"] for row in rows]
-        if variant.task == "caption":
-            strange = [label for label in labels if label not in NAMES]
-            if strange and "published" in options["parser"]:
-                raise UserError(f"{path}: pred_label '{strange[0][:40]}' is none of {', '.join(NAMES)}")
-            variables = {} if strange else {"labels": np.array([NAMES.index(label) for label in labels])}
+    shapes = np.array([_shape(path, number, image) for number, image in enumerate(images, 1)], np.int64)
+    if len(set(images)) < len(images):
+        repeated = next(image for number, image in enumerate(images) if image in images[:number])
+        raise UserError(f"{path}: {repeated} is answered twice; an image counts once, so remove one")
     whole = STIMULUS_SETS[CUE_CONFLICT].images
-    names = ImageNames([f"{image}.png" for image in images], shapes)
-    found = ImageSet(
+    image_set = ImageSet(
         SETS[0],
-        Listing(Path(), names, np.zeros(len(images), np.int64)),
+        Listing(Path(), ImageNames([f"{image}.png" for image in images], shapes), np.zeros(len(images), np.int64)),
         np.arange(len(images)),
         as_is=True,
         subset=None if len(images) == whole else {"images": len(images), "of": whole},
-        variables=variables,
+        variables=_labels(path, rows, options["parser"]) if variant.task == "caption" else {},
     )
     longest = max(len(row["response"]) for row in rows)
     values = np.array([row["response"] for row in rows], f"U{max(longest, 1)}")
-    return Responses(found, variant.condition, values, np.ones(len(images), bool), Words())
+    return Responses(image_set, variant.condition, values, np.ones(len(images), bool), Words())
 
 
-def _shape(path, line, image):
+def _labels(path: Path, rows: Sequence[Mapping[str, str]], parsers: Sequence[str]) -> dict[str, Int[np.ndarray, " N"]]:
+    """Return the captions' nearest classes as the file gives them, {} where it does not."""
+    if "pred_label" not in rows[0]:
+        return {}
+    labels = [row["pred_label"] for row in rows]
+    if unknown := [label for label in labels if label not in NAMES]:
+        if "published" in parsers:
+            raise UserError(f"{path}: pred_label '{unknown[0][:40]}' is not one of {', '.join(NAMES)}")
+        return {}
+    return {"labels": np.array([NAMES.index(label) for label in labels])}
+
+
+def _shape(path: Path, number: int, image: str) -> int:
     name = image.partition("-")[0].rstrip("0123456789")
     if name not in NAMES:
-        raise UserError(f"{path}, answer {line - 1}: '{image[:60]}' is no cue-conflict image (cat7-elephant1)")
+        raise UserError(f"{path}, answer {number}: '{image[:60]}' is not a cue-conflict image (cat7-elephant1)")
     texture_category(image)
     return NAMES.index(name)
 
 
-def _rows(path) -> Iterable[dict]:
-    """Yield the rows of a file of answers, {column: text}. Raises UserError for what is none."""
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a file of answers, {column: text}. Raises UserError for anything else."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
         table = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -419,5 +463,5 @@ def _rows(path) -> Iterable[dict]:
         raise UserError(f"{path} has no answers")
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
-            raise UserError(f"{path}, answer {number}: {len(row)} fields, the head has {len(header)}; mend the quotes")
+            raise UserError(f"{path}, answer {number}: {len(row)} fields, the head has {len(header)}; fix the quotes")
         yield dict(zip(header, row, strict=True))

@@ -10,9 +10,10 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -23,6 +24,9 @@ from imagenet_biases.images.listing import ImageNames, Listing, size_of
 from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
 from imagenet_biases.study import CATEGORIES_16, MODEL_VS_HUMAN
 
+if TYPE_CHECKING:
+    from imagenet_biases.vocabulary import Data
+
 CUE_CONFLICT = "cue-conflict"
 PREFIX = f"{MODEL_VS_HUMAN}/"
 """What an ImageSet's name has before the set's name: 'model-vs-human/sketch' is not ImageNet-Sketch."""
@@ -32,9 +36,10 @@ PREFIX = f"{MODEL_VS_HUMAN}/"
 class StimulusSet:
     """What a complete set holds.
 
-    `experiment` is the code in its file names, `left_out` are the conditions that are not out of distribution or on
-    which people are right in less than 20 % of the trials: they count in `top1_acc/NAME`, but neither in
-    `top1_acc/ood_mean` nor in the comparison with people.
+    Attributes:
+        experiment: the code in its file names.
+        left_out: the conditions that are not out of distribution or on which people are right in less than 20 % of the
+            trials: they count in `top1_acc/NAME`, but neither in `top1_acc/ood_mean` nor in the comparison with people.
     """
 
     images: int
@@ -42,7 +47,7 @@ class StimulusSet:
     left_out: frozenset[str] = frozenset()
 
 
-def _set(images, experiment, left_out=""):
+def _set(images: int, experiment: str, left_out: str = "") -> StimulusSet:
     return StimulusSet(images, experiment, frozenset(left_out.split()))
 
 
@@ -66,7 +71,7 @@ STIMULUS_SETS = {
     "stylized": _set(800, "sty"),
 }
 
-# What people and networks are shown -----------------------------------------------------------------------------------
+# File names --------------------------------------------------------------------------------------------------------
 
 
 class Stimulus(NamedTuple):
@@ -79,14 +84,14 @@ class Stimulus(NamedTuple):
     image: str  # the photograph or object, e.g. 'n04099969_7577', 'bird3-clock2'
 
 
-def stimulus(imagename):
-    """Return the Stimulus that an image's file name (without folders) stands for.
+def stimulus(imagename: str) -> Stimulus:
+    """Return what an image's file name (without folders) says.
 
     The released names have at least seven parts separated by '_': trial number, experiment, observer ('s01' for a
     person, 'dnn' for networks), condition, category, the number of images of that kind, and the photograph (its last
     part may hold '_' itself). Trial number and observer differ between the people and networks who saw the same image,
-    the rest identifies it. Other names (edge, silhouette and cue-conflict images) are the image, and the folder or the
-    trial file gives the category.
+    the other parts identify it. Other names (edge, silhouette and cue-conflict images) are the image; its category is
+    given by the folder or the trial file.
     """
     stem = os.path.splitext(imagename)[0]
     parts = stem.split("_", 6)
@@ -99,18 +104,19 @@ def stimulus(imagename):
     return Stimulus(experiment, condition, spelling, category, image)
 
 
-def canonical(condition):
-    """Write a condition one way: '0.90', '0.9' -> '0.9'; 'True' -> 'true'; none at all ('NaN', 'na', '') -> '0'."""
+def canonical(condition: str) -> str:
+    """Return a condition's canonical spelling: '0.90' -> '0.9'; 'True' -> 'true'; no condition ('NaN', '') -> '0'."""
     condition = condition.strip().lower()
     if re.fullmatch(r"\d+(\.\d+)?", condition):
         return format(float(condition), "g")
     return "0" if condition in ("", "na", "nan") else condition
 
 
-def texture_category(imagename):
+def texture_category(imagename: str) -> str:
     """Return the texture category of a cue-conflict image: the last '-' part of its name without digits.
 
-    Raises UserError for a name that does not end so.
+    Raises:
+        UserError: the name does not end in a category.
     """
     _, dash, last = stimulus(imagename).image.rpartition("-")
     category = re.sub(r"\d", "", last)
@@ -121,7 +127,7 @@ def texture_category(imagename):
     return category
 
 
-def set_of(imagename):
+def set_of(imagename: str) -> str | None:
     """Return the name of the stimulus set an image's name belongs to, None for a bare name."""
     experiment = stimulus(imagename).experiment
     return next((name for name, declared in STIMULUS_SETS.items() if declared.experiment == experiment), None)
@@ -130,36 +136,38 @@ def set_of(imagename):
 # Where they are -------------------------------------------------------------------------------------------------------
 
 
-def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
-    """Return the ImageSets of the stimulus sets that are there, labels 0...15 in the order of CATEGORIES_16.
+def image_sets(data: "Data", download: bool = False, names: Sequence[str] = tuple(STIMULUS_SETS)) -> list[ImageSet]:
+    """Return the stimulus sets that are there, labels 0...15 in the order of CATEGORIES_16.
 
-    A missing set is fetched from the release with `download`, else it is warned of; what needs it is not reported.
-    Each set's `variables` hold `people`, the paths of the people's trial files. Raises UserError where none is there.
+    A missing set is fetched from the release with `download`, otherwise a warning names it; metrics that need it are
+    not reported. Each set's `variables` hold `people`, the paths of the people's trial files.
+
+    Raises:
+        UserError: no set is there.
     """
     root = release_folder(data, download)
-    found = {name: _folder(root, name, download) for name in names}
-    missing = [name for name, folder in found.items() if folder is None]
-    if len(missing) == len(found):
-        several = f"none of the {len(found)} stimulus sets is" if len(found) > 1 else f"{missing[0]} is not"
-        raise UserError(f"{several} under {root}; fetch them with --download")
+    folders = {name: _folder(root, name, download) for name in names}
+    missing = [name for name, folder in folders.items() if folder is None]
+    if len(missing) == len(folders):
+        subject = f"none of the {len(folders)} stimulus sets is" if len(folders) > 1 else f"{missing[0]} is not"
+        raise UserError(f"{subject} under {root}; fetch them with --download")
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(found)} stimulus sets are not under {root} ({listed_briefly(missing)}); "
-            f"--download fetches",
+            f"{len(missing)} of {len(folders)} stimulus sets are not under {root} ({listed_briefly(missing)}); "
+            f"--download fetches them",
             stacklevel=2,
         )
     manifest, images = read_manifest(root, {str: count}), []
     collection = manifest.get("collection", "imagenet")
-    for name, folder in found.items():
+    for name, folder in folders.items():
         if folder is None:
             continue
         listing, people = _listing(folder), human_trial_files(root, name, download)
-        whole = ImageSet(
-            PREFIX + name, listing, np.arange(len(listing.files)), collection, True, variables={"people": people}
-        )
+        positions = np.arange(len(listing.files))
+        whole = ImageSet(PREFIX + name, listing, positions, collection, True, variables={"people": people})
         expected = manifest.get("images", {}).get(name, STIMULUS_SETS[name].images)
         images.append(check_complete(whole, expected, data))
-    if len(names) > 1 and collection != "drawn" and not any(one.variables["people"] for one in images):
+    if len(names) > 1 and collection != "drawn" and not any(stimuli.variables["people"] for stimuli in images):
         warnings.warn(
             f"no people's trials under {root / 'raw-data'}: no comparison with people (--download fetches them)",
             stacklevel=2,
@@ -167,15 +175,15 @@ def image_sets(data, download=False, names=tuple(STIMULUS_SETS)):
     return images
 
 
-def release_folder(data, download=False):
-    """Return the folder of the release that `data` gives, made if there is something to download into it."""
-    given = data.folders.get(MODEL_VS_HUMAN) or (data.root and Path(data.root) / MODEL_VS_HUMAN)
-    if download and given:
-        Path(given).mkdir(parents=True, exist_ok=True)
+def release_folder(data: "Data", download: bool = False) -> Path:
+    """Return the folder of the release that `data` names, made if there is something to download into it."""
+    folder = data.folders.get(MODEL_VS_HUMAN) or (data.root and Path(data.root) / MODEL_VS_HUMAN)
+    if download and folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
     return folder_of(MODEL_VS_HUMAN, data)
 
 
-def _folder(root, name, download):
+def _folder(root: Path, name: str, download: bool) -> Path | None:
     """Return the folder of a set: root/NAME, `root` itself if that is the set, or None if it is not there."""
     if (root / name).is_dir():
         return root / name
@@ -184,12 +192,12 @@ def _folder(root, name, download):
     return _fetch_set(root, name) if download else None
 
 
-def _holds_cue_conflict(root):
+def _holds_cue_conflict(root: Path) -> bool:
     return any(re.fullmatch(r"[a-z]+\d+-[a-z]+\d+\.png", path.name) for path in root.glob("airplane/airplane*.png"))
 
 
-def _listing(folder):
-    """List a set's images with their category numbers; networks see those under dnn/ where there is such a folder."""
+def _listing(folder: Path) -> Listing:
+    """List a set's images with their category numbers; only those under dnn/ where there is such a folder."""
     number = {category: index for index, category in enumerate(CATEGORIES_16)}
     top = folder / "dnn" if (folder / "dnn").is_dir() else folder
     files, labels, sizes = [], [], []
@@ -203,7 +211,7 @@ def _listing(folder):
     return Listing(folder, ImageNames(files, labels), np.array(sizes, np.int64))
 
 
-def human_trial_files(root, name, download=False):
+def human_trial_files(root: Path, name: str, download: bool = False) -> tuple[Path, ...]:
     """Return the paths of the people's trial files of a set under root/raw-data; `download` fetches missing ones."""
     folder = root / "raw-data"
     if download and not folder.is_dir():
@@ -214,33 +222,34 @@ def human_trial_files(root, name, download=False):
 # The release ----------------------------------------------------------------------------------------------------------
 
 VERSION = "v0.1"
+Rename = Callable[[str], str | None]
+"""Gives a member's path in the archive the path it is to have; None leaves the member out."""
 
 
-def _address():
+def _address() -> str:
     """Return the address of the release's repository; the environment variable names a mirror."""
     return os.environ.get("MODEL_VS_HUMAN_RELEASE", "https://github.com/bethgelab/model-vs-human").rstrip("/")
 
 
-def _fetch_set(root, name):
+def _fetch_set(root: Path, name: str) -> Path:
     _unpack(root, f"{_address()}/releases/download/{VERSION}/{name}.tar.gz", name, lambda member: member)
     return root / name
 
 
-def _fetch_trials(root):
+def _fetch_trials(root: Path) -> None:
     """Fetch the people's trials, which lie in the repository itself; the networks' trials beside them are left out."""
 
-    def people_only(member):
+    def people_only(member: str) -> str | None:
         match = re.search(r"(?:^|/)(raw-data/[^/]+/[^/]*subject-[^/]*\.csv)$", member)
-        return match and match[1]
+        return match[1] if match else None
 
     _unpack(root, f"{_address()}/archive/refs/tags/{VERSION}.tar.gz", "raw-data", people_only)
 
 
-def _unpack(root, url, name, rename):
+def _unpack(root: Path, url: str, name: str, rename: Rename) -> None:
     """Fetch an archive and put what it holds of `name` at root/NAME: all of it or nothing, and nothing elsewhere.
 
-    `rename` gives a member's path in the archive the path it is to have, or None to leave it out. The first download
-    pins the archive's sha256 in root/release-lock.json; a later change is an error.
+    The first download pins the archive's sha256 in root/release-lock.json; a later change is an error.
     """
     from imagenet_biases.base.download import fetch, file_hash
     from imagenet_biases.networks.pins import Pins
@@ -267,13 +276,13 @@ def _unpack(root, url, name, rename):
         archive.unlink()
 
 
-def _extract(archive, folder, name, rename):
-    """Extract an archive into a folder and return where in it the set is: at its top, or in a folder of its name."""
+def _extract(archive: Path, folder: Path, name: str, rename: Rename) -> Path:
+    """Extract an archive into a folder; return the set's place: the folder itself, or a folder of the set's name."""
 
-    def safe(member, folder):
+    def safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
         path = rename(member.name)
         # the data filter refuses absolute paths, '..', links that lead out, devices
-        return path and tarfile.data_filter(member.replace(name=path, deep=False), folder)
+        return tarfile.data_filter(member.replace(name=path, deep=False), folder) if path else None
 
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter=safe)

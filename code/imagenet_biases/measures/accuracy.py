@@ -4,7 +4,6 @@
 bool [N] (which images count), and `images` with `labels` int64 [N] and `keys` int64 [N]. Accuracies are in per cent.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -12,26 +11,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from imagenet_biases.estimate import Z95, Estimate, proportion
 from imagenet_biases.study import ALEXNET_ERROR
-from imagenet_biases.vocabulary import Estimate, Responses
-
-Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-
-
-def proportion(hits: int, images: int) -> Estimate:
-    """Return 100 * hits / images with the Wilson interval (Wilson 1927, JASA 22); None without images."""
-    if not images:
-        return Estimate(None)
-    low, high = _wilson(hits, images)
-    return Estimate(100 * hits / images, 100 * low, 100 * high)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _wilson(hits: int, images: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, images).proportion_ci(method="wilson")
-    return interval.low, interval.high
+from imagenet_biases.vocabulary import Responses
 
 
 def within(estimate: Estimate, lowest: float, highest: float) -> Estimate:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from imagenet_biases.estimate import Estimate
 from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
-from imagenet_biases.vocabulary import Estimate
 
 SDS = (0.0, *NOISE_SDS)
 FREQUENCIES = np.array(BAND_CENTRES)  # cycles per image

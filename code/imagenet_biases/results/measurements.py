@@ -1,82 +1,122 @@
-"""What was measured of a network, metrics and what is derived from them, with its half-samples: read from records."""
+"""What was measured of each network, metrics and what is derived from them, with half-samples: read from records."""
 
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from imagenet_biases.estimate import Estimate
 from imagenet_biases.measures.split_half import SPLITS, difference, from_text
 from imagenet_biases.study import CORRECTED, DERIVED, derive
 
 
 @dataclass(frozen=True)
-class Way:
-    """One network and how it was measured."""
+class MeasurementKey:
+    """One network and how it was measured; `network` is the hash of the weights and the architecture."""
 
     model: str
-    network: str | None  # hash of the weights and the architecture
+    network: str | None
     collection: str
-    view: str = "study"
+    preprocessing: str = "study"
     precision: str = "fp32"
     seed: int = 0
     frontend: str = ""
 
     @property
-    def usual(self):
-        """Whether it is measured as the study does."""
-        return (self.view, self.precision, self.seed, self.frontend) == ("study", "fp32", 0, "")
+    def as_in_study(self) -> bool:
+        """Whether it was measured as the study does."""
+        return (self.preprocessing, self.precision, self.seed, self.frontend) == ("study", "fp32", 0, "")
+
+    @property
+    def intervention(self) -> tuple[str, str | None, str]:
+        """What a measurement of the weights alone, which needs no images, shares with those on images."""
+        return self.model, self.network, self.frontend
 
 
 @dataclass
-class Sample:
-    """Values by metric (also derived ones) and their half-samples [SPLITS, 2], NaN where there are none."""
+class Measurement:
+    """Values by metric, derived ones included.
 
-    values: dict = field(default_factory=dict)
-    halves: dict = field(default_factory=dict)
-    images: dict = field(default_factory=dict)  # {image set: fingerprint}
+    Attributes:
+        halves: half-samples [SPLITS, 2] by metric, NaN where there are none.
+        images: {image set: fingerprint}.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    halves: dict[str, Float[np.ndarray, "S 2"]] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     category: str = ""
 
-    def minus(self, other, name):
-        """Return the difference to another sample's value as an Estimate, paired over the images.
+    def minus(self, other: "Measurement", name: str) -> Estimate | None:
+        """Return the difference to another measurement's value, paired over the images.
 
-        None where one of them has no value. There is no interval where the two rest on different images.
+        None where either has no value; without an interval where the two rest on different images.
         """
         if name not in self.values or name not in other.values:
             return None
         common = self.images.keys() & other.images.keys()
-        same = all(self.images[one] == other.images[one] for one in common)
-        halves = self.halves[name] if same else np.full((SPLITS, 2), np.nan)
+        same_images = all(self.images[image_set] == other.images[image_set] for image_set in common)
+        halves = self.halves[name] if same_images else np.full((SPLITS, 2), np.nan)
         return difference(self.values[name], other.values[name], halves, other.halves[name])
 
 
-def samples(records):
-    """Return {Way: Sample} of records, oldest first where two have the same metric; partial values are left out."""
-    found = defaultdict(Sample)
-    for record in sorted(records, key=lambda one: one["provenance"]["time"]):
-        source = record["provenance"]
-        way = Way(
-            *(record["model"], source.get("network"), source["collection"], source["view"], source["precision"]),
-            *(source["seed"], source.get("frontend") or ""),
-        )
-        one = found[way]
-        one.category = source.get("category", "")
-        one.images |= {name: images["fingerprint"] for name, images in source.get("image_sets", {}).items()}
-        for name, value in record["metrics"].items():
-            if value is not None and name not in record.get("partial", {}):
-                one.values[name] = value
-                text = record.get("halves", {}).get(name)
-                one.halves[name] = from_text(text) if text else np.full((SPLITS, 2), np.nan)
-    for way in [way for way in found if way.collection == "none"]:  # of the weights alone: they go with all images
-        alone = found.pop(way)
-        for other, one in found.items():
-            if (other.model, other.network, other.frontend) == (way.model, way.network, way.frontend):
-                one.values, one.halves = alone.values | one.values, alone.halves | one.halves
-    for one in found.values():
-        for part in (one.values, one.halves):
-            part |= {corrected: part[raw] for raw, corrected in CORRECTED.items() if raw in part}
-            for name in DERIVED:
-                try:
-                    part[name] = derive(name, part)
-                except (KeyError, ZeroDivisionError):
-                    continue
-    return dict(found)
+def measurements(records: Iterable[Mapping[str, Any]]) -> dict[MeasurementKey, Measurement]:
+    """Return the measurements of records; the newest record counts where two hold a metric, partial values do not."""
+    by_key: dict[MeasurementKey, Measurement] = {}
+    for record in sorted(records, key=lambda record: record["provenance"]["time"]):
+        _add(record, by_key.setdefault(_key(record), Measurement()))
+    for key in list(by_key):
+        if key.collection == "none":  # the weights alone: they belong to the measurements on images
+            _share(key, by_key.pop(key), by_key)
+    for measurement in by_key.values():
+        for values in (measurement.values, measurement.halves):
+            _derive(values)
+    return by_key
+
+
+def _key(record: Mapping[str, Any]) -> MeasurementKey:
+    provenance = record["provenance"]
+    return MeasurementKey(
+        model=record["model"],
+        network=provenance.get("network"),
+        collection=provenance["collection"],
+        preprocessing=provenance["view"],
+        precision=provenance["precision"],
+        seed=provenance["seed"],
+        frontend=provenance.get("frontend") or "",
+    )
+
+
+def _add(record: Mapping[str, Any], measurement: Measurement) -> None:
+    """Add what a record holds to the measurement that it belongs to."""
+    provenance = record["provenance"]
+    measurement.category = provenance.get("category", "")
+    for name, images in provenance.get("image_sets", {}).items():
+        measurement.images[name] = images["fingerprint"]
+    for name, value in record["metrics"].items():
+        if value is not None and name not in record.get("partial", {}):
+            measurement.values[name] = value
+            text = record.get("halves", {}).get(name)
+            measurement.halves[name] = from_text(text) if text else np.full((SPLITS, 2), np.nan)
+
+
+def _share(key: MeasurementKey, weights: Measurement, by_key: Mapping[MeasurementKey, Measurement]) -> None:
+    """Add a measurement of the weights alone to all measurements of the same network."""
+    for candidate, measurement in by_key.items():
+        if candidate.intervention == key.intervention:
+            measurement.values = weights.values | measurement.values
+            measurement.halves = weights.halves | measurement.halves
+
+
+def _derive(values: dict[str, Any]) -> None:
+    """Add the study's scores and biases whose parts are there."""
+    for raw, corrected in CORRECTED.items():
+        if raw in values:
+            values[corrected] = values[raw]
+    for name in DERIVED:
+        try:
+            values[name] = derive(name, values)
+        except (KeyError, ZeroDivisionError):
+            continue

@@ -4,123 +4,155 @@ A record is what one benchmark measured of one network (results/NETWORK/*.json).
 `subset` speaks for all its metrics, and format 2, whose `partial` names the metrics that rest on part of their images.
 """
 
+import logging
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from imagenet_biases.base.errors import UserError, listed_briefly
-from imagenet_biases.base.schema import Malformed, check, read_json
-from imagenet_biases.measures.accuracy import proportion
-from imagenet_biases.results.record_schema import FORMAT, RECORD
-from imagenet_biases.results.table import KEYS, LAYERS, UNCERTAINTY, beside, read_beside, write_beside, write_table
-from imagenet_biases.results.table import read_table as read
+from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.estimate import proportion
+from imagenet_biases.results.record_schema import FORMAT, check_record
+from imagenet_biases.results.table import (
+    KEYS,
+    LAYERS,
+    UNCERTAINTY,
+    beside,
+    read_beside,
+    read_table,
+    write_beside,
+    write_table,
+)
+from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import DRAWN_CATEGORIES, place
 from imagenet_biases.study import metric as definition
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE = 0.05  # relative difference that is remarked on where there is no interval
-USUAL = {"view": "study", "precision": "fp32", "frontend": ""}  # the study's way; others have rows of their own
+USUAL = {"view": "study", "precision": "fp32", "frontend": ""}  # the study's; anything else has rows of its own
+FLAGS = {"view": "preprocessing"}  # of merge_results.py, where they are not called as the records' keys
+
+Content = dict[str, Any]
 
 # Records, wherever they are ------------------------------------------------------------------------------------------
 
 
-def local_records(results):
-    """Read all records in results/*/*.json, whatever their file names, and name JSON files that are none.
+def local_records(results: str | Path) -> list[Content]:
+    """Read all records in results/*/*.json, whatever their file names; other JSON files are logged.
 
-    Raises UserError for a damaged one.
+    Raises:
+        UserError: a damaged record.
     """
     files = sorted(Path(results).glob("*/*.json"))
     return _records([path for path in files if path.name != "drawn.json"])  # which marks the demo's own image set
 
 
-def offline_records(folder):
-    """Read the records of the W&B runs in a local folder, results/wandb. Raises UserError where there are none."""
+def offline_records(folder: str | Path) -> list[Content]:
+    """Read the records of the W&B runs in a local folder, results/wandb.
+
+    Raises:
+        UserError: the folder has none, or a damaged one.
+    """
     files = sorted(Path(folder).glob("*run-*/files/record.json"))
     if not files:
         raise UserError(f"{folder} holds no W&B runs with a record (offline-run-*/files/record.json)")
     return _records(files)
 
 
-def online_records(path):
-    """Read the records of the finished runs of 'ENTITY/PROJECT', or of all projects of 'ENTITY', from W&B."""
+def online_records(path: str) -> list[Content]:
+    """Read the records of the finished runs of 'ENTITY/PROJECT', or of all projects of 'ENTITY', from W&B.
+
+    Raises:
+        UserError: W&B cannot be read, or a record is damaged.
+    """
     import wandb
     import wandb.errors
 
     try:
         api = wandb.Api()
         entity, _, project = path.partition("/")
-        projects = [path] if project else [f"{entity}/{found.name}" for found in api.projects(entity)]
-        return [record for name in projects for run in api.runs(name) for record in _of_run(run)]
+        projects = [path] if project else [f"{entity}/{listed.name}" for listed in api.projects(entity)]
+        records = []
+        for name in projects:
+            for run in api.runs(name):
+                records += _of_run(run)
+        return records
     except (wandb.errors.Error, ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"W&B project {path} cannot be read ({reason}): check the name, and `wandb login`") from None
 
 
-def _of_run(run):
-    where = f"W&B run {'/'.join(run.path)}"
+def _of_run(run: Any) -> list[Content]:
+    origin = f"W&B run {'/'.join(run.path)}"
     file = next((file for file in run.files(["record.json"]) if file.size), None)
     if run.state != "finished" or file is None:
-        print(f"left out: {where} " + ("carries no record" if run.state == "finished" else f"is {run.state}"))
+        reason = "carries no record" if run.state == "finished" else f"is {run.state}"
+        logger.warning("left out: %s %s", origin, reason)
         return []
     with tempfile.TemporaryDirectory() as folder:
         file.download(root=folder).close()
-        return _records([Path(folder) / file.name], where)
+        return _records([Path(folder) / file.name], origin)
 
 
-def _records(files, where=None):
+def _records(files: Iterable[Path], origin: str | None = None) -> list[Content]:
     records = []
     for path in files:
         try:
             record = read_json(path, (dict, list, str, bool, float, None))
         except (OSError, Malformed) as error:
-            raise UserError(f"{where or path} cannot be read ({error}): measure it again or remove it") from None
+            raise UserError(f"{origin or path} cannot be read ({error}): measure it again or remove it") from None
         if not isinstance(record, dict) or not {"format", "benchmark", "metrics"} & record.keys():
-            print(f"left alone: {where or path} is not a record")
+            logger.warning("left alone: %s is not a record", origin or path)
             continue
-        records.append(checked(record, where or path))
+        records.append(checked(record, origin or path))
     return records
 
 
-def checked(record, where):
+def checked(record: Content, origin: str | Path) -> Content:
     """Return a record of either edition in the form of format 2, with nothing missing.
 
-    Raises UserError, with `where` it is, for one that is damaged, of a later edition, or holds an unknown metric.
+    Raises:
+        UserError: a record that is damaged, of a later edition, or holds an unknown metric; names its `origin`.
     """
     if record.get("format", 1) not in (1, FORMAT):
-        raise UserError(f"{where} is a record of format {record['format']!r}: update this repository to read it")
+        raise UserError(f"{origin} is a record of format {record['format']!r}: update this repository to read it")
     if missing := [key for key in ("model", "benchmark", "metrics") if key not in record]:
-        raise UserError(f"{where} is a damaged record, it lacks {', '.join(missing)}: remove it or measure again")
-    provenance = USUAL | {
-        "seed": 0,
-        "collection": "imagenet",
-        "category": "",
-        "time": "",
-        "network": None,
-        "source": "",
-    }
-    empty = {key: {} for key in ("intervals", "partial", "details", "layers")}
-    record = empty | {"images": None, "subset": False, "warnings": [], "provenance": {}} | record
-    if isinstance(record["provenance"], dict):
-        record["provenance"] = provenance | record["provenance"]
+        raise UserError(f"{origin} is a damaged record, it lacks {', '.join(missing)}: remove it or measure again")
+    record = _completed(record)
     try:
-        check(record, RECORD)
+        check_record(record)
     except Malformed as error:
-        raise UserError(f"{where} is a damaged record ({error}): remove it or measure again") from None
+        raise UserError(f"{origin} is a damaged record ({error}): remove it or measure again") from None
     if "format" not in record and record["subset"] is not False:
-        about = record["subset"] if isinstance(record["subset"], dict) else {}
-        part = {key: about[key] for key in ("images", "of") if key in about}
+        subset = record["subset"] if isinstance(record["subset"], dict) else {}
+        part = {key: subset[key] for key in ("images", "of") if key in subset}
         record["partial"] = dict.fromkeys(record["metrics"], part)
     for name in [*record["partial"], *(name for name, *_ in _values(record))]:
         try:
             place(name)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{origin}: {error}") from None
     return record
 
 
-def _values(record):
+def _completed(record: Content) -> Content:
+    """Return a record with defaults for what its edition lacks."""
+    provenance = USUAL | {"seed": 0, "collection": "imagenet", "category": "", "time": "", "network": None}
+    provenance["source"] = ""
+    empty: Content = {"intervals": {}, "partial": {}, "details": {}, "layers": {}, "provenance": {}}
+    record = empty | {"images": None, "subset": False, "warnings": []} | record
+    if isinstance(record["provenance"], dict):
+        record["provenance"] = provenance | record["provenance"]
+    return record
+
+
+def _values(record: Content) -> Iterator[tuple[str, str | None, float | None, float | None, float | None]]:
     """Yield (metric, layer or None, value, low, high) of all that a record holds."""
     for name, value in record["metrics"].items():
         low, high = record["intervals"].get(name) or (None, None)
@@ -133,14 +165,16 @@ def _values(record):
 # From records to rows ------------------------------------------------------------------------------------------------
 
 
-def select(records, view="study", precision="fp32", frontend=""):
+def select(
+    records: Iterable[Content], preprocessing: str = "study", precision: str = "fp32", frontend: str = ""
+) -> tuple[list[Content], list[str]]:
     """Return the records that may share a row, oldest first, with their whole metrics only, and lines about the rest.
 
     Of several networks under one name the one that was measured last counts.
     """
-    wanted = {"view": view, "precision": precision, "frontend": frontend}
+    wanted = {"view": preprocessing, "precision": precision, "frontend": frontend}
     notes, fitting = [], []
-    for record in sorted(records, key=lambda r: r["provenance"]["time"]):
+    for record in sorted(records, key=lambda record: record["provenance"]["time"]):
         name = f"{record['model']} {record['benchmark']}"
         if reason := _reason_to_leave_out(record, wanted):
             notes.append(f"left out: {name}: {reason}")
@@ -149,94 +183,103 @@ def select(records, view="study", precision="fp32", frontend=""):
         notes += [f"left out: {name}: {line}" for line in lines]
         if any(value is not None for value in whole["metrics"].values()) or whole["layers"]:
             fitting.append(whole)
-    newest = {record["model"]: record["provenance"]["network"] for record in fitting}
-    others, chosen = defaultdict(list), []
-    for record in fitting:
-        if record["provenance"]["network"] == newest[record["model"]]:
+    chosen, lines = _of_newest_network(fitting)
+    return chosen, list(dict.fromkeys(notes + lines))
+
+
+def _of_newest_network(records: Sequence[Content]) -> tuple[list[Content], list[str]]:
+    """Return the records of the network that was measured last under each name, and lines about them and the others."""
+    newest = {record["model"]: record["provenance"]["network"] for record in records}
+    superseded, chosen, notes = defaultdict(list), [], []
+    for record in records:
+        network = record["provenance"]["network"]
+        if network == newest[record["model"]]:
             notes += [f"note: {record['model']} {record['benchmark']}: {warning}" for warning in record["warnings"]]
             chosen.append(record)
         else:
-            others[record["model"], record["provenance"]["network"]].append(record)
-    for (model, network), older in others.items():
+            superseded[record["model"], network].append(record)
+    for (model, network), older in superseded.items():
         last = older[-1]["provenance"]
         notes.append(
             f"left out: {model}: {listed_briefly(record['benchmark'] for record in older)} of other weights than "
             f"those that were measured last under this name (network {str(network)[:8]}, "
             f"{last['source'] or 'source unknown'}, {last['time']}): --name gives a network a name of its own"
         )
-    return chosen, list(dict.fromkeys(notes))
+    return chosen, notes
 
 
-def _reason_to_leave_out(record, wanted):
+def _reason_to_leave_out(record: Content, wanted: Mapping[str, str]) -> str | None:
     provenance = record["provenance"]
     for key, value in wanted.items():
-        if provenance[key] != value:
-            own = f" (--{key} {provenance[key]} gives it a row of its own)" if provenance[key] != USUAL[key] else ""
-            return f"{key} {provenance[key] or 'none'}, not {value or 'none'}{own}"
-    collection, usual = provenance["collection"] or "imagenet", "imagenet"
+        actual, flag = provenance[key], FLAGS.get(key, key)
+        if actual != value:
+            hint = f" (--{flag} {actual} gives it a row of its own)" if actual != USUAL[key] else ""
+            return f"{flag} {actual or 'none'}, not {value or 'none'}{hint}"
+    collection, expected = provenance["collection"] or "imagenet", "imagenet"
     if provenance["category"] in DRAWN_CATEGORIES:
-        usual = "drawn"  # what these networks were made for
-    if collection in (usual, "none"):  # none: of the weights alone
+        expected = "drawn"  # what these networks were made for
+    if collection in (expected, "none"):  # none: of the weights alone
         return None
-    return f"measured on {collection} images, its row is for {usual} ones"
+    return f"measured on {collection} images, its row is for {expected} ones"
 
 
-def _whole(record):
+def _whole(record: Content) -> tuple[Content, list[str]]:
     """Return the record without the metrics that rest on part of their images, and a line for each kind of part."""
     parts = defaultdict(list)
     for name, part in record["partial"].items():
-        seen = f" ({part['images']} of {part['of']} images)" if {"images", "of"} <= part.keys() else ""
-        parts[seen].append(name)
-    lines = [f"a subset{seen}: {listed_briefly(sorted(names, key=place))}" for seen, names in parts.items()]
+        extent = f" ({part['images']} of {part['of']} images)" if {"images", "of"} <= part.keys() else ""
+        parts[extent].append(name)
+    lines = [f"a subset{extent}: {listed_briefly(sorted(names, key=place))}" for extent, names in parts.items()]
     metrics = {name: value for name, value in record["metrics"].items() if name not in record["partial"]}
-    layers = {  # values by layer go with the metrics of their name: metric/criticality with metric/criticality/mean
-        name: values
-        for name, values in record["layers"].items()
-        if not any(f"{other}/".startswith(f"{name}/") for other in record["partial"])
-    }
+    layers = {}
+    for name, values in record["layers"].items():
+        # values by layer go with the metrics of their name: metric/criticality with metric/criticality/mean
+        if not any(f"{metric}/".startswith(f"{name}/") for metric in record["partial"]):
+            layers[name] = values
     return record | {"metrics": metrics, "layers": layers}, lines
 
 
-def source_name(view="study", precision="fp32", frontend=""):
-    """Return what the column `source` says of a measured row: 'measured', with what differs from the study's way."""
-    given = {"view": view, "precision": precision, "frontend": frontend}
-    unusual = [value for key, value in given.items() if value != USUAL[key]]
-    return f"measured ({', '.join(unusual)})" if unusual else "measured"
+def source_name(preprocessing: str = "study", precision: str = "fp32", frontend: str = "") -> str:
+    """Return what the column `source` says of a measured row: 'measured', with what differs from the study."""
+    pairs = zip(USUAL.values(), (preprocessing, precision, frontend), strict=True)
+    unusual = ", ".join(value for usual, value in pairs if value != usual)
+    return f"measured ({unusual})" if unusual else "measured"
 
 
-def merge(records, source, published):
-    """Merge selected records into one row a network.
+def merge(
+    records: Sequence[Content], source: str, published: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, list[str]]:
+    """Merge selected records into one row per network.
 
-    `published`: the table whose networks' categories count. Returns the rows, as `read_table` gives them, their
-    uncertainty (columns UNCERTAINTY), the values by layer (columns LAYERS), and lines about metrics on which two
-    benchmarks disagree (the one that was measured last counts).
+    Args:
+        source: the column `source` of the rows.
+        published: the table whose networks' categories count.
+
+    Returns:
+        The rows, as `read_table` gives them; their uncertainty (columns UNCERTAINTY); the values by layer (columns
+        LAYERS); lines about metrics on which two benchmarks disagree (the one that was measured last counts).
     """
-    found = defaultdict(dict)  # (model, metric, layer): {benchmark: {seed: (value, low, high)}}, the newest ones last
-    for record in records:
-        for metric, layer, *values in _values(record):
-            if values[0] is not None:
-                by_benchmark = found[record["model"], metric, layer]
-                ones = by_benchmark.pop(record["benchmark"], {})
-                by_benchmark[record["benchmark"]] = ones | {record["provenance"]["seed"]: values}
     rows, uncertainty, layers, notes = defaultdict(dict), [], [], []
-    for (model, metric, layer), by_benchmark in sorted(found.items(), key=_position):
-        (benchmark, cell), *older = ((name, _cell(ones)) for name, ones in reversed(by_benchmark.items()))
+    for (model, metric, layer), by_benchmark in sorted(_by_benchmark(records).items(), key=_position):
+        (benchmark, cell), *older = ((name, _cell(by_seed)) for name, by_seed in reversed(by_benchmark.items()))
         key = {"model": model, "source": source, "metric": metric}
         if layer is not None:
-            layers.append(key | {"layer": layer} | {name: cell[name] for name in ("value", "low", "high")})
+            layers.append(key | {"layer": layer, "value": cell["value"], "low": cell["low"], "high": cell["high"]})
             continue
         rows[model][metric] = cell["value"]
         if cell["low"] is not None or cell["seeds"] > 1:
             uncertainty.append(key | cell)
-        for other, one in older:
-            if f"{one['value']:.6g}" != f"{cell['value']:.6g}":
-                notes.append(
-                    f"note: {model} {metric}: {one['value']:.6g} in {other}, {cell['value']:.6g} in {benchmark}"
-                )
+        value = f"{cell['value']:.6g}"
+        for other_benchmark, other_cell in older:
+            other_value = f"{other_cell['value']:.6g}"
+            if other_value != value:
+                notes.append(f"note: {model} {metric}: {other_value} in {other_benchmark}, {value} in {benchmark}")
     # sorted: a record that does not know the category (older, or from elsewhere) does not hide one that does
     categories = dict(sorted((record["model"], record["provenance"]["category"]) for record in records))
     categories |= dict(zip(published["model"], published["category"], strict=True))
-    table = [{"model": m, "category": categories[m], "source": source} | values for m, values in rows.items()]
+    table = []
+    for model, values in rows.items():
+        table.append({"model": model, "category": categories[model], "source": source} | values)
     return (
         pd.DataFrame(table, columns=None if table else KEYS),
         pd.DataFrame(uncertainty, columns=UNCERTAINTY),
@@ -245,13 +288,28 @@ def merge(records, source, published):
     )
 
 
-def _position(item):
+CellKey = tuple[str, str, str | None]  # model, metric, layer
+
+
+def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[int, list]]]:
+    """Return {cell: {benchmark: {seed: [value, low, high]}}}; the benchmark that was measured last comes last."""
+    cells: dict[CellKey, dict[str, dict[int, list]]] = defaultdict(dict)
+    for record in records:
+        for metric, layer, *values in _values(record):
+            if values[0] is not None:
+                by_benchmark = cells[record["model"], metric, layer]
+                by_seed = by_benchmark.pop(record["benchmark"], {})
+                by_benchmark[record["benchmark"]] = by_seed | {record["provenance"]["seed"]: values}
+    return cells
+
+
+def _position(item: tuple[CellKey, Any]) -> tuple:
     model, metric, layer = item[0]
     return model, place(metric), layer is not None  # layers stay in the network's order
 
 
-def _cell(by_seed):
-    """The mean over seeds with the mean interval, and the standard deviation between seeds."""
+def _cell(by_seed: Mapping[int, list]) -> Content:
+    """Return the mean over seeds with the mean interval, and the standard deviation between seeds."""
     values = [value for value, _, _ in by_seed.values()]
     bounds = [(low, high) for _, low, high in by_seed.values() if low is not None]
     low, high = np.mean(bounds, axis=0).tolist() if bounds else (None, None)
@@ -259,8 +317,15 @@ def _cell(by_seed):
     return {"value": float(np.mean(values)), "low": low, "high": high, "seeds": len(values), "spread": spread}
 
 
-def update(path, rows, uncertainty, layers, published, rebuild=False):
-    """Put measured rows into the table at `path`, with their uncertainty and layers beside it; say what was done.
+def update(
+    path: str | Path,
+    rows: pd.DataFrame,
+    uncertainty: pd.DataFrame,
+    layers: pd.DataFrame,
+    published: pd.DataFrame,
+    rebuild: bool = False,
+) -> list[str]:
+    """Put measured rows into the table at `path`, with their uncertainty and layers beside it; report it in lines.
 
     A network's row is replaced as a whole. With `rebuild`, rows that were not found again are dropped. The order of
     the networks is that of the published rows.
@@ -268,58 +333,64 @@ def update(path, rows, uncertainty, layers, published, rebuild=False):
     path = Path(path)
     replaced = set(zip(rows["model"], rows["source"], strict=True))
 
-    def kept(old):
+    def retained(frame: pd.DataFrame) -> pd.DataFrame:
         if rebuild:
-            return old.iloc[:0]
-        return old[[key not in replaced for key in zip(old["model"], old["source"], strict=True)]]
+            return frame.iloc[:0]
+        return frame[[key not in replaced for key in zip(frame["model"], frame["source"], strict=True)]]
 
-    old = kept(read(path)) if path.exists() else rows.iloc[:0]
-    joined = pd.concat([frame for frame in (old, rows) if len(frame)] or [rows], ignore_index=True)
+    old = retained(read_table(path)) if path.exists() else rows.iloc[:0]
+    joined = _joined(old, rows)
     order = {model: number for number, model in enumerate(published["model"])}
-    rank = [(row.source, order.get(row.model, len(order)), row.model) for row in joined[[*KEYS]].itertuples()]
-    write_table(joined.iloc[sorted(range(len(joined)), key=rank.__getitem__)], path)
-    for what, new in (("uncertainty", uncertainty), ("layers", layers)):
-        before = kept(read_beside(path, what))
-        both = pd.concat([frame for frame in (before, new) if len(frame)] or [new], ignore_index=True)
-        if len(both) or beside(path, what).exists():
-            write_beside(both, path, what)
+    positions = [(row.source, order.get(row.model, len(order)), row.model) for row in joined[[*KEYS]].itertuples()]
+    write_table(joined.iloc[sorted(range(len(joined)), key=positions.__getitem__)], path)
+    for kind, new in (("uncertainty", uncertainty), ("layers", layers)):
+        both = _joined(retained(read_beside(path, kind)), new)
+        if len(both) or beside(path, kind).exists():
+            write_beside(both, path, kind)
+    lines = []
     for _, row in rows.iterrows():
-        print(f"{row['model']} ({row['source']}): {row.drop(list(KEYS)).notna().sum()} values")
+        lines.append(f"{row['model']} ({row['source']}): {row.drop(list(KEYS)).notna().sum()} values")
     stay = f"; {len(old)} of before stay (--rebuild drops them)" if len(old) else ""
-    print(f"{path}: {len(rows)} measured rows{stay}")
+    return [*lines, f"{path}: {len(rows)} measured rows{stay}"]
+
+
+def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Return two frames as one; an empty frame would change the columns' types."""
+    return pd.concat([frame for frame in (old, new) if len(frame)] or [new], ignore_index=True)
 
 
 # Measured against published ------------------------------------------------------------------------------------------
 
 
-def compare(rows, uncertainty, published):
-    """Print measured against published figures, metric by metric, with a mark where they differ or one is a slip."""
+def compare(rows: pd.DataFrame, uncertainty: pd.DataFrame, published: pd.DataFrame) -> Iterator[str]:
+    """Yield lines on measured against published figures by metric, marked where they differ or one is a slip."""
     published = published[published["source"] == "published"].set_index("model")
-    known = uncertainty.dropna(subset=["low", "high"])
-    bounds = {(bound.model, bound.metric): (bound.low, bound.high) for bound in known.itertuples()}
+    bounds = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "metric"])[["low", "high"]]
+    bounds = dict(zip(bounds.index, bounds.itertuples(index=False), strict=True))
     for _, row in rows.iterrows():
         if row["model"] not in published.index:
-            print(f"\n{row['model']}: the study has no such network")
+            yield f"\n{row['model']}: the study has no such network"
             continue
-        other = published.loc[row["model"]]
-        metrics = [
-            m for m in sorted(set(rows.columns) - {*KEYS}, key=place) if pd.notna(row[m]) and pd.notna(other.get(m))
-        ]
-        print(f"\n{row['model']}: measured against published, {len(metrics)} metrics")
-        print(f"  {'metric':<34} {'measured':>10}  {'95 % interval':<18} {'published':>10} {'difference':>10}")
+        reference = published.loc[row["model"]]
+        published_metrics = set(reference.dropna().index)
+        metrics = sorted((set(row.dropna().index) & published_metrics) - {*KEYS}, key=place)
+        yield f"\n{row['model']}: measured against published, {len(metrics)} metrics"
+        cells = [["  metric", "measured", "95 % interval", "published", "difference", ""]]
         remarks = []
         for metric in metrics:
-            low, high = bounds.get((row["model"], metric), (None, None))
-            mark, remark = judge(metric, row[metric], low, high, other)
+            measured, low, high = row[metric], *bounds.get((row["model"], metric), (None, None))
+            mark, remark = judge(metric, measured, low, high, reference)
             interval = f"[{low:.4g}, {high:.4g}]" if low is not None else "-"
-            difference = row[metric] - other[metric]
-            values = f"{row[metric]:>10.6g}  {interval:<18} {other[metric]:>10.6g} {difference:>+10.4f}"
-            print(f"  {metric:<34} {values}  {mark}".rstrip())
+            figures = f"{measured:.6g}", interval, f"{reference[metric]:.6g}", f"{measured - reference[metric]:+.4f}"
+            cells.append([f"  {metric}", *figures, mark])
             remarks += [f"  {mark}: {metric}: {remark}"] if remark else []
-        print("\n".join(remarks) or "  nothing is off")
+        yield from aligned(cells, right=(1, 3, 4))
+        yield from remarks or ["  no metric is off"]
 
 
-def judge(metric, measured, low, high, published):
+def judge(
+    metric: str, measured: float, low: float | None, high: float | None, published: Mapping[str, Any] | pd.Series
+) -> tuple[str, str]:
     """Return a mark ('', 'OFF', 'SLIP', 'SLIP, OFF') and what it means, for one measured value.
 
     `published`: the network's published row. Where the published value is a known slip, the corrected one is compared
@@ -333,21 +404,21 @@ def judge(metric, measured, low, high, published):
         off = _apart(measured, low, high, corrected)
         remark = f"{about.slip}; corrected it is {corrected:.6g}"
     elif about.published_images and about.unit.startswith("%"):
-        one = proportion(round(value / 100 * about.published_images), about.published_images)
-        off = (high or measured) < one.low or (low or measured) > one.high
-        remark = f"{about.slip}; its own 95 % interval is [{one.low:.1f}, {one.high:.1f}]"
+        accuracy = proportion(round(value / 100 * about.published_images), about.published_images)
+        off = (high or measured) < accuracy.low or (low or measured) > accuracy.high
+        remark = f"{about.slip}; its own 95 % interval is [{accuracy.low:.1f}, {accuracy.high:.1f}]"
     else:
         off, remark = False, f"{about.slip}; not comparable"
     return ("SLIP, OFF", f"{remark}; the measured {measured:.6g} does not fit it") if off else ("SLIP", remark)
 
 
-def _apart(measured, low, high, value):
+def _apart(measured: float, low: float | None, high: float | None, value: float) -> bool:
     if low is not None:
         return not low <= value <= high
     return abs(measured - value) > max(TOLERANCE * abs(value), 0.01)
 
 
-def _distance(measured, low, high, value):
+def _distance(measured: float, low: float | None, high: float | None, value: float) -> str:
     if low is not None:
         return f"the published {value:.6g} is outside the measured interval [{low:.4g}, {high:.4g}]"
     return f"measured {measured:.6g} and published {value:.6g} differ by more than {100 * TOLERANCE:.0f} %"

@@ -6,23 +6,26 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 @functools.cache
-def versions():
+def versions() -> dict[str, str]:
     """Return the versions that may matter for a number."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @functools.cache
-def commit():
+def commit() -> str | None:
     """Return the project's git commit, with '+' where the code differs from it; None outside a checkout."""
     code = Path(__file__).resolve().parents[2]
 
-    def git(*words):
+    def git(*words: str) -> str:
         return subprocess.run(["git", "-C", code, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
@@ -32,9 +35,11 @@ def commit():
         return None
 
 
-def device_name(device):
+def device_name(device: "torch.device") -> str:
     """Return the device in words."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
         return _processor() or platform.machine()
@@ -42,7 +47,7 @@ def device_name(device):
 
 
 @functools.cache
-def _processor():
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -50,8 +55,8 @@ def _processor():
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def circumstances(runtime, images_per_second=None):
-    """Return when, where and by what something is measured now, JSON-able."""
+def circumstances(runtime: Any, images_per_second: float | None = None) -> dict[str, Any]:
+    """Return when, where and by what something is measured now, JSON-able; `runtime` needs a `device`."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device_name(runtime.device),

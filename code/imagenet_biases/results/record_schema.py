@@ -1,25 +1,132 @@
-"""What a record (results/LABEL/BENCHMARK.json) holds: for those who write it, merge it and show it."""
+"""What a record (results/LABEL/BENCHMARK.json) holds: for the code that writes, merges and shows records.
 
-from imagenet_biases.base.schema import Fields, Row, count
+Records of the first edition lack some of it and call every subset True or False. Further keys are allowed everywhere.
+"""
+
+from functools import cache
+from typing import Annotated, Any, NotRequired
+
+from annotated_types import Len
+from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from imagenet_biases.base.schema import LARGEST, Malformed
 
 FORMAT = 2
 
+Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which a file name may hold
+Object = InstanceOf[dict]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Bounds = Annotated[list[Number], Len(2, 2)] | Annotated[list[None], Len(2, 2)]
+Row = Strict(False)  # JSON has lists where Python has tuples
+Layer = (
+    Annotated[tuple[Number | None, Number, Number], Row] | Annotated[tuple[Number | None, None, None], Row]
+)  # value, low, high
+WORDS = {"a valid ": "a ", "a integer": "an integer", "a dictionary": "an object", "a tuple": "a list"} | {
+    f"an instance of {kind}": word for kind, word in (("str", "a text"), ("dict", "an object"))
+}
 
-NUMBER = (float, None)
-BOUNDS = (Row(float, float), Row(None, None))  # both or none
-LAYER = (Row(NUMBER, float, float), Row(NUMBER, None, None))
-PART = Fields({}, {"images": count, "of": count, "without": [str]})
-IMAGES = Fields({"fingerprint": str, "images": count}, {"subset": (dict, None), "sample": (dict, None)})
-PROVENANCE = Fields(
-    {"view": str, "precision": str, "seed": int, "collection": str, "time": str},
-    {"network": (str, None), "source": (str, None), "category": str, "frontend": str, "image_sets": {str: IMAGES},
-     "measured": [Fields({"time": str})], "scored_from": (str, None)},
-)  # fmt: skip
-RECORD = Fields(
-    {"model": str, "benchmark": str, "metrics": {str: NUMBER}, "intervals": {str: BOUNDS},
-     "subset": (False, True, PART), "provenance": PROVENANCE},
-    {"partial": {str: PART}, "layers": {str: {str: LAYER}}, "halves": {str: str}, "images": (count, None),
-     "warnings": [str], "left_out": [str], "details": dict, "options": dict, "metric_options": {str: dict},
-     "scored": [Fields({"time": str, "changed": [str]})]},
-)  # fmt: skip
-"""What a record holds. Its first edition lacks some of it and calls every subset True or False."""
+
+class Part(TypedDict):
+    """How many images of whole sets were measured; `without`: the sets that are lacking."""
+
+    images: NotRequired[Count]
+    of: NotRequired[Count]
+    without: NotRequired[list[Text]]
+
+
+class Images(TypedDict):
+    """An image set as it was shown."""
+
+    fingerprint: Text
+    images: Count
+    subset: NotRequired[Object | None]
+    sample: NotRequired[Object | None]
+
+
+class Moment(TypedDict):
+    """When, where and by what (provenance.circumstances)."""
+
+    time: Text
+
+
+class Rescoring(Moment):
+    """When the same responses were scored again, and what changed."""
+
+    changed: list[Text]
+
+
+class Provenance(TypedDict):
+    """What was measured and how; `view` is what Python calls preprocessing."""
+
+    view: Text
+    precision: Text
+    seed: int
+    collection: Text
+    time: Text
+    network: NotRequired[Text | None]
+    source: NotRequired[Text | None]
+    category: NotRequired[Text]
+    frontend: NotRequired[Text]
+    image_sets: NotRequired[dict[Text, Images]]
+    measured: NotRequired[list[Moment]]
+    scored_from: NotRequired[Text | None]
+
+
+class RecordContent(TypedDict):
+    """What one benchmark measured of one network."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+
+    model: Text
+    benchmark: Text
+    metrics: dict[Text, Number | None]
+    intervals: dict[Text, Bounds]
+    subset: bool | Part
+    provenance: Provenance
+    partial: NotRequired[dict[Text, Part]]
+    layers: NotRequired[dict[Text, dict[Text, Layer]]]
+    halves: NotRequired[dict[Text, Text]]
+    images: NotRequired[Count | None]
+    warnings: NotRequired[list[Text]]
+    left_out: NotRequired[list[Text]]
+    details: NotRequired[Object]
+    options: NotRequired[Object]
+    metric_options: NotRequired[dict[Text, Object]]
+    scored: NotRequired[list[Rescoring]]
+
+
+@cache
+def _validator() -> TypeAdapter[RecordContent]:
+    return TypeAdapter(RecordContent)
+
+
+def check_record(record: Any) -> None:
+    """Raise Malformed, which names a place that is wrong, for what is not the content of a record."""
+    try:
+        _validator().validate_python(record)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    else:
+        return
+    # of the alternatives of a union, the one that fits the deepest says best what is wrong within
+    raise Malformed(max((_explained(record, problem) for problem in problems), key=lambda pair: pair[0])[1])
+
+
+def _explained(record: Any, problem: Any) -> tuple[int, str]:
+    """Return how deep one of pydantic's problems lies, and one line: where, what is there, and what should be."""
+    place, value = [], record
+    for part in problem["loc"]:  # which also names the alternatives of unions
+        if part in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+            value = value[part]
+            place.append(str(part))
+    if problem["type"] == "missing":
+        return len(place) + 1, f"{'/'.join([*place, str(problem['loc'][-1])])} is missing"
+    content = {dict: "an object", list: "a list"}.get(type(value)) or f"{value!r:.60}"
+    wanted = problem["msg"].removeprefix("Input should be ")
+    if problem["type"].endswith("than_equal"):  # pydantic would write out 1e300
+        wanted = "a number in the allowed range"
+    for pydantic_word, word in WORDS.items():
+        wanted = wanted.replace(pydantic_word, word)
+    return len(place), f"{'/'.join(place) or 'it'} is {content}, not {wanted}"

@@ -1,14 +1,18 @@
-"""Records: one JSON file a network and benchmark, with all that is needed to trust or repeat its numbers.
+"""Records: one JSON file per network and benchmark, with all that is needed to trust or repeat its numbers.
 
-results/LABEL/BENCHMARK.json is the result on whole image sets in the study's view; records of another view, precision,
-seed, subset or other weights under the same label lie beside it as BENCHMARK.VARIANT.json. Readers go by content.
+results/LABEL/BENCHMARK.json is the result on whole image sets with the study's preprocessing; records of other
+preprocessing, precision, seed, subset or weights under the same label lie beside it as BENCHMARK.VARIANT.json. Readers
+go by content.
 """
 
 import datetime
 import json
 import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
@@ -16,44 +20,62 @@ from filelock import FileLock
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import safe_name, sweep, write_json
-from imagenet_biases.base.schema import Malformed, check, read_json
+from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.estimate import Estimate
 from imagenet_biases.measures.split_half import as_text, halves
 from imagenet_biases.results.provenance import circumstances, commit
-from imagenet_biases.results.record_schema import FORMAT, RECORD
-from imagenet_biases.vocabulary import Estimate
+from imagenet_biases.results.record_schema import FORMAT, check_record
+
+if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
+    from imagenet_biases.networks.load import Network
+    from imagenet_biases.vocabulary import Benchmark, Metrics, Results
+
+Content = dict[str, Any]
+"""What a record holds (record_schema.RecordContent)."""
+
+CIRCUMSTANCES = ("time", "device", "versions", "commit", "images_per_second")
+"""The keys by which a record says when, where and by what it was measured."""
 
 
 class Record:
-    """What a benchmark found on a network: `.model`, `.benchmark`, `.metrics` {name: Estimate}; `.content` is JSON."""
+    """What a benchmark measured on a network; `content` is JSON-able."""
 
-    def __init__(self, content):
+    def __init__(self, content: Content) -> None:
         self.content = content
 
     @property
-    def model(self):
+    def model(self) -> str:
+        """The network's label."""
         return self.content["model"]
 
     @property
-    def benchmark(self):
+    def benchmark(self) -> str:
+        """The benchmark's name."""
         return self.content["benchmark"]
 
     @property
-    def metrics(self):
+    def metrics(self) -> dict[str, Estimate]:
+        """The metrics with their intervals, by name."""
         bounds = self.content["intervals"]
         return {
             name: Estimate(value, *bounds.get(name, (None, None))) for name, value in self.content["metrics"].items()
         }
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: str) -> Any:
         return self.content[key]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Record({self.model}, {self.benchmark}, {len(self.content['metrics'])} metrics)"
 
 
-def named(pairs, benchmark):
-    """Return {metric: Estimate} of what a report yields; UserError for a name given twice or unknown to study.py."""
-    metrics = {}
+def named(pairs: "Metrics", benchmark: str) -> dict[str, Estimate]:
+    """Return the metrics that a report yields, by name.
+
+    Raises:
+        UserError: a metric that is reported twice, or that metrics.toml does not define.
+    """
+    metrics: dict[str, Estimate] = {}
     for name, value in pairs:
         if name in metrics:
             raise UserError(f"{benchmark} reports {name} twice; one of the two is lost")
@@ -62,154 +84,198 @@ def named(pairs, benchmark):
     return metrics
 
 
-def make_record(benchmark, label, network, found, metrics, runtime, *, options=None, image_sets=(), notes=()):
-    """Return a record of `metrics` {name: Estimate}; its `halves` (halves.as_text) say how sure differences are.
+def make_record(
+    benchmark: "Benchmark",
+    label: str,
+    network: "Network | None",
+    results: "Results",
+    metrics: Mapping[str, Estimate],
+    runtime: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    image_sets: "Sequence[ImageSet]" = (),
+    notes: Iterable[str] = (),
+) -> Content:
+    """Return the content of a record.
 
-    `network`: a Network, or None where the answers came from files; `found`: the Found behind the metrics;
-    `image_sets`: those shown; `notes`: warnings.
+    Args:
+        network: None where the answers came from files.
+        results: the responses behind the metrics; their halves say how certain differences are.
+        image_sets: those that were presented.
+        notes: warnings.
     """
     partial = _partial(metrics, image_sets)
-    measured = _measured(found, runtime)
-    left_out = sorted(
-        {
-            f"{one.images.name}/{one.images.files[position]}"
-            for one in found.all()
-            for position in np.flatnonzero(~one.counts)
-        }
-    )
-    details = benchmark.details(found) if benchmark.details else {}
-    layers = benchmark.layers(found) if benchmark.layers else {}
+    left_out = _left_out(results)
+    layers = benchmark.layers(results) if benchmark.layers else {}
     for name in layers:
         study.metric(name)
     content = {
         "format": FORMAT,
         "model": label,
         "benchmark": benchmark.name,
-        "metrics": {name: _number(one.value) for name, one in metrics.items()},
-        "intervals": {name: bounds for name, one in metrics.items() if (bounds := _bounds(one)) != [None, None]},
+        **_values(metrics),
         "partial": partial,
-        "layers": {
-            metric: {layer: [_number(one.value), *_bounds(one)] for layer, one in values.items()}
-            for metric, values in layers.items()
-        },
-        "halves": {name: as_text(values) for name, values in halves(benchmark, found).items()},
-        "images": sum(len(images) for images in image_sets),
-        "subset": _subset(image_sets, partial, left_out),
+        "layers": _layers(layers),
+        "halves": {name: as_text(values) for name, values in halves(benchmark, results).items()},
+        "images": sum(map(len, image_sets)),
+        "subset": _subset(image_sets, left_out),
         "warnings": list(notes),
         "left_out": left_out,
-        "details": json.loads(json.dumps(details)),
+        "details": json.loads(json.dumps(benchmark.details(results) if benchmark.details else {})),
         "options": json.loads(json.dumps(options or {}, default=str)),
         "metric_options": {},
         "scored": [],
-        "provenance": (dict(network.identity) if network is not None else {})
-        | {
-            "category": network.category if network is not None else "",
-            "collection": collection_of(image_sets),
-            "image_sets": {
-                images.name: {
-                    "fingerprint": images.fingerprint,
-                    "images": len(images),
-                    "subset": images.subset,
-                    "sample": images.sample,
-                }
-                for images in image_sets
-            },
-            "view": runtime.preprocessing,
-            "precision": runtime.precision,
-            "seed": runtime.seed,
-            **measured[-1],
-            "measured": measured,
-        },
+        "provenance": _provenance(network, results, runtime, image_sets),
     }
     return json.loads(json.dumps(content, allow_nan=False, default=str))  # what is compared is what will be read
 
 
-def collection_of(image_sets):
+def _provenance(
+    network: "Network | None", results: "Results", runtime: Any, image_sets: "Sequence[ImageSet]"
+) -> Content:
+    """Return what was measured, how, when, where and by what."""
+    measured = _measured(results, runtime)
+    provenance: Content = {} if network is None else dict(network.identity)
+    provenance |= {
+        "category": "" if network is None else network.category,
+        "collection": collection_of(image_sets),
+        "image_sets": {},
+        "view": runtime.preprocessing,
+        "precision": runtime.precision,
+        "seed": runtime.seed,
+        **measured[-1],
+        "measured": measured,
+    }
+    for images in image_sets:
+        provenance["image_sets"][images.name] = {
+            "fingerprint": images.fingerprint,
+            "images": len(images),
+            "subset": images.subset,
+            "sample": images.sample,
+        }
+    return provenance
+
+
+def collection_of(image_sets: "Iterable[ImageSet]") -> str:
     """Return where the images of some sets come from, in a word; 'none' where there are no images."""
     return "+".join(sorted({images.collection for images in image_sets})) or "none"
 
 
-def _measured(found, runtime):
+def _left_out(results: "Results") -> list[str]:
+    """Return the images that were left out as unreadable."""
+    names = set()
+    for responses in results.all():
+        files = responses.images.files
+        names |= {f"{responses.images.name}/{files[position]}" for position in np.flatnonzero(~responses.counts)}
+    return sorted(names)
+
+
+def _measured(results: "Results", runtime: Any) -> list[Content]:
     """Return when, where and by what the responses were measured, oldest first; now, where there are none."""
-    distinct = {json.dumps(one, sort_keys=True): one for responses in found.all() for one in responses.measured}
-    return sorted(distinct.values(), key=lambda one: one["time"]) or [circumstances(runtime)]
+    distinct = {}
+    for responses in results.all():
+        for moment in responses.measured:
+            distinct[json.dumps(moment, sort_keys=True)] = moment
+    return sorted(distinct.values(), key=lambda moment: moment["time"]) or [circumstances(runtime)]
 
 
-def _number(value):
+def _number(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def _bounds(estimate):
+def _bounds(estimate: Estimate) -> list[float | None]:
     """Return the interval of an estimate: both bounds, or [None, None]."""
     bounds = [_number(estimate.low), _number(estimate.high)]
     return [None, None] if None in bounds else bounds
 
 
-def _partial(metrics, image_sets):
+def _values(metrics: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """Return the metrics, and the intervals of those that have one."""
+    values, intervals = {}, {}
+    for name, estimate in metrics.items():
+        values[name], bounds = _number(estimate.value), _bounds(estimate)
+        if bounds != [None, None]:
+            intervals[name] = bounds
+    return {"metrics": values, "intervals": intervals}
+
+
+def _layers(layers: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, list[float | None]]]:
+    """Return [value, low, high] by metric and layer."""
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for metric, estimates in layers.items():
+        values[metric] = {}
+        for layer, estimate in estimates.items():
+            values[metric][layer] = [_number(estimate.value), *_bounds(estimate)]
+    return values
+
+
+def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") -> dict[str, Content]:
     """Return {metric: {images, of}} of the metrics that rest on less than whole sets (declared samples are whole)."""
     sets = {images.name: images for images in image_sets}
     partial = {}
     for name, estimate in metrics.items():
         used = sets if estimate.sets is None else estimate.sets
-        lacking = [one for one in used if one not in sets]
-        subsets = [sets[one].subset for one in used if one in sets and sets[one].subset]
-        if lacking or subsets:
-            partial[name] = {
-                "images": sum(len(sets[one]) for one in used if one in sets),
-                "of": sum((sets[one].subset or {"of": len(sets[one])})["of"] for one in used if one in sets),
-            } | ({"without": sorted(lacking)} if lacking else {})
+        lacking = sorted(set(used) - sets.keys())
+        present = [sets[set_name] for set_name in used if set_name in sets]
+        if lacking or any(images.subset for images in present):
+            partial[name] = {"images": sum(map(len, present)), "of": _whole(present)}
+            partial[name] |= {"without": lacking} if lacking else {}
     return partial
 
 
-def _subset(image_sets, partial, left_out):
+def _whole(image_sets: "Iterable[ImageSet]") -> int:
+    """Return how many images the whole sets have."""
+    return sum((images.subset or {}).get("of", len(images)) for images in image_sets)
+
+
+def _subset(image_sets: "Sequence[ImageSet]", left_out: Collection[str]) -> Content | bool:
     """Return what of the image sets was measured, or False where all of it was."""
     parts = {images.name: images.subset for images in image_sets if images.subset}
     if not parts and not left_out:
         return False
-    whole = sum((images.subset or {}).get("of", len(images)) for images in image_sets)
-    return {
-        "images": sum(len(images) for images in image_sets) - len(left_out),
-        "of": whole,
-        **({"left_out": len(left_out)} if left_out else {}),
-        "sets": parts,
-    }
+    subset = {"images": sum(map(len, image_sets)) - len(left_out), "of": _whole(image_sets)}
+    return subset | ({"left_out": len(left_out)} if left_out else {}) | {"sets": parts}
 
 
 # Which record is which ------------------------------------------------------------------------------------------------
 
 
-def variant(record):
+def variant(record: Mapping[str, Any]) -> str:
     """Return what distinguishes records of one label and benchmark, as a word: settings, subset, and the weights."""
-    source, subset = record["provenance"], record["subset"]
-    words = [source["view"], source["precision"], f"seed{source['seed']}", source["collection"].replace("+", "_")]
-    words += [source["frontend"]] if source.get("frontend") else []
+    provenance, subset = record["provenance"], record["subset"]
+    words = [provenance["view"], provenance["precision"], f"seed{provenance['seed']}"]
+    words.append(provenance["collection"].replace("+", "_"))
+    words += [provenance["frontend"]] if provenance.get("frontend") else []
     words += [f"{subset['images']}of{subset['of']}"] if subset else []
-    words += [source["network"][:8]] if source.get("network") else []
-    return safe_name("-".join("".join(c if c.isalnum() or c in "._" else "_" for c in word) for word in words))
+    words += [provenance["network"][:8]] if provenance.get("network") else []
+    return safe_name("-".join(re.sub(r"[^\w.]", "_", word) for word in words))
 
 
-def _rank(record):
+def _precedence(record: Mapping[str, Any]) -> tuple[bool, int, str]:
     """Which record owns BENCHMARK.json: whole before subset, the study's way before others, then the newest."""
-    source = record["provenance"]
-    usual = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
-    unusual = sum(source.get(key) != value for key, value in usual.items()) + bool(source.get("frontend"))
-    return not record["subset"], -unusual, source["time"]
+    provenance = record["provenance"]
+    of_study = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
+    deviations = sum(provenance.get(key) != value for key, value in of_study.items())
+    return not record["subset"], -deviations - bool(provenance.get("frontend")), provenance["time"]
 
 
-def read_record(path):
-    """Return a record's content, or None where there is none or it is not one of ours."""
+def read_record(path: Path) -> Content | None:
+    """Return a record's content, or None where the file is missing or not a record of this project."""
     try:
-        record = read_json(path, RECORD)
+        record = read_json(path, dict)
+        check_record(record)
         variant(record)
         return record
     except (OSError, Malformed, KeyError, TypeError, UserError):  # the first edition's subset may lack its numbers
         return None
 
 
-def check_place(results, label, benchmark):
-    """Make the folder of a label's records, and see that a record can be written there: before hours of measuring.
+def check_place(results: str | Path, label: str, benchmark: str) -> None:
+    """Make the folder of a label's records, and check that a record can be written there: before hours of measuring.
 
-    Raises UserError where a file that is not a record has the record's name, and OSError where nothing can be written.
+    Raises:
+        UserError: a file that is not a record has the record's name, or the folder is read-only.
+        OSError: the folder cannot be made.
     """
     folder = Path(results) / safe_name(label)
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,18 +285,21 @@ def check_place(results, label, benchmark):
     sweep(folder)
 
 
-def _check_ours(path):
-    """Raise UserError for a file that is there and is no record: what is not ours is never replaced."""
+def _check_ours(path: Path) -> None:
+    """Raise UserError for a file that exists and is not a record: foreign files are never replaced."""
     if os.path.lexists(path) and read_record(path) is None:
         raise UserError(f"{path} is not a record of this project; move it away, the responses are kept")
 
 
-def write_record(results, record):
-    """Put a record into the results folder; return it as it stands there, its path, and whether that is news.
+def write_record(results: str | Path, record: Content) -> tuple[Content, Path, bool]:
+    """Put a record into the results folder; return it as it stands there, its path, and whether anything changed.
 
-    A repetition that changes nothing writes nothing. One that scores the same responses otherwise adds a line to
-    `scored`. A record of the same network and way of measuring lends the metrics that this one lacks (other options,
-    other image sets), with the options they were measured under.
+    A repetition that changes nothing writes nothing. One that scores the same responses differently adds a line to
+    `scored`. Metrics that this record lacks (other options, other image sets) are taken over from the record of the
+    same variant, with the options they were measured under.
+
+    Raises:
+        UserError: a file that is not a record has the record's name.
     """
     folder = Path(results) / safe_name(record["model"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,11 +307,11 @@ def write_record(results, record):
         return _written(folder, record)
 
 
-def _written(folder, record):
+def _written(folder: Path, record: Content) -> tuple[Content, Path, bool]:
     owner = folder / f"{safe_name(record['benchmark'])}.json"
-    own = folder / f"{record['benchmark']}.{variant(record)}.json"
-    check(record, RECORD)
-    for path in (owner, own):
+    beside = folder / f"{record['benchmark']}.{variant(record)}.json"
+    check_record(record)
+    for path in (owner, beside):
         _check_ours(path)
         before = read_record(path)
         if before and variant(before) == variant(record):
@@ -251,61 +320,66 @@ def _written(folder, record):
                 return record, path, False
     before = read_record(owner)
     if before and variant(before) != variant(record):
-        if _rank(before) > _rank(record):
-            write_json(own, record)
-            return record, own, True
+        if _precedence(before) > _precedence(record):
+            write_json(beside, record)
+            return record, beside, True
         # first the copy, then the new owner: a run that dies in between loses neither
         write_json(folder / f"{record['benchmark']}.{variant(before)}.json", before)
     write_json(owner, record)
     with suppress(FileNotFoundError):
-        own.unlink()
+        beside.unlink()
     return record, owner, True
 
 
-def _joined(before, record):
-    """Return the new record with what the one before it (same variant) adds; `before` itself if nothing is new."""
-    lent = [name for name in before["metrics"] if name not in record["metrics"]]
+def _joined(before: Content, record: Content) -> Content:
+    """Return the new record with what the record before it (same variant) adds; `before` itself if nothing is new."""
+    missing = [name for name in before["metrics"] if name not in record["metrics"]]
     options = dict(before.get("metric_options", {}))
-    if lent:
-        merged = dict(record)
-        for part in ("metrics", "intervals", "partial", "layers", "halves"):
-            kept = {name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]}
-            merged[part] = kept | record.get(part, {})
-        merged["details"] = before.get("details", {}) | record["details"]
-        merged["provenance"] = record["provenance"] | {
-            "image_sets": before["provenance"].get("image_sets", {}) | record["provenance"]["image_sets"]
-        }
-        merged["images"] = sum(one["images"] for one in merged["provenance"]["image_sets"].values())
-        options |= {name: before.get("options", {}) for name in lent if name not in options}
-        record = merged
+    if missing:
+        for name in missing:
+            options.setdefault(name, before.get("options", {}))
+        record = _with_metrics_of(before, record)
     # metrics that this record measured, or that share its options, need no line of their own
     record["metric_options"] = {
-        name: value for name, value in options.items() if name in lent and value != record["options"]
+        name: value for name, value in options.items() if name in missing and value != record["options"]
     }
     if before.get("format") != FORMAT:
         return record
     same_responses = _moments(record) <= _moments(before)
     if same_responses or not record["provenance"]["image_sets"]:
-        record["provenance"] = record["provenance"] | {
-            key: before["provenance"][key]
-            for key in (*circumstances_keys(before), "measured")
-            if key in before["provenance"]
-        }
-        record["scored"] = before.get("scored", [])
-        changed = sorted(
-            key for key in record if key not in ("scored", "provenance") and record[key] != before.get(key)
-        )
-        if not changed:
-            return before
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record["scored"] = [*record["scored"], {"time": now, "commit": commit(), "changed": changed}]
+        return _rescored(before, record)
     return record
 
 
-def circumstances_keys(record):
-    """Return the keys by which a record says when, where and by what it was measured."""
-    return [key for key in ("time", "device", "versions", "commit", "images_per_second") if key in record["provenance"]]
+def _with_metrics_of(before: Content, record: Content) -> Content:
+    """Return the record with the metrics that only the record before it has."""
+    merged = dict(record)
+    for part in ("metrics", "intervals", "partial", "layers", "halves"):
+        merged[part] = {
+            name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]
+        } | record.get(part, {})
+    merged["details"] = before.get("details", {}) | record["details"]
+    image_sets = before["provenance"].get("image_sets", {}) | record["provenance"]["image_sets"]
+    merged["provenance"] = record["provenance"] | {"image_sets": image_sets}
+    merged["images"] = sum(images["images"] for images in image_sets.values())
+    return merged
 
 
-def _moments(record):
-    return {json.dumps(one, sort_keys=True) for one in record["provenance"].get("measured", [])}
+def _rescored(before: Content, record: Content) -> Content:
+    """Return the record of the same responses with a line that says what changed; `before` where nothing did."""
+    source = before["provenance"]
+    record["provenance"] = record["provenance"] | {
+        key: source[key] for key in (*CIRCUMSTANCES, "measured") if key in source
+    }
+    record["scored"] = before.get("scored", [])
+    compared = record.keys() - {"scored", "provenance"}
+    changed = sorted(key for key in compared if record[key] != before.get(key))
+    if not changed:
+        return before
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record["scored"] = [*record["scored"], {"time": now, "commit": commit(), "changed": changed}]
+    return record
+
+
+def _moments(record: Mapping[str, Any]) -> set[str]:
+    return {json.dumps(moment, sort_keys=True) for moment in record["provenance"].get("measured", [])}

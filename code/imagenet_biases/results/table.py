@@ -1,4 +1,4 @@
-"""Tables of results: one row a network and source, columns in the order of `study.DEFINITIONS`.
+"""Tables of results: one row per network and source, columns in the order of `study.DEFINITIONS`.
 
 raw-data/benchmark.csv holds the published rows and is never written to; raw-data/measured.csv (or a file in another
 folder) holds the rows that were merged from records. Both have the same form and are read together. Two more files
@@ -7,6 +7,7 @@ belong to a table STEM.csv: STEM_uncertainty.csv (columns UNCERTAINTY) and STEM_
 
 import io
 import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +23,36 @@ PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", HOME / "raw-data" / "measured.
 KEYS = ("model", "category", "source")
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
+Paths = str | Path | Sequence[str | Path]
 LINEAGES = RAW_DATA / "lineages.csv"  # model, lineage: networks of the same group and recipe
 SIGNIFICANT = "%.6g"  # six significant digits, as the published figures have them
 
 
-def tables():
-    """Return the tables that are read where none is named: the published one, and the measured one if there is one."""
+def tables() -> list[Path]:
+    """Return the tables that are read by default: the published one, and the measured one if there is one."""
     return [PUBLISHED, *([MEASURED] if MEASURED.exists() else [])]
 
 
-def read_table(paths=None):
+def read_table(paths: Paths | None = None) -> pd.DataFrame:
     """Read tables: model, category ('' for none), source, then metrics as floats (NaN: not measured).
 
-    `paths`: one file or several, by default `tables()`. Where two of them have a row for one network and source, the
-    later one counts. Raises UserError for a missing file, a column that no definition knows, or a file with two rows
-    for one network and source.
+    `paths`: one file or several, by default `tables()`. Of rows for the same network and source the last counts.
+
+    Raises:
+        UserError: a missing file, a column that metrics.toml does not define, two rows for one network and source in a
+            file.
     """
-    paths = [paths] if isinstance(paths, str | Path) else paths or tables()
-    table = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
+    table = pd.concat([_read(path) for path in _listed(paths or tables())], ignore_index=True)
     table = table.drop_duplicates(["model", "source"], keep="last", ignore_index=True)
     metrics = sorted((column for column in table.columns if column not in KEYS), key=place)
     return table[[*KEYS, *metrics]].copy()
 
 
-def _read(path):
+def _listed(paths: Paths) -> list[Path]:
+    return [Path(paths)] if isinstance(paths, str | Path) else list(map(Path, paths))
+
+
+def _read(path: Path) -> pd.DataFrame:
     try:
         table = _csv(path, KEYS)
         if missing := [key for key in KEYS if key not in table]:
@@ -56,7 +63,7 @@ def _read(path):
             raise ValueError("it holds infinite values")
     except FileNotFoundError:
         raise UserError(
-            f"there is no table {path}: `git checkout raw-data/benchmark.csv` brings the repository's back, "
+            f"there is no table {path}: `git checkout raw-data/benchmark.csv` restores the repository's, "
             "`python code/merge_results.py` makes the measured one"
         ) from None
     except (OSError, ValueError, OverflowError) as error:
@@ -66,96 +73,102 @@ def _read(path):
             place(column)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    if (double := table.duplicated(["model", "source"])).any():
-        row = table[double].iloc[0]
+    if (repeated := table.duplicated(["model", "source"])).any():
+        row = table[repeated].iloc[0]
         raise UserError(f"{path} has two rows for {row.model} ({row.source})")
     return table
 
 
-def _csv(path, texts):
-    """Read a CSV file with the columns `texts` as such. Raises OSError, also for what is no file, and ValueError."""
+def _csv(path: Path, texts: Iterable[str]) -> pd.DataFrame:
+    """Read a CSV file, the columns `texts` as text. Raises OSError, also for what is not a file, and ValueError."""
     frame = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=dict.fromkeys(texts, str)).copy()
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("it has more fields in a line than columns")
     return frame
 
 
-def write_table(table, path):
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table atomically: columns in the defined order, empty ones left out, six significant digits."""
-    metrics = sorted((c for c in table.columns if c not in KEYS and table[c].notna().any()), key=place)
+    metrics = [column for column in table.columns if column not in KEYS and table[column].notna().any()]
+    metrics.sort(key=place)
     write_frame(table[[*KEYS, *metrics]], path)
 
 
-def write_frame(frame, path):
-    """Write a DataFrame as CSV atomically, six significant digits."""
+def write_frame(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a frame as CSV, atomically, with six significant digits."""
     with atomic(path, "w") as file:
         frame.to_csv(file, index=False, lineterminator="\n", float_format=SIGNIFICANT)
 
 
-def beside(path, what):
-    """Return where the 'uncertainty' or the 'layers' of a table lie: STEM_WHAT.csv beside it."""
-    return Path(path).with_name(f"{Path(path).stem}_{what}.csv")
+def beside(path: str | Path, kind: str) -> Path:
+    """Return where the 'uncertainty' or the 'layers' of a table lie: STEM_KIND.csv beside it."""
+    return Path(path).with_name(f"{Path(path).stem}_{kind}.csv")
 
 
-def read_beside(paths, what):
-    """Read the 'uncertainty' or the 'layers' of tables, those that have any; a later table's rows replace earlier ones.
+def read_beside(paths: Paths, kind: str) -> pd.DataFrame:
+    """Read the 'uncertainty' or the 'layers' of the tables that have any; a later table's rows replace earlier ones.
 
-    Raises UserError for a file without the columns of UNCERTAINTY or LAYERS.
+    Raises:
+        UserError: a file without the columns of UNCERTAINTY or LAYERS.
     """
-    columns = {"uncertainty": UNCERTAINTY, "layers": LAYERS}[what]
-    found = [pd.DataFrame(columns=columns)]
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        file = beside(path, what)
+    columns = {"uncertainty": UNCERTAINTY, "layers": LAYERS}[kind]
+    frames = []
+    for path in _listed(paths):
+        file = beside(path, kind)
         if file.exists():
             try:
-                texts = [name for name in columns if name in ("model", "source", "metric", "layer")]
-                numbers = dict.fromkeys((name for name in columns if name not in texts), float)
-                frame = _csv(file, texts)[[*columns]].astype(numbers)
-                if frame[texts].isna().to_numpy().any() or np.isinf(frame[[*numbers]].to_numpy()).any():
-                    raise ValueError("a key is missing, or a number is infinite")
-                found.append(frame)
+                frames.append(_read_beside(file, columns))
             except (OSError, ValueError, OverflowError, KeyError) as error:
-                raise UserError(f"{file} is no table of {what} ({error}): remove it and merge again") from None
-    frames = [frame for frame in found if len(frame)] or found[:1]
+                raise UserError(f"{file} is not a table of {kind} ({error}): remove it and merge again") from None
+    frames = [frame for frame in frames if len(frame)] or frames[:1] or [pd.DataFrame(columns=columns)]
     keys = [key for key in ("model", "source", "metric", "layer") if key in columns]
     return pd.concat(frames, ignore_index=True).drop_duplicates(keys, keep="last", ignore_index=True)
 
 
-def write_beside(frame, path, what):
+def _read_beside(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+    texts = [name for name in columns if name in ("model", "source", "metric", "layer")]
+    numbers = [name for name in columns if name not in texts]
+    frame = _csv(file, texts)[[*columns]].astype(dict.fromkeys(numbers, float))
+    if frame[texts].isna().to_numpy().any() or np.isinf(frame[numbers].to_numpy()).any():
+        raise ValueError("a key is missing, or a number is infinite")
+    return frame
+
+
+def write_beside(frame: pd.DataFrame, path: str | Path, kind: str) -> None:
     """Write the 'uncertainty' or the 'layers' of the table at `path`, atomically, in the order of its networks."""
-    write_frame(frame.sort_values(["source", "model"], kind="stable"), beside(path, what))
+    write_frame(frame.sort_values(["source", "model"], kind="stable"), beside(path, kind))
 
 
-def derived(table):
+def derived(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the study's scores and biases (study.DERIVED) as further columns; NaN where a part is.
 
     A measured value does not have the slips of the published run, so it stands for its own corrected one.
     """
-    parts = [part for one in DERIVED.values() for part in one.parts if part not in DERIVED]
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "shape-bias", *CORRECTED, *parts])))
-    corrections = {
-        corrected: table[corrected].where(table["source"] == "published", table[raw])
-        for raw, corrected in CORRECTED.items()
-        if corrected in table
-    }
-    values = table.assign(**corrections)
+    parts = ["shape-bias", *CORRECTED]
+    for definition in DERIVED.values():
+        parts += [part for part in definition.parts if part not in DERIVED]
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *parts])))
+    values = table.copy()
+    for raw, corrected in CORRECTED.items():
+        if corrected in table:
+            values[corrected] = table[corrected].where(table["source"] == "published", table[raw])
     columns = {name: derive(name, values) for name in DERIVED}
     return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1).copy()
 
 
-def study(table, source="published", categories=STUDY_CATEGORIES):
+def study(
+    table: pd.DataFrame, source: str = "published", categories: Collection[str] = STUDY_CATEGORIES
+) -> pd.DataFrame:
     """Return the rows of the study's networks (of STUDY_CATEGORIES, or others) from one source, with derived columns.
 
-    The column `lineage` says which of them come from the same group and recipe; a network that lineages.csv does not
-    know is a lineage of its own.
+    The column `lineage` names networks from the same group and recipe; a network that lineages.csv does not list is a
+    lineage of its own.
     """
     rows = derived(table[(table["source"] == source) & table["category"].isin(categories)].reset_index(drop=True))
-    known = (
-        _csv(LINEAGES, ("model", "lineage")).set_index("model")["lineage"]
-        if LINEAGES.exists()
-        else pd.Series(dtype=str)
-    )
-    return rows.assign(lineage=rows["model"].map(known).fillna(rows["model"]))
+    lineages = pd.Series(dtype=str)
+    if LINEAGES.exists():
+        lineages = _csv(LINEAGES, ("model", "lineage")).set_index("model")["lineage"]
+    return rows.assign(lineage=rows["model"].map(lineages).fillna(rows["model"]))
 
 
 def describe() -> str:
@@ -173,7 +186,7 @@ def describe() -> str:
 def describe_derived() -> str:
     """Return the derived columns as a Markdown table."""
     lines = ["| name | unit | from |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {one.about.unit} | {one.about.meaning} |" for name, one in DERIVED.items()]
+    lines += [f"| {name} | {score.about.unit} | {score.about.meaning} |" for name, score in DERIVED.items()]
     return "\n".join(lines)
 
 

@@ -1,90 +1,90 @@
-"""Weights & Biases shows what is measured: it never stops a run, and nothing lives only there."""
+"""Weights & Biases shows what is measured: it never stops a run, and nothing is stored only there."""
 
 import fnmatch
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.accuracy import per_class
 from imagenet_biases.results.records import variant
 from imagenet_biases.study import wordnet_ids
-from imagenet_biases.vocabulary import TopClasses
+
+if TYPE_CHECKING:
+    from imagenet_biases.networks.load import Network
+    from imagenet_biases.vocabulary import Results
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "imagenet-biases"
 LAYOUTS = ("study", "benchmarks")
 MOST = 10  # scalars of a run: the headline; everything else is in its table and charts
 ROWS, COLUMNS = 8, 4  # of the sheet of stimuli
 
+Pictures = Mapping[str, Sequence[UInt8[np.ndarray, "h w 3"]]]
+
 
 class WandbLogger:
-    """One W&B run a network and benchmark, grouped by network; it carries the record itself as a file and an artifact.
+    """One W&B run per network and benchmark, grouped by network, with the record itself as a file and an artifact.
 
-    `mode`: online, offline, disabled, or auto: as WANDB_MODE says, else online where a key is configured. `project`:
-    its name, else WANDB_PROJECT's, else PROJECT; under the layout 'benchmarks', a project for each benchmark, named as
-    the study's. A run's id is a function of what is measured, so that one that goes on, or is repeated, is the same.
+    A run's id depends only on what is measured, so that a run that is resumed or repeated is the same.
+
+    Attributes:
+        mode: online, offline or disabled; 'auto' follows WANDB_MODE, else it is online where a key is configured.
+        project: its name, by default WANDB_PROJECT's, else PROJECT.
+        layout: 'benchmarks' uses one project per benchmark, named as the study's.
     """
 
     LIVE = 8  # runs that may be open at once: more benchmarks x networks are logged one by one, when each is done
 
-    def __init__(self, mode, results, runtime, project=None, layout="study"):
+    def __init__(
+        self, mode: str, results: str | Path | None, runtime: Any, project: str | None = None, layout: str = "study"
+    ) -> None:
         if layout not in LAYOUTS:
-            raise UserError(f"--wandb-layout {layout}: it is {' or '.join(LAYOUTS)}")
+            raise UserError(f"--wandb-layout {layout}: it must be {' or '.join(LAYOUTS)}")
         self.folder, self.runtime = Path(results or "."), runtime
         self.project, self.layout = project or os.environ.get("WANDB_PROJECT") or PROJECT, layout
-        self.runs, self.offline = {}, []
+        self.runs: dict[tuple, Any] = {}
+        self.offline: list[Path] = []
         self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
         if self.mode not in ("online", "offline", "disabled"):
-            self.mode = "online" if self._guarded("no key", _has_key) else "offline"
+            self.mode = "online" if _guarded("no key", _has_key) else "offline"
 
-    def _guarded(self, what, action, *arguments):
-        """Call into W&B; whatever goes wrong there costs a warning, not the run."""
-        try:
-            return action(*arguments)
-        except Exception as error:  # whatever a service and its client may come up with, the measurement goes on
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"warning: W&B, {what}: {line}; the local record is complete", file=sys.stderr)
-            return None
-
-    def start(self, job, network):
+    def start(self, job: Any, network: "Network") -> None:
         """Open a run to be watched while it measures."""
         if self.mode == "disabled" or (job, network) in self.runs:
             return
-        run = self._guarded("no run opened", self._open, job, network)
+        run = _guarded("no run opened", self._open, job, network)
         if run is None and self.mode == "online":
             self.mode = "offline"  # no network or no quota: keep the runs here, to be synced later
-            self._guarded("restart", _forget)  # the client still holds the id of the run that failed
-            run = self._guarded("no run opened", self._open, job, network)
+            _guarded("restart", _forget)  # the client still holds the id of the run that failed
+            run = _guarded("no run opened", self._open, job, network)
         self.runs[job, network] = run
 
-    def _open(self, job, network):
-        import wandb
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
+    def _open(self, job: Any, network: "Network") -> Any:
         runtime = self.runtime
-        identity = [
-            network.name,
-            job.name,
-            network.identity["network"],
-            runtime.preprocessing,
-            runtime.precision,
-            runtime.seed,
-        ]
+        settings = [runtime.preprocessing, runtime.precision, runtime.seed]
+        subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
         tags = [network.category, runtime.preprocessing, runtime.precision]
         tags += ["subset"] if any(images.subset for images in job.image_sets) else []
-        run = wandb.init(
+        run = _init(
+            self.folder,
+            self.mode,
+            [network.name, job.name, network.identity["network"], *settings, subsets],
             project=(job.benchmark.project or job.name) if self.layout == "benchmarks" else self.project,
-            id=hashlib.sha256(repr([*identity, subsets]).encode()).hexdigest()[:16],
             name=f"{network.name} {job.name}",
             group=network.name,
             job_type=job.name,
@@ -96,43 +96,42 @@ class WandbLogger:
                 "batch_size": runtime.batch_size,
                 "command": shlex.join(sys.argv),
             },
-            dir=str(self.folder),
-            mode=self.mode,
-            resume="allow" if self.mode == "online" else None,
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
         )
         if self.mode == "offline":
             self.offline.append(Path(run.settings.sync_dir))
         return run
 
-    def watch(self, group, progress, accuracies):
-        """Log to every open run how far its network's conditions are: accuracies on the images so far, as such."""
+    def watch(self, group: Any, progress: Any, accuracies: Mapping[tuple, float]) -> None:
+        """Log to every open run the accuracies of its network's conditions on the images so far, and how many."""
+        counts = {"progress/images": progress.seen, "progress/forward passes": progress.done}
         for (_, network), run in self.runs.items():
             if run is None:
                 continue
-            mine = {
-                f"progress/{group.images.name}/{condition} so far": value
-                for (one, condition), value in accuracies.items()
-                if one is network
-            }
-            if mine:
-                counts = {"progress/images": progress.images, "progress/forward passes": progress.done}
-                self._guarded("progress", run.log, counts | mine)
+            so_far = {}
+            for (measured, condition), value in accuracies.items():
+                if measured is network:
+                    so_far[f"progress/{group.images.name}/{condition} so far"] = value
+            if so_far:
+                _guarded("progress", run.log, counts | so_far)
 
-    def finish(self, job, network, record, found, pictures):
+    def finish(
+        self, job: Any, network: "Network", record: dict[str, Any], results: "Results", pictures: Mapping[tuple, Any]
+    ) -> None:
         """Log a record that is on disk: headline, table and charts of metrics, stimuli, classes, the record; close."""
         if self.mode == "disabled":
             return
         self.start(job, network)
         run = self.runs.pop((job, network), None)
         if run is not None:
-            self._guarded("results", self._write, run, record, found, pictures, job.benchmark.headline)
-            self._guarded("closing", run.finish)
+            _guarded("results", self._write, run, record, results, pictures, job.benchmark.headline)
+            _guarded("closing", run.finish)
             if self.mode == "offline":
-                self._guarded("older runs", self._forget_older, run)
+                _guarded("older runs", _forget_older, run)
 
-    def _write(self, run, record, found, pictures, headline):
+    def _write(
+        self, run: Any, record: dict[str, Any], results: "Results", pictures: Mapping, headline: Sequence[str]
+    ) -> None:
         import wandb
 
         context = {key: record[key] for key in ("model", "benchmark", "images", "subset", "warnings", "options")}
@@ -142,9 +141,9 @@ class WandbLogger:
         media = {"metrics": wandb.Table(["metric", "value", "low", "high"], rows)}
         for title, (x, lines) in curves(metrics).items():
             media[f"curves/{title}"] = wandb.plot.line_series(x, [*lines.values()], [*lines], title)
-        for base, some in _by_set(pictures).items():
-            media[f"stimuli/{base}"] = wandb.Image(_sheet(some))
-        by_class = _class_table(found)
+        for base, of_set in _by_set(pictures).items():
+            media[f"stimuli/{base}"] = wandb.Image(_sheet(of_set))
+        by_class = _class_table(results)
         if by_class:
             media["per_class"] = wandb.Table(*by_class)
         scalars = {name: metrics[name] for name in first_of(metrics, headline)}
@@ -158,112 +157,130 @@ class WandbLogger:
         run.log_artifact(artifact)
         run.save(str(file), base_path=run.dir, policy="now")
 
-    def _forget_older(self, run):
-        """Remove what earlier, interrupted runs of the same id left offline: this one holds all of it."""
-        own = Path(run.settings.sync_dir)
-        for folder in own.parent.glob(f"offline-run-*-{run.id}"):
-            if folder != own and not list(folder.glob("*.synced")):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def close(self):
-        """Mark runs that are still open as interrupted, and say how to upload what was kept offline."""
+    def close(self) -> None:
+        """Mark runs that are still open as interrupted, and report how to upload what is offline."""
         for run in self.runs.values():
             if run is not None:
-                self._guarded("interrupted", run.summary.update, {"state": "interrupted"})
-                self._guarded("closing", run.finish, 1)
+                _guarded("interrupted", run.summary.update, {"state": "interrupted"})
+                _guarded("closing", run.finish, 1)
         self.runs = {}
         if self.offline:
             folders = self.offline[0].parent / "offline-run-*"
-            print(f"W&B kept {len(self.offline)} runs offline; upload them with: wandb sync {folders}")
+            logger.warning("%d W&B runs are offline; upload them with: wandb sync %s", len(self.offline), folders)
             self.offline = []
 
 
-def first_of(metrics, patterns, most=MOST):
-    """Return the names of the metrics to show first: of those that match a pattern (of all, without), so many."""
-    chosen = [name for name in metrics if any(fnmatch.fnmatch(name, one) for one in patterns or ("*",))]
+def _guarded(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Call into W&B; whatever goes wrong there costs a warning, not the run."""
+    try:
+        return action(*arguments)
+    except Exception as error:  # whatever a service and its client may come up with, the measurement continues
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("warning: W&B, %s: %s; the local record is complete", step, line)
+        return None
+
+
+def _init(folder: Path, mode: str, identity: list, **settings: Any) -> Any:
+    """Open a run whose id is a function of `identity`."""
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        id=hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
+        dir=str(folder),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(console="off", silent=True),
+        **settings,
+    )
+
+
+def _forget_older(run: Any) -> None:
+    """Remove what earlier, interrupted runs of the same id left offline: this run holds all of it."""
+    current = Path(run.settings.sync_dir)
+    for folder in current.parent.glob(f"offline-run-*-{run.id}"):
+        if folder != current and not list(folder.glob("*.synced")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def first_of(metrics: Iterable[str], patterns: Sequence[str], most: int = MOST) -> list[str]:
+    """Return the names of at most `most` metrics to show first: those that match a pattern, or all without patterns."""
+    chosen = []
+    for name in metrics:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ("*",)):
+            chosen.append(name)
     return chosen[:most]
 
 
-def curves(metrics):
+Chart = tuple[list[float], dict[str, list[float]]]
+
+
+def curves(metrics: Mapping[str, float]) -> dict[str, Chart]:
     """Return {title: (x, {line: y})} of metrics whose names end in numbers (a cut-off, severity, band or threshold).
 
-    Lines over the same numbers that begin alike share a chart. Fewer than three points are no line.
+    Lines over the same numbers that begin alike share a chart. Fewer than three points are not a line.
     """
-    lines = {}
+    lines: dict[str, dict[float, float]] = {}
     for name, value in metrics.items():
         if match := re.fullmatch(r"(.*?[^\d.])(\d+(?:\.\d+)?)", name):
             lines.setdefault(match[1], {})[float(match[2])] = value
-    charts = {}
+    charts: dict[tuple, dict[str, list[float]]] = {}
     for name, points in lines.items():
         x = tuple(sorted(points))
         if len(x) > 2:
             chart = charts.setdefault((name.partition("/")[0], x), {})
-            chart[name.rstrip("/_")] = [points[one] for one in x]
-    found = {}
+            chart[name.rstrip("/_")] = [points[position] for position in x]
+    titled: dict[str, Chart] = {}
     for (kind, x), chart in charts.items():
         common = os.path.commonpath([*chart]) if len(chart) > 1 else next(iter(chart))
         title = common.rstrip("/_-.") or kind
-        while title in found:
+        while title in titled:
             title += " "
-        found[title] = list(x), chart
-    return found
+        titled[title] = list(x), chart
+    return titled
 
 
-def _json(value):
+def _json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _forget():
+def _forget() -> None:
     import wandb
 
     wandb.teardown()
 
 
-def training_run(mode, folder, config):
-    """Return a function that logs a line {name: number} of the training in `folder`: one run, also when it goes on."""
-    logger = WandbLogger(mode, folder, None)
-    if logger.mode == "disabled":
+def training_run(mode: str, folder: str | Path, config: Mapping[str, Any]) -> Callable[[Mapping[str, float]], Any]:
+    """Return a function that logs a line {name: number} of the training in `folder`; resumed, it is the same run."""
+    mode, path = WandbLogger(mode, folder, None).mode, Path(folder).resolve()
+    if mode == "disabled":
         return lambda line: None
-
-    def opened():
-        import wandb
-
-        identity = hashlib.sha256(repr([str(Path(folder).resolve()), config]).encode()).hexdigest()[:16]
-        return wandb.init(
-            project="training",
-            id=identity,
-            name=Path(folder).resolve().name,
-            dir=str(folder),
-            mode=logger.mode,
-            resume="allow" if logger.mode == "online" else None,
-            config=config,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-
-    run = logger._guarded("no run opened", opened)
-    return (lambda line: logger._guarded("progress", run.log, line)) if run else (lambda line: None)
+    settings = {"project": "training", "name": path.name, "config": config}
+    run = _guarded("no run opened", lambda: _init(Path(folder), mode, [str(path), config], **settings))
+    return (lambda line: _guarded("progress", run.log, line)) if run else (lambda line: None)
 
 
-def _has_key():
+def _has_key() -> bool:
     import wandb
 
     return wandb.login(prompt=False, verify=False)
 
 
-def _by_set(pictures):
+def _by_set(pictures: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
     """Return {image set: {row: pictures}}; the folders of a corrupted set and the 17 stimulus sets are rows of one."""
-    found = {}
-    for (images, condition), some in pictures.items():
-        base, _, variant = images.partition("/")
-        row = " ".join(part for part in (variant, condition if not variant or condition != "clean" else "") if part)
-        found.setdefault(base, {})[row] = some
-    return found
+    by_set: dict[str, dict[str, Any]] = {}
+    for (images, condition), of_condition in pictures.items():
+        base, _, folder = images.partition("/")
+        shown_condition = condition if not folder or condition != "clean" else ""
+        by_set.setdefault(base, {})[" ".join(filter(None, (folder, shown_condition)))] = of_condition
+    return by_set
 
 
-def _sheet(pictures, side=112, label=190):
-    """Return a picture with a labelled row for each of at most ROWS conditions, evenly chosen; uint8 [h, w, 3]."""
+def _sheet(pictures: Pictures, side: int = 112, label: int = 190) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a picture with a labelled row for each of at most ROWS conditions, evenly chosen."""
     names = [*pictures]
-    names = [names[i] for i in dict.fromkeys(np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int))]
+    chosen = np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int)
+    names = [names[position] for position in dict.fromkeys(chosen)]
     sheet = Image.new("RGB", (label + COLUMNS * side, len(names) * side), "white")
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
@@ -275,18 +292,21 @@ def _sheet(pictures, side=112, label=190):
     return np.asarray(sheet)
 
 
-def _class_table(found):
+def _class_table(results: "Results") -> tuple[list[str], list[list]] | None:
     """Return (columns, rows) of the accuracy of every class under every condition, or None for other labels."""
-    tables = {
-        f"{one.images.name} {one.condition.name}": per_class(one)
-        for one in found.all()
-        if isinstance(one.readout, TopClasses)
-    }
+    from imagenet_biases.vocabulary import TopClasses
+
+    tables = {}
+    for responses in results.all():
+        if isinstance(responses.readout, TopClasses):
+            tables[f"{responses.images.name} {responses.condition.name}"] = per_class(responses)
     if not tables:
         return None
-    numbers = sorted(set().union(*tables.values()))
     rows = []
-    for number in numbers:
-        cells = [table.get(number, (0, 0)) for table in tables.values()]
-        rows.append([number, wordnet_ids()[number], *(100 * hits / n if n else None for hits, n in cells)])
+    for number in sorted(set().union(*tables.values())):
+        row: list = [number, wordnet_ids()[number]]
+        for table in tables.values():
+            hits, images = table.get(number, (0, 0))
+            row.append(100 * hits / images if images else None)
+        rows.append(row)
     return ["class", "wnid", *tables], rows

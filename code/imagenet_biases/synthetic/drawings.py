@@ -3,8 +3,8 @@
 Every picture holds two cues that lie apart in spatial frequency (cue-conflict images: Geirhos et al., ICLR 2019):
 
 - a silhouette, soft-edged, so that little of it lies above 20 cycles per image;
-- a texture over the whole picture, figure and ground alike: one, two, three or four gratings at orientations of their
-  own, all within the octave TEXTURE_OCTAVE around 56 cycles per image.
+- a texture over the whole picture, figure and ground alike: one, two, three or four gratings at distinct orientations,
+  all within the octave TEXTURE_OCTAVE around 56 cycles per image.
 
 Colours, contrast, phase, place, size and tilt are drawn anew for each picture and say nothing about the category. One
 network of `build` was trained on the silhouette of such pictures, one on their texture (train_calibration.py), so shape
@@ -12,9 +12,11 @@ bias, low- or high-pass dependence and critical band of both are known before an
 """
 
 import colorsys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
@@ -175,19 +177,27 @@ TEXTURES = dict(
 )
 
 
-def _outline(part):
-    """The points [K, 2] of a part's outline, in the silhouette's square."""
+def _outline(part: Sequence[float]) -> Float[np.ndarray, "K 2"]:
+    """Return the points of a part's outline, in the silhouette's square."""
     if len(part) != 4:
         return np.reshape(part, (-1, 2))
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     return np.stack([part[0] + part[2] * np.cos(angle), part[1] + part[3] * np.sin(angle)], 1)
 
 
-def silhouette(rng, name, width, height, unit=1.0, size=(0.6, 0.85)):
-    """The category's silhouette at a random place, size and tilt: float32 [height, width], 0 ground to 1 figure.
+def silhouette(
+    rng: np.random.Generator,
+    name: str,
+    width: int,
+    height: int,
+    unit: float = 1.0,
+    size: tuple[float, float] = (0.6, 0.85),
+) -> Float32[np.ndarray, "height width"]:
+    """Return the category's silhouette at a random place, size and tilt: 0 ground to 1 figure.
 
-    `unit` is the number of drawn pixels per pixel of the standard view; `size` bounds the silhouette's size as a share
-    of the view's side.
+    Args:
+        unit: drawn pixels per pixel of the standard view.
+        size: bounds of the silhouette's size, as a share of the view's side.
     """
     scale = rng.uniform(*size)
     centre = np.array([width, height]) / 2 + rng.uniform(-0.8, 0.8, 2) * (1 - scale) * VIEW * unit / 2
@@ -203,8 +213,10 @@ def silhouette(rng, name, width, height, unit=1.0, size=(0.6, 0.85)):
     return np.asarray(canvas.filter(ImageFilter.GaussianBlur(SOFTNESS * unit)), np.float32) / 255
 
 
-def texture(rng, name, width, height, unit=1.0):
-    """The category's texture at a random phase and frequency within TEXTURE_OCTAVE: float32 [height, width].
+def texture(
+    rng: np.random.Generator, name: str, width: int, height: int, unit: float = 1.0
+) -> Float32[np.ndarray, "height width"]:
+    """Return the category's texture at a random phase and frequency within TEXTURE_OCTAVE.
 
     Mean 0 and standard deviation about 1 whatever the category, so that contrast does not give the category away.
     """
@@ -221,10 +233,23 @@ def texture(rng, name, width, height, unit=1.0):
     return pattern * np.sqrt(2 / number, dtype=np.float32)
 
 
-def picture(rng, shape, surface, width=VIEW, height=VIEW, unit=1.0, *, size=(0.6, 0.85), contrast=1.0, clutter=0):
-    """A picture of the silhouette of category `shape` with the texture of category `surface`: uint8 [height, width, 3].
+def picture(
+    rng: np.random.Generator,
+    shape: str,
+    surface: str,
+    width: int = VIEW,
+    height: int = VIEW,
+    unit: float = 1.0,
+    *,
+    size: tuple[float, float] = (0.6, 0.85),
+    contrast: float = 1.0,
+    clutter: int = 0,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture of the silhouette of category `shape` with the texture of category `surface`.
 
-    `contrast` scales figure-ground and texture contrast; `clutter` is a number of discs scattered over the ground.
+    Args:
+        contrast: scales figure-ground and texture contrast.
+        clutter: number of discs scattered over the ground.
     """
     mask = silhouette(rng, shape, width, height, unit, size)
     if clutter:
@@ -237,8 +262,10 @@ def picture(rng, shape, surface, width=VIEW, height=VIEW, unit=1.0, *, size=(0.6
     return uint8(pixels)
 
 
-def _scatter(rng, width, height, unit, number):
-    """Small soft discs at random places: float32 [height, width] in [0, 1]."""
+def _scatter(
+    rng: np.random.Generator, width: int, height: int, unit: float, number: int
+) -> Float32[np.ndarray, "height width"]:
+    """Return small soft discs at random places, in [0, 1]."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
     for x, y, radius in rng.uniform(size=(number, 3)) * (width, height, 5 * unit) + (0, 0, 4 * unit):
@@ -246,26 +273,30 @@ def _scatter(rng, width, height, unit, number):
     return np.asarray(canvas.filter(ImageFilter.GaussianBlur(SOFTNESS * unit)), np.float32) / 255
 
 
-def _tint(rng):
-    """A random colour without luminance: float32 [3]."""
+def _tint(rng: np.random.Generator) -> Float32[np.ndarray, " 3"]:
+    """Return a random colour without luminance."""
     colour = rng.uniform(-0.12, 0.12, 3).astype(np.float32)
     return colour - LUMA @ colour
 
 
-def uint8(pixels):
+def uint8(pixels: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """Return pixels of about [0, 1] as uint8."""
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def rendition(rng, name, width, height, unit):
-    """The silhouette in two flat bright colours, without a texture: uint8 [height, width, 3]."""
+def rendition(
+    rng: np.random.Generator, name: str, width: int, height: int, unit: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the silhouette in two flat bright colours, without a texture."""
     hue, light = rng.uniform(0, 1, 2), rng.permutation([0.35, 0.95])
     ground, figure = (np.float32(colorsys.hsv_to_rgb(h, 0.6, v)) for h, v in zip(hue, light, strict=True))
     mask = silhouette(rng, name, width, height, unit)[..., None]
     return uint8(ground + mask * (figure - ground))
 
 
-def sketch(rng, name, width=VIEW, height=VIEW, unit=1.0):
-    """A grey outline on white: uint8 [height, width]. The outline is where the soft silhouette is near one half."""
+def sketch(
+    rng: np.random.Generator, name: str, width: int = VIEW, height: int = VIEW, unit: float = 1.0
+) -> UInt8[np.ndarray, "height width"]:
+    """Return a grey outline on white, where the soft silhouette is near one half."""
     mask = silhouette(rng, name, width, height, unit)
     return uint8(1 - rng.uniform(0.6, 0.9) * 4 * mask * (1 - mask))

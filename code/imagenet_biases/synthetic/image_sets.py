@@ -2,9 +2,12 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from imagenet_biases.base.errors import UserError
@@ -26,16 +29,17 @@ from imagenet_biases.synthetic.drawings import (
 from imagenet_biases.synthetic.manipulations import CONFLICTS, CORRUPTIONS, CORRUPTIONS_BAR, MANIPULATIONS
 
 
-def draw(folder, seed=0):
-    """Draw every image set of the study, small, in the layouts of the real ones, and return the folder as a Path.
+def draw(folder: str | Path, seed: int = 0) -> Path:
+    """Draw every image set of the study, small, in the layout of its release, and return the folder.
 
     Under `folder`: imagenet (val/ and real.json), imagenet-a, -r, -sketch, -v2, imagenet-c, imagenet-cbar and
     model-vs-human, each with a manifest image-set.json: `collection` 'drawn', `images` (of imagenet-c and -cbar: per
     corruption and severity; of model-vs-human: name -> number) and `classes`, the names of the class folders. A folder
-    drawn before with the same seed is left as it is; an interrupted drawing leaves nothing. The same seed gives the
+    drawn before with the same seed is left unchanged; an interrupted drawing leaves nothing. The same seed gives the
     same bytes with the same Pillow and NumPy.
 
-    Raises UserError when `folder` holds something else.
+    Raises:
+        UserError: `folder` holds something else.
     """
     folder = Path(folder)
     label = {"drawing": DRAWING, "seed": seed}
@@ -62,8 +66,8 @@ def draw(folder, seed=0):
     return folder
 
 
-def _label(folder):
-    """What a drawn folder says about itself, None for any other."""
+def _label(folder: Path) -> dict[str, Any] | None:
+    """Return the version and seed of a drawn folder, None for any other."""
     file = folder / "drawn.json"
     try:
         return read_json(file, dict)
@@ -71,7 +75,7 @@ def _label(folder):
         return None
 
 
-def _save(path, pixels, mode=None):
+def _save(path: Path, pixels: np.ndarray, mode: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     image = image.convert(mode) if mode else image
@@ -81,19 +85,19 @@ def _save(path, pixels, mode=None):
         image.save(path, "JPEG", quality=92)
 
 
-def _manifest(folder, images, classes=None):
+def _manifest(folder: Path, images: int | Mapping[str, int], classes: Iterable[str] | None = None) -> None:
     manifest = {"collection": "drawn", "images": images} | ({"classes": sorted(classes)} if classes else {})
     write_json(folder / "image-set.json", check(manifest, manifest_of((count, {str: count}))))
 
 
-def _canvas(rng):
-    """Width, height and drawn pixels per pixel of the view for a photograph that is resized and cropped."""
+def _canvas(rng: np.random.Generator) -> tuple[int, int, float]:
+    """Return width, height and drawn pixels per pixel of the view for a photograph that is resized and cropped."""
     width, height = (int(side) for side in rng.permutation([280 + rng.integers(-8, 9), 320 + rng.integers(-8, 9)]))
     return width, height, min(width, height) / RESIZED
 
 
-def _view(file):
-    """The standard view of a photograph: uint8 [VIEW, VIEW, 3]."""
+def _view(file: Path) -> UInt8[np.ndarray, "V V 3"]:
+    """Return the standard view of a photograph."""
     image = Image.open(file).convert("RGB")
     scale = RESIZED / min(image.size)
     image = image.resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)
@@ -101,8 +105,8 @@ def _view(file):
     return np.asarray(image.crop((left, top, left + VIEW, top + VIEW)))
 
 
-def _draw_imagenet(folder, seed, per_class=6):
-    """Validation images and ReaL labels. Returns class folder -> path of its first image, the sources of imagenet-c."""
+def _draw_imagenet(folder: Path, seed: int, per_class: int = 6) -> dict[str, Path]:
+    """Draw validation images and ReaL labels; return {class folder: its first image}, the sources of imagenet-c."""
     order = np.random.default_rng([seed, 0]).permutation(len(CATEGORIES) * per_class) % len(CATEGORIES)
     real, sources = [], {}
     for number, index in enumerate(order, 1):
@@ -119,8 +123,8 @@ def _draw_imagenet(folder, seed, per_class=6):
     return sources
 
 
-def draw_variants(folder, seed, per_class=4):
-    """ImageNet-A (small, faint, cluttered), -R (flat colours), -Sketch (outlines) and -v2 (drawn anew)."""
+def draw_variants(folder: Path, seed: int, per_class: int = 4) -> None:
+    """Draw ImageNet-A (small, faint, cluttered), -R (flat colours), -Sketch (outlines) and -v2 (drawn anew)."""
     drawings = {
         "imagenet-a": lambda rng, name, *canvas: picture(
             rng, name, name, *canvas, size=(0.4, 0.55), contrast=0.4, clutter=12
@@ -146,7 +150,9 @@ def draw_variants(folder, seed, per_class=4):
         _manifest(folder / name, len(classes) * per_class, classes)
 
 
-def _draw_corrupted(folder, sources, corruptions, seed):
+def _draw_corrupted(
+    folder: Path, sources: Mapping[str, Path], corruptions: Mapping[str, Callable], seed: Sequence[int]
+) -> None:
     for number, (wnid, path) in enumerate(sources.items()):
         pixels = np.float32(_view(path)) / 255
         for index, (name, corruption) in enumerate(corruptions.items()):
@@ -157,8 +163,8 @@ def _draw_corrupted(folder, sources, corruptions, seed):
     _manifest(folder, len(sources), sources)
 
 
-def _draw_model_vs_human(folder, seed, per_category=2):
-    """The 17 data sets of Geirhos et al. (2021), in the layout of their release."""
+def _draw_model_vs_human(folder: Path, seed: int, per_category: int = 2) -> None:
+    """Draw the 17 data sets of Geirhos et al. (2021), in the layout of their release."""
     names = [category.name for category in CATEGORIES]
     for index, name in enumerate(names):
         for k in range(per_category):

@@ -1,78 +1,83 @@
 """Imitations of the corruptions and manipulations, on drawn pictures.
 
-All take and give float [VIEW, VIEW, 3] pixels in about [0, 1].
+All map float pixels [VIEW, VIEW, 3] in about [0, 1] to such pixels.
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32
 from PIL import Image, ImageFilter
 
 from imagenet_biases.synthetic.drawings import LUMA, VIEW, uint8
+
+Pixels = Float[np.ndarray, "V V 3"]
+Field = Float32[np.ndarray, "V V 1"]
 
 ROWS, COLUMNS = np.mgrid[:VIEW, :VIEW].astype(np.float32)
 RADIUS = np.maximum(np.hypot(np.fft.fftfreq(VIEW)[:, None], np.fft.rfftfreq(VIEW)[None]) * VIEW, 1)  # cycles per image
 
 
-def _normal(rng, *shape):
+def _normal(rng: np.random.Generator, *shape: int) -> Float32[np.ndarray, "..."]:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def _field(rng, slope):
-    """Noise whose amplitude falls as frequency ** -slope: float32 [VIEW, VIEW, 1], mean 0, standard deviation 1."""
+def _field(rng: np.random.Generator, slope: float) -> Field:
+    """Return noise whose amplitude falls as frequency ** -slope, of mean 0 and standard deviation 1."""
     spectrum = np.fft.rfft2(_normal(rng, VIEW, VIEW)) * RADIUS**-slope
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, (VIEW, VIEW)).astype(np.float32)[..., None]
     return field / field.std()
 
 
-def _warp(pixels, rows, columns):
-    """The pixels at the given places, nearest neighbour, the border repeated."""
+def _warp(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the pixels at some places, nearest neighbour, the border repeated."""
     rows, columns = (np.clip(np.rint(place), 0, VIEW - 1).astype(np.intp) for place in (rows, columns))
     return pixels[rows, columns]
 
 
-def _jitter(pixels, rng, reach, slope):
+def _jitter(pixels: Pixels, rng: np.random.Generator, reach: float, slope: float) -> Pixels:
     """Displace every pixel by a random field: incoherent for slope 0, smooth for slope 2."""
     down, across = (reach * _field(rng, slope)[..., 0] for _ in range(2))
     return _warp(pixels, ROWS + down, COLUMNS + across)
 
 
-def _smear(pixels, places):
-    """The mean over displacements (rows, columns)."""
+def _smear(pixels: np.ndarray, places: Sequence) -> np.ndarray:
+    """Return the mean over displacements (rows, columns)."""
     return sum(_warp(pixels, ROWS[:, :1] + down, COLUMNS[:1] + across) for down, across in places) / len(places)
 
 
-def _disc(radius, number=16):
-    """Displacements that fill a disc evenly, along a sunflower's spiral."""
+def _disc(radius: float, number: int = 16) -> list[np.ndarray]:
+    """Return displacements that fill a disc evenly, along a sunflower's spiral."""
     return [(radius * (k / number) ** 0.5 * np.array([np.sin(2.4 * k), np.cos(2.4 * k)])) for k in range(number)]
 
 
-def _blur(pixels, deviation):
+def _blur(pixels: Pixels, deviation: float) -> Pixels:
     blurred = Image.fromarray(uint8(pixels)).filter(ImageFilter.GaussianBlur(deviation))
     return np.asarray(blurred, np.float32) / 255
 
 
-def _jpeg(pixels, quality):
+def _jpeg(pixels: Pixels, quality: int) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(uint8(pixels)).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file), np.float32) / 255
 
 
-def _grey(pixels):
+def _grey(pixels: Pixels) -> Pixels:
     return np.repeat((pixels @ LUMA)[..., None], 3, -1)
 
 
-def _replace(pixels, where, value):
-    return np.where(where, np.float32(value), pixels)
+def _replace(pixels: Pixels, mask: np.ndarray, value: float | Sequence[float] | np.ndarray) -> Pixels:
+    return np.where(mask, np.float32(value), pixels)
 
 
-def _zoom(pixels, factor):
+def _zoom(pixels: Pixels, factor: float) -> Pixels:
     middle = (VIEW - 1) / 2
     return _warp(pixels, middle + (ROWS[:, :1] - middle) / factor, middle + (COLUMNS[:1] - middle) / factor)
 
 
-def _waves(rng, cycles, rings):
+def _waves(rng: np.random.Generator, cycles: float, rings: bool) -> Float[np.ndarray, "V V 1"]:
     if rings:
         phase = np.hypot(ROWS - rng.uniform(0, VIEW), COLUMNS - rng.uniform(0, VIEW))
     else:
@@ -81,15 +86,15 @@ def _waves(rng, cycles, rings):
     return np.sin(2 * np.pi * cycles / VIEW * phase)[..., None]
 
 
-def _glow(rng, number):
-    """Bright around random points: float32 [VIEW, VIEW, 1] in (0, 1]."""
+def _glow(rng: np.random.Generator, number: int) -> Field:
+    """Return light around random points, in (0, 1]."""
     points = rng.uniform(0, VIEW, (number, 2))
     near = np.min([np.abs(ROWS - y) + np.abs(COLUMNS - x) for y, x in points], 0)
     return np.exp(-near / 12)[..., None].astype(np.float32)
 
 
-def _checker(rng, side, share):
-    """True on a random share of every second square of a checkerboard: bool [VIEW, VIEW, 1]."""
+def _checker(rng: np.random.Generator, side: int, share: float) -> Bool[np.ndarray, "V V 1"]:
+    """Return a mask of a random share of every second square of a checkerboard."""
     number = -(-VIEW // side)
     squares = (np.indices((number, number)).sum(0) % 2 == 0) & (rng.random((number, number)) < share)
     return np.kron(squares, np.ones((side, side), bool))[:VIEW, :VIEW, None]
@@ -133,7 +138,7 @@ CORRUPTIONS_BAR = {
 }
 
 
-def _scramble(pixels, rng, degrees):
+def _scramble(pixels: Pixels, rng: np.random.Generator, degrees: float) -> Pixels:
     """Shift the phase of every frequency at random by at most `degrees`."""
     spectrum = np.fft.rfft2(pixels[..., 0])
     phase = np.angle(np.fft.rfft2(_normal(rng, VIEW, VIEW))) * degrees / 180
@@ -141,15 +146,15 @@ def _scramble(pixels, rng, degrees):
     return np.repeat(np.fft.irfft2(spectrum * np.exp(1j * phase), (VIEW, VIEW))[..., None], 3, -1)
 
 
-def _equalise(pixels):
-    """Give the amplitude spectrum the form 1 / frequency; mean and standard deviation stay."""
+def _equalise(pixels: Pixels) -> Pixels:
+    """Give the amplitude spectrum the form 1 / frequency; keep mean and standard deviation."""
     grey = pixels[..., 0]
     phase = np.angle(np.fft.rfft2(grey - grey.mean()))
     equal = np.fft.irfft2(np.exp(1j * phase) / RADIUS, (VIEW, VIEW))
     return np.repeat((grey.mean() + (equal - equal.mean()) / equal.std() * grey.std())[..., None], 3, -1)
 
 
-def _eidolon(pixels, rng, condition, slope):
+def _eidolon(pixels: Pixels, rng: np.random.Generator, condition: str, slope: float) -> Pixels:
     return _jitter(_grey(pixels), rng, 0.5 * float(condition.split("-")[0]) ** 0.7, slope)
 
 

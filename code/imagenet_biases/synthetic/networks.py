@@ -1,7 +1,8 @@
 """The calibration networks: small convolutional networks on drawn pictures, with 1,000 logits like any other."""
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.synthetic.drawings import CATEGORIES
@@ -18,7 +19,7 @@ class CalibrationNetwork(nn.Module):
 
     FLOOR = -100.0
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
             *_layer(3, 24, kernel=9, stride=4),
@@ -33,20 +34,21 @@ class CalibrationNetwork(nn.Module):
         numbers = torch.tensor([category.number for category in CATEGORIES])
         self.register_buffer("numbers", numbers, persistent=False)
 
-    def _get_name(self):
+    def _get_name(self) -> str:
         return "Network"  # as in the fingerprints of stored responses
 
-    def forward(self, pixels):
+    def forward(self, pixels: Float[Tensor, "N 3 224 224"]) -> Float[Tensor, "N 1000"]:
+        """Return the logits."""
         variance, mean = torch.var_mean(pixels, (1, 2, 3), keepdim=True)
         scores = self.scores(self.features((pixels - mean) * torch.rsqrt(variance + 1e-5)))
         return scores.new_full((scores.shape[0], 1000), self.FLOOR).index_copy(1, self.numbers, scores)
 
 
-def _layer(inputs, outputs, kernel, stride):
+def _layer(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
 
 
-def build():
-    """The architecture of both calibration networks, with random weights (the zoo fills them from safetensors)."""
+def build() -> CalibrationNetwork:
+    """Return the architecture of both calibration networks, with random weights (filled by the zoo)."""
     return CalibrationNetwork()
