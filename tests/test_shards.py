@@ -217,7 +217,7 @@ def test_jobs_of_an_engine(words, whole, tmp_path):
 def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     loop = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
-    share = slurm.Share([sys.executable, "-c", loop], str(tmp_path))
+    share = slurm.ShardJob([sys.executable, "-c", loop], str(tmp_path))
     waiting = threading.Thread(target=share)
     waiting.start()
     while share.process is None:
