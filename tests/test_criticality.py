@@ -1,6 +1,7 @@
 """Criticality: closed forms, resets as functions of (seed, layer, draw), weights as they were, the block cache."""
 
 import csv
+import gc
 import json
 from dataclasses import replace
 
@@ -12,7 +13,10 @@ from torch import nn
 
 import eval_criticality
 from common import ROOT, SHARED, measured, needs_shared, run
-from imagenet_biases import Data
+from imagenet_biases import Data, Settings
+from imagenet_biases.engine.loop import Loop
+from imagenet_biases.engine.plan import Job, make_plan
+from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.layer_criticality import (
     Recalibration,
@@ -23,6 +27,7 @@ from imagenet_biases.measures.layer_criticality import (
     reset_state,
 )
 from imagenet_biases.networks.load import from_module
+from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.vocabulary import Batch, Presentation
 
 BENCHMARK = eval_criticality.BENCHMARK
@@ -317,3 +322,24 @@ def test_the_script_as_a_user_runs_it(tmp_path):
     assert set(record["layers"]["metric/criticality-pytorch-layers_0_fc"]) >= {"layers.0"}
     assert record["details"]["reset"]["draws"] == 1 and record["details"]["layers"]["layers.0"]
     assert run("eval_criticality.py", *words[:-1], "nothing_like_it")[0] == 2
+
+
+def test_memory_does_not_grow_from_network_to_network(drawn):
+    """Kept activations, copies for restoring and prepared networks go when a network has had its last turn."""
+    networks = [from_module(Normed(), f"network-{number}") for number in range(4)]
+    # so many passes per image that networks take turns
+    options = BENCHMARK.options_from({"reset": "zero", "draws": 3, "probe": 8})
+    passes = BENCHMARK.passes(Data(drawn, limit=8), **options)
+    runtime = make_runtime(Settings(device="cpu", batch_size=4, compile="off"), 0)
+    plan = make_plan([Job(BENCHMARK, passes, options)], networks, runtime)
+    loop = Loop(plan, ResponseStore(None), runtime)
+    loop.load()
+    sizes = []
+    for _ in loop.run(list(plan.cells)):
+        gc.collect()
+        pointers = {}
+        for item in gc.get_objects():
+            if type(item) is torch.Tensor and item.device.type == "cpu" and not item.is_sparse:
+                pointers[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        sizes.append(sum(pointers.values()))
+    assert len(sizes) == 4 and max(sizes) < min(sizes) + 100_000, sizes  # bytes; a network's activations are 5 million

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +144,19 @@ class Runner:
             pixels = pixels.contiguous(memory_format=self.layout)
             return program(pixels, batch=batch) if self.network.wants_batch else program(pixels)
 
+    def forget_activations(self) -> None:
+        """Let go of what was kept of a batch for changed passes."""
+        if self.changes is not None:
+            self.changes.forget()
+
+    def release(self) -> None:
+        """Put the network back as it was before any change, on the host where only changes needed it elsewhere."""
+        if self.changes is not None:
+            self.changes.state.restore()
+            self.changes = None
+            if self.folded is not self.network:
+                self.network.to("cpu")
+
     def _changes(self) -> ActivationCache:
         if self.changes is None:
             self.changes = ActivationCache(self.network.to(self.runtime.device))
@@ -194,11 +207,15 @@ class Runners:
                 total += passes
         return total
 
+    def keep_only(self, networks: Container[Network]) -> None:
+        """Release the networks that have had their last turn, with all that was prepared of them."""
+        for key in [key for key in self.ready if key[0] not in networks]:
+            self.ready.pop(key).release()
+
     def close(self) -> None:
         """Put every network back as it was before any change, also after an interruption in the middle of one."""
         for runner in self.ready.values():
-            if runner.changes is not None:
-                runner.changes.state.restore()
+            runner.release()
 
 
 @contextlib.contextmanager
