@@ -17,6 +17,11 @@ class Estimate:
     high: float | None = None
     sets: tuple[str, ...] | None = None
 
+    def as_share(self) -> "Estimate":
+        """Return an estimate in per cent as one in 0...1."""
+        value, low, high = (number and number / 100 for number in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.sets)
+
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

@@ -71,7 +71,7 @@ def family_curves(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(len(measures), 3, sharey="row", squeeze=False)
     handles = {}
     for (arch, norm, source), line in rows.groupby(KEY[:2] + KEY[3:]):
-        look, label = _look(arch, norm, source)
+        look, label = _look(str(arch), str(norm), str(source))
         for row, measure in zip(axes, measures, strict=True):
             points = line.dropna(subset=[measure]).sort_values("eps")
             if points.empty:

@@ -43,13 +43,13 @@ def language_models(rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     ax = figure.subplots()
     for (task, published), group in rows.groupby(["task", rows["source"] == "published"], sort=False):
-        colour, marker = LOOKS[task]
-        label = TITLES[task] + ("" if published else " (measured)")
+        colour, marker = LOOKS[str(task)]
+        label = TITLES[str(task)] + ("" if published else " (measured)")
         face = colour if published else "none"
         ax.scatter(group["accuracy"], group["shape_bias"], s=26, marker=marker, fc=face, ec=colour, label=label)
         if not published:
             for row in group.itertuples():
-                ax.annotate(row.network, (row.accuracy, row.shape_bias), xytext=(4, 3), textcoords="offset points")
+                ax.annotate(str(row.network), (row.accuracy, row.shape_bias), xytext=(4, 3), textcoords="offset points")
     ax.axhline(PEOPLE, color="black", lw=0.8, ls=":")
     ax.annotate("people", (ax.get_xlim()[0], PEOPLE), xytext=(4, -10), textcoords="offset points")
     ax.set_xlabel("answers that name the shape or the texture [%]")

@@ -79,7 +79,7 @@ HIGHLIGHT_COLOURS = ("#E6007E", "#7A52FF", "#00918A", "#A8620A", "#D0202A", "#7A
 HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
 MOST_HIGHLIGHTS = 12  # by default
 BAND = "#DADADA"
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -119,7 +119,7 @@ def laid_out(function: Callable[P, Figure | None]) -> Callable[P, Any]:
 def epsilon(model: str) -> tuple[str, float] | None:
     """Return (norm, ε) of an adversarially trained network from the zoo (ε of ℓ∞ in 1/255), or None."""
     entry = registry().get(model)
-    return (entry.norm, entry.eps) if entry and entry.norm else None
+    return (entry.norm, entry.eps) if entry and entry.eps is not None else None
 
 
 def size(model: str) -> float:
@@ -169,6 +169,7 @@ def highlights(table: pd.DataFrame, names: Sequence[str] | None = None) -> list[
     rows = rows.assign(later=rows["source"].eq("published")).sort_values("later", kind="stable")
     sources = table.groupby("model")["source"].nunique()
     chosen = []
+    row: Any
     for number, row in enumerate(rows.itertuples()):
         label = f"{row.model}, {row.source}" if sources[row.model] > 1 else row.model
         turn, colour = divmod(number, len(HIGHLIGHT_COLOURS))
@@ -199,7 +200,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, x: str, y: str, chosen: Sequence[Highlig
 
 def _draw_categories(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     for (category, measured), group in rows.groupby(["category", rows["source"].ne("published")]):
-        look = STYLES[category]
+        look = STYLES[str(category)]
         ax.scatter(
             group[x],
             group[y],
@@ -230,7 +231,7 @@ def _legend(figure: Figure, rows: pd.DataFrame, chosen: Sequence[Highlight] = ()
         for highlight in chosen
         if len(highlight.of(rows))
     ]
-    columns = columns_of(figure, [key.get_label() for key in keys])
+    columns = columns_of(figure, [str(key.get_label()) for key in keys])
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, **settings)
 
 
@@ -264,7 +265,8 @@ def _interval(row: Any, between: str) -> str:
     return f"{printed(row.estimate)}{between}[{printed(row.low)}, {printed(row.high)}]"
 
 
-def _pick(statistics: pd.DataFrame, method: str, excluded: str = "none") -> pd.DataFrame:
+def _pick(statistics: pd.DataFrame, method: str, excluded: str = "none") -> Any:
+    """Return the rows of a method, a frame whose .loc[bias, score] is a row (to pandas' stubs it is a scalar)."""
     selected = statistics[(statistics["method"] == method) & (statistics["excluded"] == excluded)]
     return selected.set_index(["bias", "score"])
 
@@ -351,7 +353,7 @@ def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Fig
 @laid_out
 def solarization_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
     """Draw accuracy when all pixel values from a threshold on are inverted, for networks with the published grid."""
-    thresholds = [column for column in rows if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
+    thresholds = [column for column in rows.columns if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
     alphas = np.array([float(column.rpartition("/")[2]) for column in thresholds])
     measured = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
     background = _background(measured, chosen)
@@ -396,7 +398,7 @@ def criticality_by_layer(layers: pd.DataFrame, chosen: Sequence[Highlight] = ())
     ax.plot(x, mean, color="#888888", lw=1.2)
     ax.plot(x, published["tv_resnet50"] / 100, color="black", lw=0.9, ls=(0, (4, 2)), label="tv_resnet50, published")
     measured = layers[(layers["metric"] == "metric/criticality") & layers["layer"].isin(names)]
-    by_name = {(highlight.model, highlight.source): highlight for highlight in chosen}
+    by_name: dict[Any, Highlight] = {(highlight.model, highlight.source): highlight for highlight in chosen}
     for (model, source), group in measured.groupby(["model", "source"], sort=False):
         values = group.set_index("layer")["value"].reindex(names)
         highlight = by_name.get((model, source))
@@ -533,7 +535,7 @@ def accuracy_on_the_line(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -
         residual = effective_robustness(published[CONTROL], published[score])
         x = points.loc[published.index, CONTROL]
         line = points.loc[published.index, score] - residual
-        ends = [x.idxmin(), x.idxmax()]
+        ends: list[Any] = [x.idxmin(), x.idxmax()]
         ax.plot(x[ends], line[ends], color="black", lw=0.9, ls=(0, (4, 2)))
         for axis, values in ((ax.xaxis, (50, 55, 60, 65, 70, 75, 80)), (ax.yaxis, (10, 20, 30, 40, 50, 60, 70))):
             axis.set_major_locator(FixedLocator([logit(value / 100) for value in values]))
@@ -620,14 +622,14 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
     if not {"measured", "published"} <= set(wide.columns) or wide[["measured", "published"]].dropna().empty:
         return None
     wide = wide[["measured", "published"]].dropna().reset_index()
-    percent = wide["metric"].map(lambda name: about(name).unit.startswith("%"))
+    percent = wide["metric"].map(lambda name: about(str(name)).unit.startswith("%"))
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, group, label in zip(
         axes, (wide[percent], wide[~percent]), ("accuracy [%]", "other metrics [own units]"), strict=True
     ):
         flagged = group["metric"].isin(FLAGGED)
-        looks = group["model"].map(lambda model: colours.get(model, ("networks not highlighted", "#888888")))
+        looks = group["model"].map(lambda model: colours.get(str(model), ("networks not highlighted", "#888888")))
         for (label_of, colour), part in group[~flagged].groupby(looks):
             ax.scatter(part["published"], part["measured"], marker=".", s=18, color=colour, label=label_of)
         for (_, colour), part in group[flagged].groupby(looks):
@@ -643,7 +645,7 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
     keys = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
     cross = Line2D([], [], ls="", marker="x", color="#444444", ms=4, label="known slip of the published run")
     handles = [*keys.values(), cross]
-    columns = columns_of(figure, [handle.get_label() for handle in handles])
+    columns = columns_of(figure, [str(handle.get_label()) for handle in handles])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -668,7 +670,7 @@ def power_curves(table: pd.DataFrame) -> Figure:
             joint = method.startswith("R2")
             selected = table[(table["mechanism"] == mechanism) & (table["method"] == method)]
             selected = selected[selected["predictor"] == (ALL_BIASES if joint else predictor)].set_index("strength")
-            ax.plot(x, selected["alarm"].reindex(STRENGTHS), color=style.colour, marker=style.marker, ms=4, lw=1.1,
+            ax.plot(x, selected["alarm"].reindex([*STRENGTHS]), color=style.colour, marker=style.marker, ms=4, lw=1.1,
                     ls="--" if joint else "-", label=label)  # fmt: skip
         ax.axhline(0.05, color="#888888", lw=0.7, zorder=0)
         ax.set_title(title)
@@ -727,7 +729,7 @@ def intervention_chart(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_intervention(ax: Axes, x: pd.Series, y: pd.Series, style: Style) -> None:
+def _draw_intervention(ax: Axes, x: Any, y: Any, style: Style) -> None:
     """Draw the differences of a bias and a score with their intervals."""
     for point, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
         if np.isfinite(point.low):

@@ -68,7 +68,7 @@ def shape_bias_by_category(bias: pd.DataFrame, chosen: Sequence[Highlight] = ())
         y = np.arange(len(names)) + 0.3 * (place / max(len(style) - 1, 1) - 0.5)
         ax.hlines(y, by_name["low"], by_name["high"], color=colour, lw=0.8, alpha=0.6, zorder=2)
         ax.scatter(by_name["value"], y, color=colour, marker=marker, s=26, zorder=3)
-        ax.axvline(of_observer.loc["all", "value"], color=colour, lw=1, ls=(0, (4, 2)), zorder=1)
+        ax.axvline(of_observer["value"]["all"], color=colour, lw=1, ls=(0, (4, 2)), zorder=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylabel("shape category")
     ax.set_xlim(-0.02, 1.02)
@@ -115,7 +115,7 @@ def error_consistency(matrix: pd.DataFrame) -> Figure:
     image = ax.imshow(values, cmap="viridis", vmin=0, vmax=max(0.6, np.nanmax(values, initial=0)))
     for row, column in np.argwhere(~np.isnan(values)):
         luminance = np.dot(image.to_rgba(values[row, column])[:3], (0.299, 0.587, 0.114))
-        ax.text(column, row, printed(values[row, column]), ha="center", va="center", fontsize=7,
+        ax.text(column, row, printed(float(values[row, column])), ha="center", va="center", fontsize=7,
                 color="white" if luminance < 0.5 else "black")  # fmt: skip
     ax.set_xticks(range(size), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(size), matrix.index)
@@ -147,8 +147,9 @@ def human_likeness(table: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Fig
     highlighted = [highlight for highlight in chosen if "metric/human/error-consistency" in table]
     for ax, (column, measure, label) in zip(axes, panels, strict=True):
         for (arch, norm), group in published.groupby(["arch", "norm"]):
-            largest = {"l2": 5, "linf": 8, "": 1}[norm]
-            ax.scatter(group[column], group["error_consistency"], color=ARCHITECTURES[arch], marker=NORMS[norm][0],
+            largest = {"l2": 5, "linf": 8, "": 1}[str(norm)]
+            colour, marker = ARCHITECTURES[str(arch)], NORMS[str(norm)][0]
+            ax.scatter(group[column], group["error_consistency"], color=colour, marker=marker,
                        s=12 + 60 * (group["eps"].fillna(0) / largest) ** 0.5, edgecolor="white", lw=0.4)  # fmt: skip
         for highlight in highlighted:
             measured = highlight.of(table)
@@ -164,7 +165,7 @@ def human_likeness(table: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Fig
         Line2D([], [], ls="", marker=highlight.marker, color=highlight.colour, mec="black", label=highlight.label)
         for highlight in highlighted
     ]
-    labels = [key.get_label() for key in keys]
+    labels = [str(key.get_label()) for key in keys]
     figure.legend(handles=keys, loc="outside lower center", ncols=columns_of(figure, labels), frameon=False)
     return figure
 

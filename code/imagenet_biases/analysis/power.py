@@ -130,7 +130,7 @@ def simulate(rows: pd.DataFrame, strength: float, seed: int | Sequence[int]) -> 
             part[:, place[score]] = np.sqrt(variances[place[score]]) * (
                 effect * standard + np.sqrt(1 - effect**2) * chance
             )
-    drawn = sum(parts)
+    drawn = sum(parts[1:], parts[0])
     values = {name: np.sort(rows[name].to_numpy())[_ranked(drawn[:, i]).astype(int) - 1] for name, i in place.items()}
     values |= {unflagged(score): values[score] for score in SCORES}
     return rows[["model", "category", "lineage", "source"]].assign(**values)
@@ -181,7 +181,7 @@ def _analysed(task: tuple[pd.DataFrame, str, tuple[int, int, int]]) -> pd.DataFr
     always = by_exclusion.max().where(by_exclusion.size() > 1).rename("p_always").reset_index()
     table = table[table["excluded"] == "none"].merge(always, on=["bias", "score", "method"])
     kinds = {CAUSE: "cause", ALL_BIASES: ALL_BIASES, CONTROL: "accuracy"}
-    predictor = table["bias"].map(lambda bias: kinds.get(bias, "company"))
+    predictor = table["bias"].map(lambda bias: kinds.get(str(bias), "company"))
     return table.assign(
         strength=strength,
         mechanism=table["score"].map(MECHANISMS).fillna("families"),

@@ -449,8 +449,8 @@ def _predictions(rows: pd.DataFrame, resamples: int, permutations: int, seed: in
             resampled = r_squared(targets[:, 0], predicted[:, 0], means[:, 0], weights[:, None])
             spread, chance, p = _interval(resampled), _interval(r2[1:]), _p(r2[1:], r2[0])
             for column, score in enumerate(SCORES):
-                yield name, score, method, _values(r2[0, column], *spread[:, column], p[column], n)
-                values = _values(r2[1:, column].mean(), *chance[:, column], np.nan, n)
+                yield name, score, method, _values(r2[0, column], *spread[:, column], p=p[column], networks=n)
+                values = _values(r2[1:, column].mean(), *chance[:, column], p=np.nan, networks=n)
                 yield name, score, f"{method}, permuted", values
 
 
@@ -459,7 +459,7 @@ def _intraclass(rows: pd.DataFrame) -> Iterator[Association]:
     for name in (*BIASES, *SCORES, CONTROL):
         complete = rows[[name, "category"]].dropna()
         if len(complete) >= FEWEST and 1 < complete["category"].nunique() < len(complete):
-            estimate = intraclass_correlation(complete[name].rank().to_numpy(), complete["category"])
+            estimate = intraclass_correlation(complete[name].rank().to_numpy(), complete["category"].to_numpy())
             yield name, "categories", ICC, _values(estimate, np.nan, np.nan, np.nan, len(complete))
 
 

@@ -142,7 +142,7 @@ def _letter(match: re.Match) -> str | None:
     A small one is a letter in brackets, or after a word for "answer" where nothing but punctuation follows; a stated A
     or I that a word follows is a word of English itself ("the answer is A cat").
     """
-    letter, after = match[match.lastgroup], match.string[match.end() :]
+    letter, after = match[match.lastgroup or 0], match.string[match.end() :]
     if match.lastgroup == "stated" and (letter.islower() or letter in "AI") and re.match(r"\s+[a-z]", after):
         return None
     if letter.islower() and match.lastgroup not in ("bracketed", "stated"):
@@ -154,4 +154,4 @@ def _names(text: str) -> Iterator[str]:
     """Yield the categories that a text names and does not deny."""
     for match in _NAMED.finditer(_ELSE.sub(" ", text)):
         if not match["not"]:
-            yield match.lastgroup
+            yield str(match.lastgroup)

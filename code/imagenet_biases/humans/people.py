@@ -75,6 +75,7 @@ def responses(frame: "pd.DataFrame", people: Mapping[str, Iterable[Path]]) -> Re
     """
     number = {answer: index for index, answer in enumerate(ANSWERS)}
     by_set = []
+    name: Any
     for name, part in frame.groupby("set", sort=False):
         # a bare name does not say its category, so its folder does, as with the images themselves
         files = [f"session-{row.session}/{row.category}/{row.imagename}" for row in part.itertuples()]
@@ -174,4 +175,4 @@ def from_files(
     if data.folders.get("model-vs-human") or data.root:
         root = release_folder(data, download)
         people = {name: human_trial_files(root, name, download) for name in frame.set.unique()}
-    return [(subj, responses(part, people)) for subj, part in frame.groupby("subj", sort=False)]
+    return [(str(subj), responses(part, people)) for subj, part in frame.groupby("subj", sort=False)]

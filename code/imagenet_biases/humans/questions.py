@@ -12,7 +12,7 @@ of answers are scored by the same functions of Responses. A file has the columns
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -251,8 +251,7 @@ class Counts:
         """shape / (shape + texture) with the Wilson interval; None without either."""
         if not self.shape + self.texture:
             return Estimate(None)
-        percent = proportion(self.shape, self.shape + self.texture)
-        return Estimate(percent.value / 100, percent.low / 100, percent.high / 100, SETS)
+        return replace(proportion(self.shape, self.shape + self.texture).as_share(), sets=SETS)
 
     @property
     def accuracy(self) -> Estimate:
@@ -284,8 +283,7 @@ def counts(decided: Decisions, responses: Responses) -> Counts:
 def share(decided: Decisions, decision: int, responses: Responses) -> Estimate:
     """Return the share of answers with a decision, of the images that count, with the Wilson interval."""
     counting = counted(responses)
-    percent = proportion(int((decided == decision)[counting].sum()), int(np.count_nonzero(counting)))
-    return percent if percent.value is None else Estimate(percent.value / 100, percent.low / 100, percent.high / 100)
+    return proportion(int((decided == decision)[counting].sum()), int(np.count_nonzero(counting))).as_share()
 
 
 def likelihood_bias(responses: Responses, variant: Variant) -> Estimate:
@@ -350,8 +348,8 @@ def _of_orders(name: str, by_order: Sequence[Counts], decided: Sequence[Decision
     pooled = sum(by_order[1:], by_order[0])
     yield f"shape-bias/{name}/circular", pooled.shape_bias
     yield f"top1_acc/cue-conflict-either/{name}/circular", pooled.accuracy
-    biases = [of_order.shape_bias.value for of_order in by_order]
-    if None not in biases:
+    biases = [bias for of_order in by_order if (bias := of_order.shape_bias.value) is not None]
+    if len(biases) == len(by_order):
         yield f"metric/vlm/order-spread{steered}", max(biases) - min(biases)
     first, counting = decided[0], counted(responses)
     same = np.all([numbers == first for numbers in decided], axis=0) & (first < len(NAMES))

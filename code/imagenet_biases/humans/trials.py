@@ -163,7 +163,7 @@ def write_trials(frame: "pd.DataFrame", path: str | Path) -> list[str]:
         for (name, subj, session), part in frame.groupby(["set", "subj", "session"], sort=False):
             text = io.StringIO()
             part[COLUMNS].to_csv(text, index=False, lineterminator="\n")
-            members.append(safe_name(f"{name}_{subj.replace('_', '-')}_session-{session}.csv"))
+            members.append(safe_name(f"{name}_{str(subj).replace('_', '-')}_session-{session}.csv"))
             # without the time: the same trials are the same file
             archive.writestr(zipfile.ZipInfo(members[-1]), text.getvalue(), zipfile.ZIP_DEFLATED)
     return members
@@ -203,7 +203,7 @@ def mean_accuracy(frame: "pd.DataFrame") -> Estimate:
     if len(groups) < len(STIMULUS_SETS):
         return Estimate(None)
     means, counts = groups.mean(), groups.size()
-    value = np.mean(list(means))
+    value = float(np.mean(list(means)))
     error = math.sqrt(sum(means * (1 - means) / counts)) / len(means)
     return Estimate(100 * value, 100 * max(0.0, value - Z95 * error), 100 * min(1.0, value + Z95 * error), ALL_SETS)
 
@@ -231,8 +231,8 @@ def shape_bias(decided: "pd.DataFrame") -> Estimate:
     shape, texture = int((decided.cue == "shape").sum()), int((decided.cue == "texture").sum())
     if not shape + texture:
         return Estimate(None)
-    percent = proportion(shape, shape + texture)
-    return Estimate(shape / (shape + texture), percent.low / 100, percent.high / 100, (PREFIX + CUE_CONFLICT,))
+    estimate = proportion(shape, shape + texture).as_share()
+    return replace(estimate, value=shape / (shape + texture), sets=(PREFIX + CUE_CONFLICT,))
 
 
 # Consistency with people ----------------------------------------------------------------------------------------------
@@ -312,6 +312,8 @@ def between_people(paths: tuple[Path, ...]) -> dict[str, float]:
     `paths`: the people's trial files of one stimulus set. Empty for less than two people.
     """
     people = read_people(paths)
+    if people is None:
+        return {}
     compared = [compare(people[people.subj == subj], people) for subj in people.subj.unique()]
     values = np.array([comparison[0] for comparison in compared if comparison])
     return dict(zip(MEASURES, _mean(values.T).tolist(), strict=True)) if len(values) else {}

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -20,12 +20,12 @@ from imagenet_biases.images.preprocessing import Preprocessing, Reader, Unreadab
 from imagenet_biases.images.sets import ImageSet
 
 PREFETCH = 2  # batches that each process is ahead
-Task: TypeAlias = tuple[int, Sequence[int]]  # number of the set, positions among its chosen images
+Task: TypeAlias = tuple[int, Any]  # number of the set, positions among its chosen images
 
 
 def batches(
     sets: Sequence[tuple[ImageSet, Preprocessing]], tasks: Sequence[Task], runtime: Any
-) -> Iterator[tuple[UInt8[Tensor, "B H W 3"], dict[int, str]]]:
+) -> Generator[tuple[UInt8[Tensor, "B H W 3"], dict[int, str]], None, None]:
     """Yield (pixels, {row: why it is unreadable}) per task; unreadable rows are black.
 
     The pixels are valid until the next batch is requested: their memory is reused.

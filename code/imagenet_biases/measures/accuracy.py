@@ -97,7 +97,7 @@ def among(responses: Responses, label_sets: Sequence[Set[int]], k: int = 1) -> E
     Images with an empty set are left out. With the ReaL labels and k = 1 this is the ReaL accuracy.
     """
     counts = responses.counts & np.array([bool(labels) for labels in label_sets])
-    hits = sum(not label_sets[i].isdisjoint(responses.values[i, :k].tolist()) for i in np.flatnonzero(counts))
+    hits = sum(not label_sets[i].isdisjoint(responses.values[i, :k].tolist()) for i in np.flatnonzero(counts).tolist())
     return replace(proportion(hits, int(counts.sum())), sets=(responses.images.name,))
 
 

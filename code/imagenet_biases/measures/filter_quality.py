@@ -159,7 +159,7 @@ def is_random(measures: Measures, weight: Float64[Tensor, "C_out C_in k k"], lev
     channels -= measures["dead_channels"]
     freedom = (p + 2) * (p - 1) / 2
     lack = (math.log10(p) - measures["ve"]) * p * math.log(10) * (measures["filters"] - 1)
-    low, high = chi2.ppf([level / 2, 1 - level / 2], freedom)
+    low, high = (chi2.ppf(quantile, freedom) for quantile in (level / 2, 1 - level / 2))
     expected = random_orthogonality(d)
     variance = (1 / d - (1 - expected) ** 2) / (channels * (channels - 1) / 2)
     return bool(low <= lack <= high and abs(measures["or"] - expected) <= norm.isf(level / 2) * math.sqrt(variance))

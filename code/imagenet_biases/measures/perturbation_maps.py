@@ -95,6 +95,7 @@ def pad(network: torch.nn.Module, *, mode: str) -> None:
 
     Running the network raises UserError where a feature map is too small to be padded with its own values.
     """
+    convolution: Any
     for convolution in padding_convolutions(network)[0]:
         convolution.padding_mode = mode
         convolution.register_forward_pre_hook(_check_size)

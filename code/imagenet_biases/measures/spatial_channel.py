@@ -136,7 +136,8 @@ def _least_squares(profile: Float[np.ndarray, "7"], start: Sequence[float], boun
             parameters, _ = curve_fit(gaussian, BANDS.astype(float), profile, p0=start, bounds=bounds)
     except RuntimeError:
         return Channel(None, None, None, "the fit does not converge")
-    channel = Channel(*map(float, parameters))
+    amplitude, mu, sigma = map(float, parameters)
+    channel = Channel(amplitude, mu, sigma)
     fitted = channel(BANDS)
     assert channel.mu is not None and channel.bandwidth is not None
     if not BANDS[0] - 0.5 <= channel.mu <= BANDS[-1] + 0.5:

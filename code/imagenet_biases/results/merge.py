@@ -405,6 +405,7 @@ def judge(
         remark = f"{about.slip}; corrected it is {corrected:.6g}"
     elif about.published_images and about.unit.startswith("%"):
         accuracy = proportion(round(value / 100 * about.published_images), about.published_images)
+        assert accuracy.low is not None and accuracy.high is not None
         off = (high or measured) < accuracy.low or (low or measured) > accuracy.high
         remark = f"{about.slip}; its own 95 % interval is [{accuracy.low:.1f}, {accuracy.high:.1f}]"
     else:
@@ -413,7 +414,7 @@ def judge(
 
 
 def _apart(measured: float, low: float | None, high: float | None, value: float) -> bool:
-    if low is not None:
+    if low is not None and high is not None:
         return not low <= value <= high
     return abs(measured - value) > max(TOLERANCE * abs(value), 0.01)
 

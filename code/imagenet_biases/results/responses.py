@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import Shaped, UInt8
 
-from imagenet_biases.base.arrays import open_arrays
+from imagenet_biases.base.arrays import StoredArrays, open_arrays
 from imagenet_biases.base.files import atomic, safe_name
 from imagenet_biases.base.schema import Fields, Malformed, check, count, parsed
 
@@ -259,7 +259,7 @@ def _index(file: Path, size: int, time: int) -> dict[str, Entry] | None:
         return None
 
 
-def _cell(arrays: Mapping[str, np.ndarray], key: str, entry: Entry) -> StoredResponses:
+def _cell(arrays: StoredArrays, key: str, entry: Entry) -> StoredResponses:
     """Return the responses of a cell. Raises KeyError or Malformed."""
     values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
     if state.dtype != np.uint8 or values.shape[:1] != state.shape or state.max(initial=0) > LEFT_OUT:

@@ -138,7 +138,7 @@ class WandbLogger:
         run.config.update(record["provenance"] | context | {"variant": variant(record)}, allow_val_change=True)
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
         rows = [[name, value, *record["intervals"].get(name, (None, None))] for name, value in metrics.items()]
-        media = {"metrics": wandb.Table(["metric", "value", "low", "high"], rows)}
+        media: dict[str, Any] = {"metrics": wandb.Table(["metric", "value", "low", "high"], [*rows])}
         for title, (x, lines) in curves(metrics).items():
             media[f"curves/{title}"] = wandb.plot.line_series(x, [*lines.values()], [*lines], title)
         for base, of_set in _by_set(pictures).items():
@@ -180,7 +180,7 @@ def _guarded(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _init(folder: Path, mode: str, identity: list, **settings: Any) -> Any:
+def _init(folder: Path, mode: Any, identity: list, **settings: Any) -> Any:
     """Open a run whose id is a function of `identity`."""
     import wandb
 
@@ -292,7 +292,7 @@ def _sheet(pictures: Pictures, side: int = 112, label: int = 190) -> UInt8[np.nd
     return np.asarray(sheet)
 
 
-def _class_table(results: "Results") -> tuple[list[str], list[list]] | None:
+def _class_table(results: "Results") -> tuple[list[Any], list[Any]] | None:
     """Return (columns, rows) of the accuracy of every class under every condition, or None for other labels."""
     from imagenet_biases.vocabulary import TopClasses
 

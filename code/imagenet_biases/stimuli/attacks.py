@@ -307,7 +307,7 @@ def _joined(parts: list[Rows]) -> Rows:
 
 @identified("_auto_attack")
 def _auto_attack(network: Attacked, pixels: Pixels, labels: Labels, batch: Batch, *, eps: float) -> Pixels:
-    from pyautoattack import AutoAttack
+    from pyautoattack import AutoAttack  # pyright: ignore[reportMissingImports]  # the extra [attack]
 
     with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
         attack = AutoAttack(network, norm="Linf", eps=eps, version="standard", seed=batch.seed, device=pixels.device)

@@ -26,7 +26,7 @@ VIEW = STUDY_CROP  # pixels: side of the standard view, the 'image' of 'cycles p
 RESIZED = STUDY_RESIZE  # pixels: short side from which the standard view is cropped
 TEXTURE_OCTAVE = (56 / 2**0.5, 56 * 2**0.5)  # cycles per image
 SOFTNESS = 3.0  # pixels of the view: standard deviation of a silhouette's blur
-LUMA = np.float32([0.299, 0.587, 0.114])  # ITU-R BT.601, the weights of Pillow's 'L'
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, the weights of Pillow's 'L'
 
 
 class Category(NamedTuple):
@@ -289,7 +289,7 @@ def rendition(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Return the silhouette in two flat bright colours, without a texture."""
     hue, light = rng.uniform(0, 1, 2), rng.permutation([0.35, 0.95])
-    ground, figure = (np.float32(colorsys.hsv_to_rgb(h, 0.6, v)) for h, v in zip(hue, light, strict=True))
+    ground, figure = (np.array(colorsys.hsv_to_rgb(h, 0.6, v), np.float32) for h, v in zip(hue, light, strict=True))
     mask = silhouette(rng, name, width, height, unit)[..., None]
     return uint8(ground + mask * (figure - ground))
 

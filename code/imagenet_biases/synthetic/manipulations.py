@@ -45,7 +45,8 @@ def _jitter(pixels: Pixels, rng: np.random.Generator, reach: float, slope: float
 
 def _smear(pixels: np.ndarray, places: Sequence) -> np.ndarray:
     """Return the mean over displacements (rows, columns)."""
-    return sum(_warp(pixels, ROWS[:, :1] + down, COLUMNS[:1] + across) for down, across in places) / len(places)
+    total = sum(_warp(pixels, ROWS[:, :1] + down, COLUMNS[:1] + across) for down, across in places)
+    return np.asarray(total) / len(places)
 
 
 def _disc(radius: float, number: int = 16) -> list[np.ndarray]:
@@ -69,7 +70,7 @@ def _grey(pixels: Pixels) -> Pixels:
 
 
 def _replace(pixels: Pixels, mask: np.ndarray, value: float | Sequence[float] | np.ndarray) -> Pixels:
-    return np.where(mask, np.float32(value), pixels)
+    return np.where(mask, np.asarray(value, np.float32), pixels)
 
 
 def _zoom(pixels: Pixels, factor: float) -> Pixels:
