@@ -11,7 +11,7 @@ from imagenet_biases.networks import frontends
 from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.vocabulary import Readout
 
-EDITION_2 = Path(__file__).parent / "data" / "results_of_edition_2.zip"
+EDITION_2 = TABLES / "results_of_edition_2.zip"
 NETWORKS = ["calibration_silhouette", "calibration_texture"]
 
 

@@ -1,7 +1,7 @@
 """Kills, crowds and a refusing operating system: whole runs in processes of their own end in the same record.
 
 HOSTILE_KILLS (default 5) random SIGKILLs over eval_all, at moments drawn from HOSTILE_SEED (default 0):
-HOSTILE_KILLS=60 python -m pytest tests/test_hostile_runs.py -k kills
+HOSTILE_KILLS=60 python -m pytest tests/scripts/test_hostile_runs.py -k kills
 """
 
 import json
