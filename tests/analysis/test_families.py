@@ -5,7 +5,7 @@ import csv
 import pytest
 from scipy.stats import spearmanr
 
-from common import ROOT, SHARED, needs_shared
+from common import ROOT, TABLES
 from imagenet_biases.analysis.families import family_curves, family_rows, read_likeness
 from imagenet_biases.networks import registry
 from imagenet_biases.results.table import read_table
@@ -18,12 +18,11 @@ def trained():
     return {name: entry for name, entry in registry.registry().items() if entry.family}
 
 
-@needs_shared
 def test_the_zoo_has_the_published_families_with_the_cards_accuracy():
     entries = trained()
     assert list(entries) == registry.groups()["adversarial_families"] and len(entries) == 48
     series = {(e.arch, e.norm, e.eps): e for e in entries.values() if e.family == "salman2020"}
-    with open(SHARED / "related" / "adversarial_families.csv", encoding="utf-8") as file:
+    with open(TABLES / "related" / "adversarial_families.csv", encoding="utf-8") as file:
         published = [row for row in csv.DictReader(file) if row["norm"]]
     assert len(published) == len(series) == 45
     for row in published:

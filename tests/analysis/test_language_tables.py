@@ -5,7 +5,7 @@ import csv
 import pandas as pd
 import pytest
 
-from common import ROOT, SHARED, needs_shared
+from common import ROOT, TABLES
 from imagenet_biases.analysis.language import language_models, language_rows
 from imagenet_biases.results.table import read_table
 
@@ -13,11 +13,10 @@ TABLE = ROOT / "raw-data" / "benchmark.csv"
 ANSWERS = ROOT / "raw-data" / "vlm_answers.csv"
 
 
-@needs_shared
 def test_the_table_has_the_counts_of_all_released_files():
     with open(ANSWERS, encoding="utf-8") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
-    with open(SHARED / "related" / "vlm_counts.csv", encoding="utf-8") as file:
+    with open(TABLES / "related" / "vlm_counts.csv", encoding="utf-8") as file:
         counts = list(csv.DictReader(file))
     assert len(rows) == len(counts) == 70
     for one in counts:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
-from common import CODE, ROOT, script
+from common import CODE, ROOT, run
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
 from imagenet_biases.base.errors import UserError
@@ -202,7 +202,7 @@ def test_the_heat_map_prints_what_the_statistics_say(quick):
 
 def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     (tmp_path / "trials").mkdir()
-    script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "trials")
+    run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "trials", check=True)
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
     assert len(names) == 12
@@ -211,7 +211,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
 
 
 def test_too_few_measured_networks_is_one_clear_line(tmp_path):
-    result = script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--source", "measured", check=False)
+    result = run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--source", "measured")
     assert result.returncode == 2 and "too few" in result.stderr and len(result.stderr.splitlines()) == 1
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common import SHARED, needs_shared, script
+from common import SHARED, needs_shared, run
 from imagenet_biases.analysis import plotting_people
 from imagenet_biases.analysis.plotting import HIGHLIGHT_COLOURS, highlights
 from imagenet_biases.humans.agreement import PARAMETRIC, in_order, read_observers
@@ -86,7 +86,7 @@ def test_highlighted_networks_keep_their_colour(frame):
 @needs_shared
 def test_the_script_draws_them(tmp_path):
     folders = (SHARED / "human_trials", SHARED / "cue_conflict_trials")
-    script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", *folders)
+    run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", *folders, check=True)
     assert (tmp_path / "error_consistency.png").stat().st_size > 10_000
-    result = script("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "no", check=False)
+    result = run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "no")
     assert result.returncode == 2 and "no folder" in result.stderr and len(result.stderr.splitlines()) == 1

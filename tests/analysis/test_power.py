@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from common import ROOT, script
+from common import ROOT, run
 from imagenet_biases.analysis import power as module
 from imagenet_biases.analysis.power import (
     CAUSE,
@@ -148,7 +148,7 @@ def test_two_processes_give_the_same(networks, monkeypatch):
 
 
 def test_a_number_of_studies_too_small_is_one_clear_line(tmp_path):
-    result = script("plot_study.py", "--power", "1", "--out", tmp_path, check=False)
+    result = run("plot_study.py", "--power", "1", "--out", tmp_path)
     assert result.returncode == 2 and "at least 2 studies" in result.stderr
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common import script
+from common import run
 from imagenet_biases.analysis import interventions
 from imagenet_biases.analysis.reliability import CORRECTED, RAW, SEEDS, SPLIT_HALF, VIEWS, reliability
 from imagenet_biases.base.errors import UserError
@@ -150,15 +150,15 @@ def test_the_script_writes_tables_and_figures_from_records(studied, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one))
     where = ("--results", tmp_path / "results", "--out", tmp_path)
-    shown = script("plot_study.py", *where, "--reliability").stdout
+    shown = run("plot_study.py", *where, "--reliability", check=True).stdout
     table = pd.read_csv(tmp_path / "reliability.csv")
     assert set(table["method"]) == {SPLIT_HALF, RAW, CORRECTED} and "shape-bias" in shown
     words = ("--interventions", "--treated", "n1,n2,n3", "--untreated", "n4,n5,n6")
-    script("plot_study.py", *where, *words)
+    run("plot_study.py", *where, *words, check=True)
     assert (pd.read_csv(tmp_path / "interventions.csv")["n"] == 3).all()
     for name in ("reliability", "interventions"):
         assert all((tmp_path / f"{name}.{kind}").stat().st_size > 5_000 for kind in ("png", "pdf"))
-    failed = script("plot_study.py", *where, "--treated", "n1", check=False)
+    failed = run("plot_study.py", *where, "--treated", "n1")
     assert failed.returncode == 2 and "go together" in failed.stderr
-    failed = script("plot_study.py", *where, "--interventions", check=False)
+    failed = run("plot_study.py", *where, "--interventions")
     assert failed.returncode == 2 and "no bias and score in common" in failed.stderr  # a bias alone was measured

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from scipy.stats import spearmanr
 
 import report
-from common import SHARED, needs_shared, script
+from common import SHARED, needs_shared, run
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import partial, rank_correlations
 from imagenet_biases.humans.agreement import bias_by_category, read_observers
@@ -65,7 +65,7 @@ def record(model, benchmark, metrics, details=None, **more):
 def pages(tmp_path_factory):
     """The page from the committed table alone, and one with measured networks (one in both, two of calibration)."""
     folder = tmp_path_factory.mktemp("report")
-    script("report.py", "--table", PUBLISHED, "--results", folder / "none", "--out", folder / "published.html")
+    run("report.py", "--table", PUBLISHED, "--results", folder / "none", "--out", folder / "published.html", check=True)
     drawn = {"category": "calibration", "collection": "drawn"}
     bandpass = {f"metric/bandpass/{kind}/{c}": 0.5 for kind in ("LFC", "HFC") for c in MIDDLE_CUTOFFS}
     categories = {"cat": {"value": 0.75, "low": 0.5, "high": 0.9, "shape": 3, "texture": 1, "other": 0}}
@@ -103,10 +103,10 @@ def pages(tmp_path_factory):
         path = folder / "results" / one.pop("file", one["model"]) / f"{one['benchmark']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(one))
-    script("merge_results.py", "--results", folder / "results", "--out", folder)
+    run("merge_results.py", "--results", folder / "results", "--out", folder, check=True)
     tables = ("--table", PUBLISHED, folder / "measured.csv")
     trials = ("--trials", *_trials(folder)) if SHARED else ()
-    script("report.py", *tables, "--results", folder / "results", *trials, "--out", folder / "measured.html")
+    run("report.py", *tables, "--results", folder / "results", *trials, "--out", folder / "measured.html", check=True)
     return folder
 
 
@@ -416,8 +416,15 @@ def test_ranks_of_own_networks_are_those_of_the_table(page, pages):
 
 
 def test_any_network_can_be_highlighted(pages, browser):
-    script(
-        "report.py", "--table", PUBLISHED, "--highlight", "resnet50_prime,resnet50_dino", "--out", pages / "own.html"
+    run(
+        "report.py",
+        "--table",
+        PUBLISHED,
+        "--highlight",
+        "resnet50_prime,resnet50_dino",
+        "--out",
+        pages / "own.html",
+        check=True,
     )
     browser.get((pages / "own.html").as_uri())
     head = ask(browser, "[...document.querySelectorAll('#own thead a')].map(one => one.textContent)")

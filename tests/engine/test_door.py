@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from common import CODE, measured, run
+from common import CODE, later, measured, run
 from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate, identified
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
@@ -141,12 +141,12 @@ def test_repeating_a_command_changes_nothing(drawn, tmp_path):
     assert files(tmp_path) == before
 
 
-def test_two_networks_under_one_name_are_both_kept(drawn, tmp_path):
+def test_two_networks_under_one_name_are_both_kept(drawn, tmp_path, monkeypatch):
     data = Data(drawn)
     (first,) = evaluate({"net": Small(0)}, "imagenet", data, SETTINGS, results=tmp_path)
     path = tmp_path / "net" / "imagenet.json"
     content = path.read_bytes()
-    time.sleep(1.1)  # records tell times in seconds
+    later(monkeypatch)
     (second,) = evaluate({"net": Small(1)}, "imagenet", data, SETTINGS, results=tmp_path)
     assert first["provenance"]["network"] != second["provenance"]["network"]
     assert json.loads(path.read_text()) == second.content  # the newest owns the name

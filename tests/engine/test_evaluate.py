@@ -1,6 +1,5 @@
 """The forward loop: every image once, whatever the batches, workers, ranks, interruptions."""
 
-import contextlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from common import CODE, SHARED, needs_shared, responses, script
+from common import CODE, SHARED, answered, needs_shared, responses, run
 from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine.loop import Loop
@@ -415,24 +414,17 @@ def _measured(results):
 def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     (tmp_path / "net.py").write_text(NET.format(pause=0.02))
     words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", drawn, "--batch-size", 8, "--wandb", "disabled"]
-    script("eval_imagenet.py", *words, "--results", tmp_path / "whole")
+    run("eval_imagenet.py", *words, "--results", tmp_path / "whole", check=True)
     killed = [*words, "--results", tmp_path / "killed", "--checkpoint-seconds", 0]
     command = [sys.executable, str(CODE / "eval_imagenet.py"), *map(str, killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    partial = 0
-    for _ in range(2400):
+    while answered(tmp_path / "killed") < 24 and process.poll() is None:
         time.sleep(0.05)
-        files = list((tmp_path / "killed" / "net.build").rglob("*.parts/*.npz"))
-        if files:
-            with contextlib.suppress(OSError), np.load(files[0]) as kept:
-                partial = max(int((kept[name] > 0).sum()) for name in kept.files if name.endswith("state"))
-            if partial >= 24:
-                break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 24 <= partial < 96
+    assert 24 <= answered(tmp_path / "killed") < 96
     assert not (tmp_path / "killed" / "net.build" / "imagenet.json").exists()
-    script("eval_imagenet.py", *killed)
+    run("eval_imagenet.py", *killed, check=True)
     assert _measured(tmp_path / "killed") == _measured(tmp_path / "whole")
 
 
@@ -448,7 +440,7 @@ def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
         "--wandb",
         "disabled",
     ]
-    script("eval_imagenet.py", *words, "--results", tmp_path / "one")
+    run("eval_imagenet.py", *words, "--results", tmp_path / "one", check=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(CODE / "eval_imagenet.py"), *words, "--split", "images", "--results", str(tmp_path / "two")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
@@ -461,7 +453,7 @@ def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
 def test_real_photographs_and_a_real_network_give_torchvisions_counts(tmp_path):
     folder = SHARED / "imagenet_samples"
     words = ["--model", f"{SHARED / 'nets' / 'mobilenet.py'}:load", "--imagenet", folder, "--allow-partial"]
-    script("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 13, "--wandb", "disabled")
+    run("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 13, "--wandb", "disabled", check=True)
     record = json.loads((tmp_path / "mobilenet.load" / "imagenet.json").read_text())
     sys.path.insert(0, str(SHARED / "nets"))
     import mobilenet

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from common import CODE, script
+from common import CODE, answered, run, script
 from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine import slurm
@@ -56,7 +56,7 @@ def words(drawn, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(words, tmp_path_factory):
     results = tmp_path_factory.mktemp("whole")
-    script("eval_all.py", *words, "--results", results)
+    run("eval_all.py", *words, "--results", results, check=True)
     return found(results)
 
 
@@ -101,35 +101,36 @@ def test_ranks_give_the_numbers_of_one(words, whole, tmp_path, count, more):
 
 
 def test_shards_give_the_numbers_of_one_and_the_last_writes(words, whole, tmp_path):
-    first = script("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path)
+    first = run("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path, check=True)
     waiting = int(re.search(r"shard 1/4 is done; (\d+) records wait for other shards", first.stderr)[1])
     before = set(found(tmp_path)[0])
     assert len(before) + waiting == 5  # of the one network that it had a part of
     for number in (4, 2, 3):
-        script("eval_all.py", *words, "--shard", f"{number}/4", "--results", tmp_path)
+        run("eval_all.py", *words, "--shard", f"{number}/4", "--results", tmp_path, check=True)
     assert found(tmp_path) == whole
-    again = script("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path)
+    again = run("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path, check=True)
     assert "wait" not in again.stderr and found(tmp_path) == whole
 
 
 def test_shards_that_run_at_once_and_one_that_dies(words, whole, tmp_path):
     both = [start(*words, "--shard", f"{number}/3", "--results", tmp_path) for number in (1, 2, 3)]
-    time.sleep(0.5)
+    while not list(tmp_path.rglob("*.npz")) and both[1].poll() is None:
+        time.sleep(0.02)
     both[1].kill()
     for process in both:
         process.communicate(timeout=300)
     assert both[0].returncode == both[2].returncode == 0
     assert len(found(tmp_path)[0]) < len(whole[0])
-    script("eval_all.py", *words, "--results", tmp_path)  # without shards: what is missing
+    run("eval_all.py", *words, "--results", tmp_path, check=True)  # without shards: what is missing
     assert found(tmp_path) == whole
 
 
 def test_shards_on_hosts_without_a_common_folder(words, whole, tmp_path):
     for number in (1, 2):
-        script("eval_all.py", *words, "--shard", f"{number}/2", "--results", tmp_path / str(number))
+        run("eval_all.py", *words, "--shard", f"{number}/2", "--results", tmp_path / str(number), check=True)
     for number in (1, 2):
         shutil.copytree(tmp_path / str(number), tmp_path / "all", dirs_exist_ok=True)
-    script("eval_all.py", *words, "--results", tmp_path / "all")
+    run("eval_all.py", *words, "--results", tmp_path / "all", check=True)
     assert found(tmp_path / "all") == whole
 
 
@@ -140,7 +141,7 @@ def test_shards_need_a_folder_and_know_no_fresh(drawn, tmp_path):
     with pytest.raises(UserError, match="--fresh"):
         evaluate("calibration", "imagenet", Data(drawn), settings, results=tmp_path, fresh=True)
     for shard in ("0/2", "3/2", "1", "x/2", "1/2/3"):
-        failed = script("eval_imagenet.py", "--shard", shard, check=False)
+        failed = run("eval_imagenet.py", "--shard", shard)
         assert failed.returncode == 2 and "is not i/n" in failed.stderr
 
 
@@ -195,13 +196,14 @@ def test_a_rank_that_dies_leaves_what_was_measured(drawn, tmp_path):
         time.sleep(0.02)
     other.send_signal(signal.SIGKILL)
     other.communicate()
-    time.sleep(8)  # the first one is at the meeting by now
+    while answered(results) < 48 and time.monotonic() < until:  # its half
+        time.sleep(0.02)
     assert one.poll() is None  # it waits for a rank that may be slow
     one.terminate()
     _, said = one.communicate(timeout=60)
     assert one.returncode == 143 and "what was measured so far is kept" in said
-    script("eval_all.py", *words, "--results", tmp_path / "undisturbed")
-    script("eval_all.py", *words, "--results", results)
+    run("eval_all.py", *words, "--results", tmp_path / "undisturbed", check=True)
+    run("eval_all.py", *words, "--results", results, check=True)
     assert found(results) == found(tmp_path / "undisturbed")
 
 
@@ -216,13 +218,14 @@ def test_jobs_of_an_engine(words, whole, tmp_path):
 
 def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
-    loop = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)"
+    ready = tmp_path / "ready"
+    loop = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+    loop += f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
     share = slurm.Share([sys.executable, "-c", loop], str(tmp_path))
     waiting = threading.Thread(target=share)
     waiting.start()
-    while share.process is None:
-        time.sleep(0.05)
-    time.sleep(1)
+    while not ready.exists():
+        time.sleep(0.02)
     again = share.checkpoint()
     waiting.join(10)
     assert not waiting.is_alive() and share.process.returncode == 0

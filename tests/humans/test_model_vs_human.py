@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import SHARED, needs_shared, run, script
+from common import SHARED, needs_shared, run
 from imagenet_biases import Data
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.people import READOUT, from_files
@@ -333,10 +333,11 @@ def record(results, name):
 
 
 def test_networks_that_answer_by_shape_or_texture(release, reader, tmp_path):
-    done = script(
+    done = run(
         "eval_model_vs_human.py",
         *("--model", f"{reader}:shape,{reader}:texture", "--model-vs-human", release),
         *("--results", tmp_path, "--wandb", "disabled", "--device", "cpu"),
+        check=True,
     )
     assert "shape-bias" in done.stdout
     shape, texture = record(tmp_path, "reader.shape"), record(tmp_path, "reader.texture")
@@ -359,9 +360,10 @@ def test_networks_that_answer_by_shape_or_texture(release, reader, tmp_path):
     assert len(names) == 3 + 14 * 2 and "eidolonI_reader.texture_session-2.csv" in names
     assert read_trials(file).subj.unique() == ["reader.texture"]
     again = tmp_path / "again"
-    script(
+    run(
         "eval_model_vs_human.py",
         *("--trials", file, "--model-vs-human", release, "--results", again, "--wandb", "disabled"),
+        check=True,
     )
     scored = record(again, "reader.texture")
     assert scored["metrics"] == texture["metrics"] and scored["intervals"] == texture["intervals"]
@@ -372,7 +374,7 @@ def test_networks_that_answer_by_shape_or_texture(release, reader, tmp_path):
 def test_trial_files_of_people_and_alexnet_score_as_published(tmp_path):
     expected = json.loads((SHARED / "cue_conflict_trials" / "expected_shape_bias.json").read_text())
     files = [SHARED / "cue_conflict_trials" / name for name in expected]
-    done = script("eval_model_vs_human.py", "--trials", *files, "--results", tmp_path, "--wandb", "disabled")
+    done = run("eval_model_vs_human.py", "--trials", *files, "--results", tmp_path, "--wandb", "disabled", check=True)
     for path in files:
         subject = read_trials(path).subj[0]
         found = record(tmp_path, subject)
@@ -393,7 +395,7 @@ def test_trials_and_networks_do_not_go_together(release, tmp_path):
 
 def test_a_users_mistake_is_one_line(tmp_path):
     results = tmp_path / "results"
-    done = script("eval_model_vs_human.py", "--trials", tmp_path / "none.csv", "--results", results, check=False)
+    done = run("eval_model_vs_human.py", "--trials", tmp_path / "none.csv", "--results", results)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0
     assert not results.exists()
 
@@ -401,10 +403,11 @@ def test_a_users_mistake_is_one_line(tmp_path):
 @needs_shared
 def test_a_real_network_on_real_stimuli_answers_as_a_plain_loop_does(tmp_path):
     spec = f"{SHARED / 'nets' / 'mobilenet.py'}:load"
-    script(
+    run(
         "eval_model_vs_human.py",
         *("--model", spec, "--model-vs-human", SHARED / "cue_conflict_images", "--allow-partial"),
         *("--results", tmp_path, "--wandb", "disabled", "--device", "cpu"),
+        check=True,
     )
     exported = read_trials(tmp_path / "mobilenet.load" / "trials.zip").set_index("imagename").object_response
     network = runpy.run_path(SHARED / "nets" / "mobilenet.py")["load"]()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from common import SHARED, needs_shared
+from common import SHARED, TABLES, needs_shared
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import people
 from imagenet_biases.humans.people import responses, trials
@@ -98,9 +98,8 @@ def test_the_categories_are_geirhos_16():
     )
     assert sorted(NAMES) == NAMES
     assert CATEGORIES_16["elephant"] == (385, 386) and CATEGORIES_16["knife"] == (499,)
-    if SHARED:
-        facts = json.loads((SHARED / "categories16.json").read_text())
-        assert {name: tuple(numbers) for name, numbers in facts.items()} == CATEGORIES_16
+    facts = json.loads((TABLES / "categories16.json").read_text())
+    assert {name: tuple(numbers) for name, numbers in facts.items()} == CATEGORIES_16
 
 
 # Real trials ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 
 import eval_vlm
 import tiny_language
-from common import SHARED, needs_shared, run
+from common import SHARED, TABLES, needs_shared, run
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import questions
 from imagenet_biases.humans.answers import NAMES
@@ -33,9 +33,10 @@ def test_there_are_nine_released_files():
     assert len(FILES) == 9
 
 
+@needs_shared
 @pytest.mark.parametrize("path, task", FILES, ids=[path.stem for path, _ in FILES])
 def test_released_files_give_their_published_counts(path, task):
-    with open(SHARED / "related" / "vlm_counts.csv", encoding="utf-8") as file:
+    with open(TABLES / "related" / "vlm_counts.csv", encoding="utf-8") as file:
         published = next(row for row in csv.DictReader(file) if row["file"] == path.name)
     variant, responses = scored(path, task)
     found = questions.counts(questions.decisions(responses, variant, "published"), responses)

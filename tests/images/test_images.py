@@ -364,14 +364,15 @@ def test_cache_is_filled_by_several_processes(validation, tmp_path):
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
 
 
-def _open_at(one, cache, moment):
-    time.sleep(max(0, moment - time.time()))
+def _open_together(one, cache, start):
+    start.wait()
     _fill(one, cache, os.getpid())
 
 
 def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
-    _together("fork", _open_at, [(one, cache, time.time() + 1)] * 16)
+    start = multiprocessing.get_context("fork").Barrier(16)
+    _together("fork", _open_together, [(one, cache, start)] * 16)
     reader = Reader(one, STUDY, cache)
     assert all(reader.stamps["crc"])  # nobody has removed what another had begun to fill
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from common import SHARED, needs_shared
+from common import TABLES
 from imagenet_biases.measures import spatial_channel
 
 # Their thresholds are not published: these were found by fitting all 5^7 vectors; each triple has just one.
@@ -21,9 +21,8 @@ def triple(found):
     return found.bandwidth, found.centre_frequency, found.peak_noise_sensitivity
 
 
-@needs_shared
 def test_eleven_networks_to_the_printed_digits():
-    examples = json.loads((SHARED / "channel_examples.json").read_text())
+    examples = json.loads((TABLES / "channel_examples.json").read_text())
     assert len(examples) == 11
     for name, known in examples.items():
         steps = spatial_channel.thresholds(known["accuracy"])
@@ -32,11 +31,10 @@ def test_eleven_networks_to_the_printed_digits():
         assert triple(spatial_channel.fit(steps)) == pytest.approx(expected, rel=1e-7), name
 
 
-@needs_shared
 @pytest.mark.parametrize(("suffix", "vectors"), [("_norm", PUBLISHED_NORM), ("", PUBLISHED)])
 def test_published_networks(suffix, vectors):
     """Every published triple, printed with six decimals, is the fit of a threshold vector, and every vector is met."""
-    with open(SHARED / "published_results.csv") as file:
+    with open(TABLES / "published_results.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["category"]]
     assert len(rows) == 48
     columns = [f"metric/criticalband/{name}{suffix}" for name in ("bw", "cf", "pns")]

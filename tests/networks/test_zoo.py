@@ -14,7 +14,7 @@ from torchvision.transforms import Normalize
 import zoo
 import zoo_layouts
 import zoo_server
-from common import CODE, SHARED, needs_shared, script
+from common import CODE, SHARED, TABLES, needs_shared, script
 from imagenet_biases.base import download
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
@@ -255,11 +255,10 @@ def test_all_is_the_study_in_its_order_and_every_entry_is_complete():
     assert len(model_zoo.resolve("augmentation")) == 12
 
 
-@needs_shared
 def test_the_registry_agrees_with_the_published_facts():
-    with (SHARED / "zoo_sources.csv").open() as file:
+    with (TABLES / "zoo_sources.csv").open() as file:
         sources = list(csv.DictReader(file))
-    with (SHARED / "published_results.csv").open() as file:
+    with (TABLES / "published_results.csv").open() as file:
         published = {row["model"]: row for row in csv.DictReader(file)}
     entries = model_zoo.registry()
     assert [row["name"] for row in sources if row["in_study"] == "True"] == model_zoo.resolve("all")

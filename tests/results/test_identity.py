@@ -2,10 +2,10 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import pytest
 
+from common import TABLES
 from imagenet_biases import Condition, Data, Settings, evaluate, identified
 from imagenet_biases.networks import frontends
 from imagenet_biases.results.responses import ResponseStore

@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import types
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import merge_results
-from common import ROOT, script
+from common import ROOT, run
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.merge import online_records
 from imagenet_biases.results.table import PUBLISHED, read_table
@@ -47,10 +48,7 @@ def place(tmp_path):
         merge_results.main([*where, *options])
         return read_table(tmp_path / "measured.csv").set_index(["model", "source"])
 
-    def run():
-        return script("merge_results.py", *where, check=False)
-
-    return types.SimpleNamespace(path=tmp_path, add=add, merge=merge, run=run)
+    return types.SimpleNamespace(path=tmp_path, add=add, merge=merge, run=partial(run, "merge_results.py", *where))
 
 
 def read(place, what):
@@ -283,8 +281,8 @@ def test_offline_runs_give_the_same_tables_as_the_records(place, monkeypatch):
         place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, partial=part),
     ]
     for record in records:
-        with wandb.init(project=record["benchmark"], dir=place.path, mode="offline", reinit="create_new") as run:
-            Path(run.dir, "record.json").write_text(json.dumps(record))
+        with wandb.init(project=record["benchmark"], dir=place.path, mode="offline", reinit="create_new") as one:
+            Path(one.dir, "record.json").write_text(json.dumps(record))
     with wandb.init(project="something else", dir=place.path, mode="offline", reinit="create_new") as other:
         other.log({"loss": 1.0})
     place.merge()

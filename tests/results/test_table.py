@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common import ROOT, SHARED, needs_shared
+from common import ROOT, TABLES
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.table import (
     KEYS,
@@ -31,9 +31,8 @@ def table():
     return read_table(PUBLISHED)
 
 
-@needs_shared
 def test_published_rows_are_the_studys_figures(table):
-    figures = pd.read_csv(SHARED / "published_results.csv")
+    figures = pd.read_csv(TABLES / "published_results.csv")
     published = table[table["source"] == "published"].reset_index(drop=True)
     others = published[len(figures) :].dropna(axis="columns", how="all")  # of other papers, known by nothing else
     assert all("/solarize/" in column for column in others.columns if column not in KEYS)

@@ -11,7 +11,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from common import CODE, run, script
+from common import CODE, later, run, script
 from imagenet_biases.results.wandb_log import curves, first_of
 
 ACCURACY = {
@@ -36,7 +36,7 @@ def results(drawn):
     with FileLock(f"{folder}.lock"):
         if not (folder / "done").exists():
             for name in ACCURACY:
-                script(f"eval_{name}.py", "--model", "calibration", "--data", drawn, "--results", folder)
+                run(f"eval_{name}.py", "--model", "calibration", "--data", drawn, "--results", folder, check=True)
             (folder / "done").touch()
     return folder
 
@@ -93,17 +93,25 @@ def test_mean_over_corruptions(results):
 
 
 def test_real_needs_no_second_pass(results, drawn):
-    again = script(
-        "eval_imagenet_real.py", "--model", "calibration_texture", "--data", drawn, "--results", results, "--dry-run"
+    again = run(
+        "eval_imagenet_real.py",
+        "--model",
+        "calibration_texture",
+        "--data",
+        drawn,
+        "--results",
+        results,
+        "--dry-run",
+        check=True,
     )
     assert re.search(r"imagenet_real .* 0 to do", again.stdout)
 
 
-def test_fresh_measures_again(results, drawn, tmp_path):
+def test_fresh_measures_again(results, drawn, tmp_path, monkeypatch):
     shutil.copytree(results / "calibration_texture", tmp_path / "calibration_texture")
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
     before = record(tmp_path, "imagenet")
-    time.sleep(1.1)  # records tell times in seconds
+    later(monkeypatch)
     assert run(*words, "--wandb", "disabled", "--fresh")[0] == 0
     fresh = record(tmp_path, "imagenet")
     assert fresh["metrics"] == before["metrics"] and fresh["provenance"]["time"] > before["provenance"]["time"]
@@ -277,7 +285,7 @@ def test_unreadable_image(drawn, tmp_path):
 def test_eval_all_merges_passes_and_plans(drawn, tmp_path):
     words = ["eval_all.py", "--model", "calibration", "--data", drawn, "--results", tmp_path, "--wandb", "disabled"]
     words += ["--benchmarks", "imagenet,imagenet_real,imagenet_ood"]
-    plan = script(*words, "--dry-run").stdout
+    plan = run(*words, "--dry-run", check=True).stdout
     images = {
         name: json.loads((drawn / name / "image-set.json").read_text())["images"]
         for name in ("imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2")
@@ -289,16 +297,16 @@ def test_eval_all_merges_passes_and_plans(drawn, tmp_path):
     others = sum(images.values()) - images["imagenet"]
     assert passes == {"imagenet": 2 * images["imagenet"], "imagenet_real": 0, "imagenet_ood": 2 * others}
     assert not list(tmp_path.glob("*/*.json"))
-    done = script(*words).stdout
+    done = run(*words, check=True).stdout
     assert "top1_acc/imagenet-real" in done
     for name in ("imagenet", "imagenet_real", "imagenet_ood"):
         assert record(tmp_path, name)["subset"] is False
-    assert len(re.findall(r" 0 to do", script(*words, "--dry-run").stdout)) == 3
+    assert len(re.findall(r" 0 to do", run(*words, "--dry-run", check=True).stdout)) == 3
 
 
 def test_eval_all_says_what_is_left_out(drawn, tmp_path):
     words = ["eval_all.py", "--model", "calibration_texture", "--imagenet", drawn / "imagenet", "--results", tmp_path]
-    plan = script(*words, "--dry-run", "--wandb", "disabled").stdout
+    plan = run(*words, "--dry-run", "--wandb", "disabled", check=True).stdout
     assert "left out: imagenet_c:" in plan and "left out: model_vs_human:" in plan
     assert "imagenet_ood" in plan.split("left out")[0]  # of its five sets, one is given
 

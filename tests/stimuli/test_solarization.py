@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import eval_solarization
-from common import SHARED, measured, needs_shared, run
+from common import SHARED, TABLES, measured, needs_shared, run
 from imagenet_biases import Data
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.stimuli.solarization import solarize, threshold_level
@@ -35,7 +35,7 @@ def test_levels_of_the_published_grid():
     levels = list(eval_solarization.grid("101").values())
     assert levels[:6] == [0, 3, 6, 8, 11, 13] and levels[-3:] == [250, 253, 255]
     assert eval_solarization.grid("101")["0.12"] == threshold_level(12, 100) == 31
-    with open(SHARED / "related" / "solarization_curves.csv") if SHARED else pytest.skip("no ../shared/data") as file:
+    with open(TABLES / "related" / "solarization_curves.csv") as file:
         rows = list(csv.DictReader(file))
     assert levels == [int(row["k"]) for row in rows]
 

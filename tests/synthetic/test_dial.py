@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import train_calibration
-from common import ROOT, script
+from common import ROOT, run
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.registry import groups
 from imagenet_biases.results.table import derived, read_table
@@ -68,11 +68,11 @@ def test_the_analysis_finds_what_the_dial_does_and_nothing_else(dial, tmp_path):
     """Pictures of new concepts have a silhouette and no texture, so that the dial acts on their accuracy; nothing was
     done to the other scores. Measures that the dial sets go with Concepts, within seeds, and with no other score."""
     words = ("--category", "dial", "--source", "measured", "--table", TABLE, "--out", tmp_path)
-    shown = script("plot_study.py", *words).stdout
+    shown = run("plot_study.py", *words, check=True).stdout
     found = pd.read_csv(tmp_path / "statistics_dial.csv")
     within = found[(found["method"] == "spearman within categories") & (found["excluded"] == "none")]
     standing = within[within["p_holm"] < 0.05]
     assert set(standing["score"]) == {"Concepts"}
     assert {"shape-bias", "LPP", "spectral bias"} <= set(standing["bias"]) and "shape-bias" in shown
-    refused = script("plot_study.py", "--category", "nothing", check=False)
+    refused = run("plot_study.py", "--category", "nothing")
     assert refused.returncode == 2 and "category nothing, too few" in refused.stderr
