@@ -27,7 +27,6 @@ from imagenet_biases.engine.inference import Runner, float32_precision
 from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.preprocessing import STUDY, decode
 from imagenet_biases.images.sets import image_set
-from imagenet_biases.measures.accuracy import resamples
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.stimuli.attacks import gradient, summed_cross_entropy
 from imagenet_biases.synthetic.image_sets import draw
@@ -59,12 +58,12 @@ def watched(benchmark, caught):
 
     def report(found):
         usual = [one for one in found.all() if not isinstance(one.readout, Margin)]
-        estimates = dict(benchmark.report(Results(usual, found.network, found.options)))
+        estimates = dict(benchmark.report(Results(usual, found.network, found.options, found.purpose)))
         margins = {key: found[(*key, Margin)].values for key in found}
         answers = {
             (one.images.name, one.condition.name): one.values.reshape(len(one.values), -1)[:, 0] for one in usual
         }
-        if resamples(1):  # else it is asked about half of the images
+        if found.purpose == "whole":
             caught.append((answers, margins, estimates))
         yield from estimates.items()
 

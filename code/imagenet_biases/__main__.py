@@ -8,7 +8,7 @@ from imagenet_biases.base.paths import SCRIPTS
 
 
 @exit_on_user_error
-def main():
+def main() -> int | None:
     """Run the script that the first argument names with the others."""
     names = sorted(path.stem for path in SCRIPTS.glob("*.py"))
     name, *words = sys.argv[1:] or [""]

@@ -4,20 +4,24 @@ import difflib
 import importlib.util
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.paths import SCRIPTS
 
+if TYPE_CHECKING:
+    from imagenet_biases.vocabulary import Benchmark
+
 
 @cache
-def names():
+def names() -> tuple[str, ...]:
     """Return the names of all benchmarks, in the order of their files."""
-    found = sorted(path.stem.removeprefix("eval_") for path in SCRIPTS.glob("eval_*.py"))
-    return tuple(name for name in found if name != "all")
+    scripts = sorted(path.stem.removeprefix("eval_") for path in SCRIPTS.glob("eval_*.py"))
+    return tuple(name for name in scripts if name != "all")
 
 
 @cache
-def find(name):
+def find(name: str) -> "Benchmark":
     """Return the Benchmark that eval_NAME.py declares. Raises UserError for a name without a script."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), 1)
@@ -26,6 +30,7 @@ def find(name):
     module = f"eval_{name}"
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, SCRIPTS / f"{module}.py")
+        assert spec is not None and spec.loader is not None
         sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     return sys.modules[module].BENCHMARK

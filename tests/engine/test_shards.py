@@ -221,7 +221,7 @@ def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
     ready = tmp_path / "ready"
     loop = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
     loop += f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
-    share = slurm.Share([sys.executable, "-c", loop], str(tmp_path))
+    share = slurm.ShardJob([sys.executable, "-c", loop], str(tmp_path))
     waiting = threading.Thread(target=share)
     waiting.start()
     while not ready.exists():

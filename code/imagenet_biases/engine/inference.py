@@ -203,13 +203,36 @@ class Runners:
 
 @contextlib.contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's default."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    reduced = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if reduced else "highest")
-    torch.backends.cudnn.allow_tf32 = reduced
+    """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's settings.
+
+    Convolutions, recurrent layers and matrix products are set through torch's per-operator interface; both it and the
+    older switches may have been used before, in any order, and read as before afterwards.
+
+    Raises:
+        RuntimeError: torch does not take the setting, so that the record would be wrong.
+    """
+    wanted, backends = "tf32" if precision == "tf32" else "ieee", torch.backends
+    older = None
+    with contextlib.suppress(RuntimeError):  # it refuses to be read after a mix of both interfaces
+        older = torch.get_float32_matmul_precision()
+    before = []
+    for level in (backends, backends.cudnn, backends.cuda.matmul, backends.mkldnn.matmul):
+        before.append((level, level.fp32_precision))  # its own, since the levels above are neutral by now
+        level.fp32_precision = "none"
     try:
+        backends.fp32_precision = wanted
+        products = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+        for product in products:
+            if product.fp32_precision != wanted:  # set by itself: it does not follow the level above
+                before.append((product, product.fp32_precision))
+                product.fp32_precision = wanted
+        # compilers read the older switch, which must agree
+        torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
+        if any(product.fp32_precision != wanted for product in products):
+            raise RuntimeError(f"torch {torch.__version__} does not take the float32 precision {wanted}")
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for level, value in reversed(before):
+            level.fp32_precision = value

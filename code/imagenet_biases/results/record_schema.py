@@ -10,13 +10,13 @@ from annotated_types import Len
 from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from imagenet_biases.base.schema import LARGEST, Malformed
+from imagenet_biases.base.schema import LARGEST_NUMBER, Malformed
 
 FORMAT = 2
 
 Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which a file name may hold
 Object = InstanceOf[dict]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Bounds = Annotated[list[Number], Len(2, 2)] | Annotated[list[None], Len(2, 2)]
 Row = Strict(False)  # JSON has lists where Python has tuples
