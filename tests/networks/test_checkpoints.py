@@ -465,8 +465,7 @@ def test_an_expected_hash(server, tmp_path):
     assert download.hash_in_name("https://a.org/r-50-100ep/linear-100ep.pth.tar") is None
 
 
-def test_two_processes_fetch_a_file_once(tmp_path):
-    server = zoo_server.Server()
+def test_two_processes_fetch_a_file_once(server, tmp_path):
     server.replies["hf://x.pth"] = zoo_server.Reply(DATA)
     processes = multiprocessing.get_context("spawn")
     results = processes.Queue()
@@ -477,7 +476,6 @@ def test_two_processes_fetch_a_file_once(tmp_path):
     assert [results.get(timeout=120) for _ in workers] == [DATA, DATA]
     for worker in workers:
         worker.join()
-    server.close()
     assert len(server.log) == 1
 
 
