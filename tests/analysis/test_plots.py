@@ -200,6 +200,7 @@ def test_the_heat_map_prints_what_the_statistics_say(quick):
     assert cells[list(BIASES).index("HPP") * len(SCORES) + list(SCORES).index("Robustness")] == expected
 
 
+@pytest.mark.slow
 def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     (tmp_path / "trials").mkdir()
     run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "trials", check=True)
@@ -235,6 +236,7 @@ def test_the_notebook_holds_the_answer():
     assert answer in [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp_path):
     """In a copy of code/ and a table with measured rows too: the study's 48 networks are counted all the same."""
     nbclient = pytest.importorskip("nbclient")

@@ -83,6 +83,7 @@ def test_highlighted_networks_keep_their_colour(frame):
     assert styles["other"][0] in HIGHLIGHT_COLOURS and len({colour for colour, _ in styles.values()}) == 3
 
 
+@pytest.mark.slow
 @needs_shared
 def test_the_script_draws_them(tmp_path):
     folders = (SHARED / "human_trials", SHARED / "cue_conflict_trials")

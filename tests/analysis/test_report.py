@@ -22,6 +22,8 @@ from imagenet_biases.humans.trials import write_trials
 from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table, study
 from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (

@@ -470,6 +470,7 @@ def test_responses_are_in_few_files(drawn, tmp_path):
     assert stored == ["imagenet-c.clean.npz"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(drawn, tmp_path):
     import signal
 

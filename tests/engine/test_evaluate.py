@@ -411,6 +411,7 @@ def _measured(results):
     return record["metrics"], record["intervals"], arrays
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     (tmp_path / "net.py").write_text(NET.format(pause=0.02))
     words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", drawn, "--batch-size", 8, "--wandb", "disabled"]
@@ -428,6 +429,7 @@ def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     assert _measured(tmp_path / "killed") == _measured(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
     (tmp_path / "net.py").write_text(NET.format(pause=0))
     words = [

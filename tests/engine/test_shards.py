@@ -87,12 +87,14 @@ def start(*arguments, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_run_in_one_piece_has_all_records(whole):
     records, arrays = whole
     assert len(records) == 2 * 5
     assert {name.split("/")[-1] for name in arrays} == {f"imagenet.{k}.npz" for k in ("clean", "stimulus", "attack")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, more", [(2, ()), (4, ()), (2, ("--split", "images")), (4, ("--split", "images"))])
 def test_ranks_give_the_numbers_of_one(words, whole, tmp_path, count, more):
     result = torchrun(count, *words, *more, "--results", tmp_path)
@@ -100,6 +102,7 @@ def test_ranks_give_the_numbers_of_one(words, whole, tmp_path, count, more):
     assert found(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_shards_give_the_numbers_of_one_and_the_last_writes(words, whole, tmp_path):
     first = run("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path, check=True)
     waiting = int(re.search(r"shard 1/4 is done; (\d+) records wait for other shards", first.stderr)[1])
@@ -112,6 +115,7 @@ def test_shards_give_the_numbers_of_one_and_the_last_writes(words, whole, tmp_pa
     assert "wait" not in again.stderr and found(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_shards_that_run_at_once_and_one_that_dies(words, whole, tmp_path):
     both = [start(*words, "--shard", f"{number}/3", "--results", tmp_path) for number in (1, 2, 3)]
     while not list(tmp_path.rglob("*.npz")) and both[1].poll() is None:
@@ -125,6 +129,7 @@ def test_shards_that_run_at_once_and_one_that_dies(words, whole, tmp_path):
     assert found(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_shards_on_hosts_without_a_common_folder(words, whole, tmp_path):
     for number in (1, 2):
         run("eval_all.py", *words, "--shard", f"{number}/2", "--results", tmp_path / str(number), check=True)
@@ -177,6 +182,7 @@ def _ranks(count, words, folders, **environment):
     ]
 
 
+@pytest.mark.slow
 def test_two_hosts_without_a_common_folder_are_told_before_they_start(words, tmp_path):
     for process in _ranks(2, words, [tmp_path / "a", tmp_path / "b"]):
         _, said = process.communicate(timeout=300)
@@ -184,6 +190,7 @@ def test_two_hosts_without_a_common_folder_are_told_before_they_start(words, tmp
     assert not found(tmp_path / "a")[0] and not list(tmp_path.rglob("*.npz"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_leaves_what_was_measured(drawn, tmp_path):
     """The other one, which has saved its part, says so; the same command goes on."""
     (tmp_path / "net.py").write_text(NET.format(seed=0, pause=0.05))
@@ -207,6 +214,7 @@ def test_a_rank_that_dies_leaves_what_was_measured(drawn, tmp_path):
     assert found(results) == found(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_jobs_of_an_engine(words, whole, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     result = script("eval_all.py", *words, "--results", tmp_path, "--submit", "local", "--jobs", 2, "--time", 0.2)
@@ -232,6 +240,7 @@ def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
     assert again.function.command == share.command
 
 
+@pytest.mark.slow
 def test_without_the_engine_one_line_says_what_to_install(words, tmp_path):
     (tmp_path / "submitit.py").write_text("raise ImportError")
     failed = script("eval_all.py", *words, "--results", tmp_path, "--submit", "slurm", check=False, PYTHONPATH=tmp_path)

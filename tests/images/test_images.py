@@ -356,6 +356,7 @@ def _together(way, target, arguments):
         assert worker.exitcode == 0
 
 
+@pytest.mark.slow
 def test_cache_is_filled_by_several_processes(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
     _together("spawn", _fill, [(one, cache, seed) for seed in range(3)])
@@ -369,6 +370,7 @@ def _open_together(one, cache, start):
     _fill(one, cache, os.getpid())
 
 
+@pytest.mark.slow
 def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
     start = multiprocessing.get_context("fork").Barrier(16)

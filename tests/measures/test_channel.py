@@ -131,6 +131,7 @@ def test_resampled_tables_have_the_binomial_spread():
     assert np.array_equal(same[:, 0], same[:, 4])  # an image is drawn with all its conditions
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth():
     """Observers with a known channel, 300 images, 25 times: 95 % intervals of the centre hold it as often as that."""
     random, covered = np.random.default_rng(2), 0

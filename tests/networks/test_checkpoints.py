@@ -465,6 +465,7 @@ def test_an_expected_hash(server, tmp_path):
     assert download.hash_in_name("https://a.org/r-50-100ep/linear-100ep.pth.tar") is None
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_a_file_once(server, tmp_path):
     server.replies["hf://x.pth"] = zoo_server.Reply(DATA)
     processes = multiprocessing.get_context("spawn")

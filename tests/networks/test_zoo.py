@@ -195,6 +195,7 @@ def test_a_network_by_hand_and_a_missing_one(narrow_state, use_zoo, tmp_path):
     assert torch.equal(load_model("resnet50_supcon")(pixels), want)
 
 
+@pytest.mark.slow
 def test_a_fetched_checkpoint_lies_on_disk_once(server, tmp_path):
     """No cache of the hub's client, of timm or of torch keeps a second copy; all of them would lie in `home`."""
     state = zoo_layouts.random_state(lambda: timm.create_model("resnet10t"))

@@ -15,6 +15,7 @@ EDITION_2 = TABLES / "results_of_edition_2.zip"
 NETWORKS = ["calibration_silhouette", "calibration_texture"]
 
 
+@pytest.mark.slow
 def test_results_of_edition_2_are_read_and_nothing_is_measured_again(drawn, tmp_path, monkeypatch):
     with zipfile.ZipFile(EDITION_2) as archive:
         archive.extractall(tmp_path)

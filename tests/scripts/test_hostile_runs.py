@@ -21,6 +21,8 @@ from PIL import Image
 from common import CODE
 from hostile import SEED
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("HOSTILE_KILLS", 5))
 ALL = ("eval_all.py", "--model", "calibration", "--benchmarks", "imagenet,imagenet_real,imagenet_ood")
 ONE = ("eval_imagenet.py", "--model", "calibration_texture")

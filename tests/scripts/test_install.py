@@ -11,6 +11,8 @@ import pytest
 from common import ROOT
 from imagenet_biases.results.table import PUBLISHED
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("code", "models", "raw-data", "pyproject.toml", "setup.py", "README.md", "LICENSE", "requirements.txt")
 
 

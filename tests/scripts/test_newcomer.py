@@ -13,6 +13,8 @@ from common import ROOT, run, script
 from imagenet_biases.results.table import PUBLISHED, read_table
 from imagenet_biases.study import CONTROL, MIDDLE_CUTOFFS, STUDY_CATEGORIES
 
+pytestmark = pytest.mark.slow
+
 CODE_OF_THE_NETWORK = """
 def build():
     from imagenet_biases.synthetic.networks import build

@@ -178,6 +178,7 @@ def demo_rows():
     return [line.replace("[", "").replace("]", "").replace(",", "").split() for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_its_first_command_is_the_demo(tmp_path):
     """Both networks over every benchmark, in an empty folder; what it finds is what they were made for."""
     (command,) = re.findall(r"^pip install -r requirements.txt\npython code/(\S+)$", README, re.M)

@@ -7,6 +7,8 @@ import pytest
 
 from common import CODE, ROOT, SHARED, needs_shared, run
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = """
 import sys, torch, torchvision
 sys.path.insert(0, {folder!r})

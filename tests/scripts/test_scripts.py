@@ -134,6 +134,7 @@ def logged(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCURACY)
 def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, name):
     found = {key: runs for key, runs in logged(results).items() if key[1] == name}
@@ -157,6 +158,7 @@ def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, n
         assert bool(curves) == (name in ("imagenet_c", "imagenet_cbar"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_says_so_and_the_repeated_one_takes_its_place(drawn, tmp_path):
     net = tmp_path / "net.py"
     net.write_text(
@@ -201,12 +203,14 @@ def test_curves_are_found_in_the_names_of_metrics():
     assert len(first_of(metrics, ())) == 10
 
 
+@pytest.mark.slow
 def test_offline_runs_end_with_the_line_that_uploads_them(drawn, tmp_path):
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
     result = script(*words, WANDB_API_KEY="", HOME=str(tmp_path))
     assert "wandb sync" in result.stderr and (tmp_path / "wandb").is_dir()
 
 
+@pytest.mark.slow
 def test_wandb_out_of_reach_loses_nothing(drawn, tmp_path):
     """A key, but no server: the run goes on and the record is written."""
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]
@@ -282,6 +286,7 @@ def test_unreadable_image(drawn, tmp_path):
     assert again["left_out"] == one["left_out"] and again["subset"]["left_out"] == 1
 
 
+@pytest.mark.slow
 def test_eval_all_merges_passes_and_plans(drawn, tmp_path):
     words = ["eval_all.py", "--model", "calibration", "--data", drawn, "--results", tmp_path, "--wandb", "disabled"]
     words += ["--benchmarks", "imagenet,imagenet_real,imagenet_ood"]
@@ -321,6 +326,7 @@ def test_every_benchmark_is_a_short_declaration():
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["merge_results", "compare", "report", "plot_study"])
 def test_what_needs_no_network_imports_no_torch(script):
     code = (

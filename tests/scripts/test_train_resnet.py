@@ -18,6 +18,8 @@ from imagenet_biases.stimuli.bandpass import band_pass
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Batch
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--arch", "resnet18", "--size", "64", "--batch-size", "32", "--num-workers", "0", "--wandb", "disabled"]
 SMALL += ["--rate", "0.02", "--device", "cpu"]
 

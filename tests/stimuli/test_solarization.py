@@ -80,6 +80,7 @@ def test_a_known_observer_has_its_exact_figures(pictures):
     assert got["top1_acc/solarize/min"] == min(least, got["top1_acc/solarize/0"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 3, 10])
 def test_random_thresholds_meet_their_expectation(pictures, draws):
     """20 seeds: the mean share of survivors within 4 standard errors of mean s ** draws; never more with more draws."""

@@ -70,6 +70,7 @@ def test_categories_are_imagenet_classes():
         assert category.in_r == (category.number in class_numbers("imagenet-r"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_also_in_place_of_an_older_drawing(drawn, tmp_path):
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "drawn.json").write_text('{"drawing": 0, "seed": 0}')
@@ -78,6 +79,7 @@ def test_same_seed_same_bytes_also_in_place_of_an_older_drawing(drawn, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_pictures(drawn, tmp_path):
     image_sets.draw_variants(tmp_path, seed=1)
     for name in ("imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2"):
@@ -275,6 +277,7 @@ def test_one_decides_by_silhouette_the_other_by_texture(drawn, networks):
     assert bias["silhouette"] > 0.9 and bias["texture"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cue", ["silhouette", "texture"])
 def test_training_learns(cue):
     """A few steps on pictures of two categories bring the loss from that of guessing among 16 to that among two."""

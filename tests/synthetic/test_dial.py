@@ -64,6 +64,7 @@ def test_the_committed_networks_have_the_table_s_shape_bias(dial, drawn):
         assert by_shape / (by_shape + by_texture) == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_analysis_finds_what_the_dial_does_and_nothing_else(dial, tmp_path):
     """Pictures of new concepts have a silhouette and no texture, so that the dial acts on their accuracy; nothing was
     done to the other scores. Measures that the dial sets go with Concepts, within seeds, and with no other score."""
