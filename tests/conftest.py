@@ -32,6 +32,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(marker)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter):
     """Say in one line what was not tested, and why."""
     reasons = {}

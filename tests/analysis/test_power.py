@@ -78,7 +78,7 @@ def test_shares_of_categories_lineages_and_networks_are_recovered():
     assert drawn == pytest.approx(families.covariances, abs=0.06)
 
 
-def test_effects_are_where_they_are_said_to_be(networks):
+def test_simulated_effects_are_where_they_were_put(networks):
     names = [CAUSE, CONTROL, *SCORES]
     categories = np.unique(networks["category"], return_inverse=True)[1]
     within, given, between = [], [], []

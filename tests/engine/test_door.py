@@ -341,7 +341,7 @@ def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypa
     assert {name for name, done in gates if done == 0} == {"one", "two"}  # before any record
 
 
-def test_a_network_that_is_loaded_wrongly_is_said_at_once(drawn, tmp_path, capsys):
+def test_a_wrongly_loaded_network_is_reported_at_once(drawn, tmp_path, capsys):
     network = load_model("calibration_texture")
     network.expected_top1 = 12.0
     (record,) = evaluate({"wrong": network}, "imagenet", Data(drawn), SETTINGS, results=tmp_path)
@@ -390,7 +390,7 @@ def test_the_tuned_attack_is_made_only_where_it_is_asked_for(drawn, tmp_path):
     assert passes == [96 * (1 + 2 * (121 + 4)), 96 * (1 + 2 * (121 + 4 + 247))]
 
 
-def test_every_run_gets_its_own_accuracy(drawn, monkeypatch):
+def test_every_run_logs_its_own_accuracy(drawn, monkeypatch):
     """Each network's and condition's accuracy on the images so far, as such."""
     told = []
     monkeypatch.setattr("imagenet_biases.engine.loop.time.monotonic", iter(range(0, 10**6, 2)).__next__)
@@ -471,7 +471,7 @@ def test_responses_are_in_few_files(drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(drawn, tmp_path):
+def test_sigterm_saves_and_says_how_to_resume(drawn, tmp_path):
     import signal
 
     (tmp_path / "net.py").write_text(

@@ -314,7 +314,7 @@ def fitted(validation):
     return make
 
 
-def test_an_attack_that_goes_on_from_batch_to_batch_gives_what_one_batch_gives(validation, fitted):
+def test_an_attack_across_batches_equals_one_in_a_single_batch(validation, fitted):
     """Images leave it in another order than they came; their rows, labels and starts are still theirs."""
     alone = replace(TUNED, stepwise=None)
     (expected,) = answers([Pass(validation, (alone,))], fitted(), batch_size=96).values()
@@ -328,7 +328,7 @@ def test_an_attack_that_goes_on_from_batch_to_batch_gives_what_one_batch_gives(v
     assert max(shown) - min(shown) <= TRIED  # no image takes more steps for coming in small batches
 
 
-def test_a_stop_in_the_middle_of_an_attack_keeps_what_was_done(validation, fitted, tmp_path):
+def test_an_attack_stopped_midway_keeps_finished_images(validation, fitted, tmp_path):
     whole, stopping, again = fitted(), fitted(), fitted()
     passes = [Pass(validation, (TUNED,)), Pass(validation)]
     expected = answers(passes, whole)
@@ -355,7 +355,7 @@ class Failing(Plain):
         return super().forward(pixels)
 
 
-def test_a_network_that_fails_under_attack_is_out_and_the_others_go_on(validation, fitted, tmp_path, caplog):
+def test_a_network_that_fails_under_attack_is_dropped_and_others_continue(validation, fitted, tmp_path, caplog):
     benchmark = Benchmark("probe", lambda data: [Pass(validation, (TUNED,))], lambda found: ())
     networks, settings = {"failing": Failing(), "fitted": fitted()}, Settings(device="cpu", batch_size=7)
     with pytest.raises(UserError, match="failing: RuntimeError"):
@@ -380,7 +380,7 @@ class Broken(Plain):
         return torch.where((pixels.mean((1, 2, 3)) < 0.45)[:, None], torch.nan, logits)
 
 
-def test_nonfinite_answers_are_counted_and_said_again_on_a_repeat(validation, tmp_path):
+def test_nonfinite_answers_are_counted_and_reported_again_on_a_repeat(validation, tmp_path):
     dark = sum(STUDY(Image.open(validation.path(i))).mean() / 255 < 0.45 for i in range(len(validation)))
     assert 0 < dark < len(validation)
     for _ in range(2):  # the second time from stored responses
@@ -430,7 +430,7 @@ def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_counts_of_one(drawn, tmp_path):
+def test_two_ranks_count_what_one_counts(drawn, tmp_path):
     (tmp_path / "net.py").write_text(NET.format(pause=0))
     words = [
         "--model",

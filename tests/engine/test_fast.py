@@ -136,7 +136,7 @@ class Head(torch.nn.Module):
         return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
-def test_networks_that_differ_in_more_than_weights_have_their_own_programs():
+def test_networks_of_different_structure_are_compiled_separately():
     pixels, programs = torch.rand(2, 3, 8, 8), compilation.Programs(shared=True)
     bodies = [
         Head(2),

@@ -88,7 +88,7 @@ def start(*arguments, **environment):
 
 
 @pytest.mark.slow
-def test_the_run_in_one_piece_has_all_records(whole):
+def test_the_undivided_run_has_all_records(whole):
     records, arrays = whole
     assert len(records) == 2 * 5
     assert {name.split("/")[-1] for name in arrays} == {f"imagenet.{k}.npz" for k in ("clean", "stimulus", "attack")}
@@ -96,14 +96,14 @@ def test_the_run_in_one_piece_has_all_records(whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count, more", [(2, ()), (4, ()), (2, ("--split", "images")), (4, ("--split", "images"))])
-def test_ranks_give_the_numbers_of_one(words, whole, tmp_path, count, more):
+def test_several_ranks_reproduce_one_process(words, whole, tmp_path, count, more):
     result = torchrun(count, *words, *more, "--results", tmp_path)
     assert result.returncode == 0, result.stderr
     assert found(tmp_path) == whole
 
 
 @pytest.mark.slow
-def test_shards_give_the_numbers_of_one_and_the_last_writes(words, whole, tmp_path):
+def test_shards_reproduce_one_run_and_the_last_writes_the_records(words, whole, tmp_path):
     first = run("eval_all.py", *words, "--shard", "1/4", "--results", tmp_path, check=True)
     waiting = int(re.search(r"shard 1/4 is done; (\d+) records wait for other shards", first.stderr)[1])
     before = set(found(tmp_path)[0])
@@ -139,7 +139,7 @@ def test_shards_on_hosts_without_a_common_folder(words, whole, tmp_path):
     assert found(tmp_path / "all") == whole
 
 
-def test_shards_need_a_folder_and_know_no_fresh(drawn, tmp_path):
+def test_shards_need_a_results_folder_and_refuse_fresh(drawn, tmp_path):
     settings = Settings(device="cpu", shard=(1, 2))
     with pytest.raises(UserError, match="results folder"):
         evaluate("calibration", "imagenet", Data(drawn), settings)
@@ -150,7 +150,7 @@ def test_shards_need_a_folder_and_know_no_fresh(drawn, tmp_path):
         assert failed.returncode == 2 and "is not i/n" in failed.stderr
 
 
-def test_deal_is_the_best_cut():
+def test_the_work_is_divided_optimally():
     random = np.random.default_rng(0)
     for _ in range(200):
         costs = random.integers(0, 20, random.integers(1, 9)).tolist()
@@ -215,7 +215,7 @@ def test_a_rank_that_dies_leaves_what_was_measured(drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_of_an_engine(words, whole, tmp_path):
+def test_submitted_jobs_reproduce_one_run(words, whole, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed")
     result = script("eval_all.py", *words, "--results", tmp_path, "--submit", "local", "--jobs", 2, "--time", 0.2)
     assert "submitted 2 jobs" in result.stdout and found(tmp_path) == whole
@@ -241,7 +241,7 @@ def test_a_job_that_is_stopped_saves_and_is_submitted_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_the_engine_one_line_says_what_to_install(words, tmp_path):
+def test_without_submitit_one_line_says_what_to_install(words, tmp_path):
     (tmp_path / "submitit.py").write_text("raise ImportError")
     failed = script("eval_all.py", *words, "--results", tmp_path, "--submit", "slurm", check=False, PYTHONPATH=tmp_path)
     assert failed.returncode == 2 and "pip install submitit" in failed.stderr.splitlines()[-1]

@@ -393,7 +393,7 @@ def test_trials_and_networks_do_not_go_together(release, tmp_path):
     assert from_files(Data()) is None
 
 
-def test_a_users_mistake_is_one_line(tmp_path):
+def test_a_user_error_is_one_line(tmp_path):
     results = tmp_path / "results"
     done = run("eval_model_vs_human.py", "--trials", tmp_path / "none.csv", "--results", results)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0

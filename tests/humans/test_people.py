@@ -231,7 +231,7 @@ def test_known_consistency_is_recovered_and_its_interval_covers_it():
         assert 0.90 <= count / rounds <= 0.99, (measure, count / rounds)
 
 
-def test_conditions_and_people_weigh_the_same_whatever_their_number_of_images():
+def test_conditions_and_people_have_equal_weight():
     conditions = np.array(["0.03"] * 20 + ["0.10"] * 60)
     known = {"name": "uniform-noise", "conditions": conditions}
     network, person = np.ones(80, bool), conditions == "0.03"

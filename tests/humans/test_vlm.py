@@ -170,7 +170,7 @@ def observed(conflicts, observer, results=None, **options):
     return {name: estimate.value for name, estimate in record.metrics.items()}
 
 
-def test_known_observers_get_their_known_scores_whatever_the_order(conflicts):
+def test_known_observers_get_their_known_scores_in_any_order(conflicts):
     for observer, bias in (("shape", 1), ("texture", 0)):
         found = observed(conflicts, observer, order="circular")
         for name in ("vqa", "vqa/circular", "vqa/published", "vqa/published/circular"):
@@ -209,7 +209,7 @@ def test_refusals_and_recitals_stay_visible(conflicts):
     assert refused["shape-bias/vqa"] is None
 
 
-def test_likelihoods_are_summed_whatever_the_order(conflicts):
+def test_likelihoods_are_summed_in_any_order(conflicts):
     found = observed(conflicts, "shape", decode=("likelihood",), order="circular")
     expected = 1 / (1 + math.exp(-1))
     assert found["shape-bias/vqa/likelihood"] == pytest.approx(expected, abs=1e-6)

@@ -260,7 +260,7 @@ def test_compressed_archives_come_with_the_line_that_unpacks_them(drawn, tmp_pat
         )
 
 
-def test_without_pyarrow_parquet_files_are_said_to_need_it(tmp_path, monkeypatch):
+def test_parquet_files_without_pyarrow_name_the_package(tmp_path, monkeypatch):
     (tmp_path / "validation-0.parquet").write_bytes(b"PAR1")
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)  # as Python has it where a package cannot be imported

@@ -107,7 +107,7 @@ def test_flat_layouts(validation, labels):
     assert {file: wordnet_ids()[label] for file, label in zip(one.files, one.labels, strict=True)} == truth
 
 
-def test_flat_without_labels_says_what_to_put(validation):
+def test_a_flat_folder_without_labels_says_what_to_add(validation):
     _flatten(validation)
     with pytest.raises(UserError, match=r"meta\.bin.*--imagenet-labels FILE"):
         found(validation)
@@ -180,7 +180,7 @@ def test_wrong_classes(validation):
         found(validation, "imagenet-a")  # class 0388 is none of its 200
 
 
-def test_folder_not_given_and_not_there(tmp_path):
+def test_a_folder_that_is_missing_or_not_given(tmp_path):
     with pytest.raises(images.NotGiven, match="--imagenet DIR"):
         image_set("imagenet", Data())
     with pytest.raises(UserError, match="there is no folder or archive"):

@@ -183,7 +183,7 @@ def test_fresh_norms_take_their_statistics_along():
     }  # fmt: skip
 
 
-def test_a_network_without_such_layers_is_said_and_harms_nobody(drawn):
+def test_a_network_without_such_layers_is_reported_and_others_continue(drawn):
     data = Data(root=drawn, limit=4)
     with pytest.warns(UserWarning, match="no such layers"):
         found = measured(BENCHMARK, Plain(), data, options={"layers": "bn"})

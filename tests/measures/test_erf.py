@@ -85,7 +85,7 @@ class Blind(nn.Module):
         return self.bias(pixels * 0).mean((2, 3)) @ torch.ones(4, 1000)
 
 
-def test_no_field_is_said(drawn):
+def test_a_missing_receptive_field_is_reported(drawn):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 1000))
     for one in (Blind(), linear):
         with pytest.warns(UserWarning, match="no feature map, or its centre does not depend on the pixels"):

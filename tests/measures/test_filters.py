@@ -127,7 +127,7 @@ def test_extremes():
     assert orthogonality(torch.eye(12, dtype=torch.float64)) == 1
 
 
-def test_what_cannot_be_measured_is_said_and_is_not_a_number():
+def test_an_undefined_measure_is_reported_and_has_no_value():
     """A dead layer, one with a single output, a tiny one; never NaN."""
     dead, one_output, tiny = torch.zeros(8, 8, 3, 3), gaussian(1, 64, 3, 3), gaussian(3, 3, 3, 3)
     for weight in (dead.double(), one_output, tiny):

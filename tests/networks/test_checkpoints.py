@@ -354,7 +354,7 @@ def asked(server):
     return [bytes_asked for _, _, bytes_asked in server.log]
 
 
-def test_a_broken_connection_is_taken_up_again(server, tmp_path):
+def test_a_broken_download_is_resumed(server, tmp_path):
     tag = {"ETag": '"one"'}
     server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000, 200_000], busy=1, headers=tag)
     assert download.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
@@ -366,7 +366,7 @@ def test_a_broken_connection_is_taken_up_again(server, tmp_path):
 @pytest.mark.parametrize(
     "reply", [{"ranges": False, "headers": {"ETag": '"one"'}}, {}, {"headers": {"ETag": 'W/"one"'}}]
 )
-def test_without_a_way_to_go_on_a_download_begins_anew(reply, server, tmp_path):
+def test_a_download_that_cannot_be_resumed_restarts(reply, server, tmp_path):
     server.replies["https://a.org/x.pth"] = zoo_server.Reply(DATA, cut=[600_000], **reply)
     assert download.fetch("https://a.org/x.pth", tmp_path).read_bytes() == DATA
 
@@ -382,7 +382,7 @@ def test_halves_of_two_versions_are_not_joined(server, tmp_path):
     assert download.fetch(address, tmp_path).read_bytes() == other
 
 
-def test_google_drive_asks_first_and_is_taken_up_again(server, tmp_path):
+def test_google_drive_is_confirmed_and_resumed(server, tmp_path):
     server.replies["gdrive://abc"] = zoo_server.Reply(DATA, big=True, cut=[600_000])
     path = download.fetch("gdrive://abc", tmp_path, name="net.pth")
     assert path.read_bytes() == DATA and path.name.endswith("-net.pth")
@@ -422,7 +422,7 @@ def test_the_hub_and_its_mirror(server, tmp_path):
         ("hf://owner/repository/x.ckpt", None, "404", "/owner/repository/resolve/main/x.ckpt"),
     ],
 )
-def test_what_cannot_be_had_is_explained(address, reply, reason, by_hand, server, tmp_path):
+def test_an_unavailable_download_is_explained(address, reply, reason, by_hand, server, tmp_path):
     if reply:
         server.replies[address] = reply
     path = download.local_path(address, tmp_path)

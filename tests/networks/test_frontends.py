@@ -162,7 +162,7 @@ def test_what_is_none_is_one_line(text, message):
         front_end(text)
 
 
-def test_a_zoo_entry_may_have_one(monkeypatch, tmp_path):
+def test_a_zoo_entry_may_have_a_front_end(monkeypatch, tmp_path):
     from imagenet_biases.networks import registry
 
     entry = registry.registry()["resnet50_diffusionnoise_fixed"]

@@ -300,7 +300,7 @@ def test_identity_of_a_module_is_its_weights_architecture_and_code_not_its_label
     assert from_module(other, "a").identity["network"] != first  # nothing but the code differs
 
 
-def test_what_is_no_network_is_said():
+def test_an_object_that_is_no_network_is_refused():
     for module, label, message in [
         (torch.relu, "mine", r"mine: .* is not a torch\.nn\.Module"),
         (nn.Linear(3, 1000), "mine", r"mine, given two images, failed: RuntimeError: .*mat1 and mat2"),
@@ -338,7 +338,7 @@ def test_two_networks_of_one_label_differ_by_their_weights(tmp_path):
     assert safe_name("Größe 3") == "Größe 3"
 
 
-def test_own_entries_and_pins_lie_in_files_of_the_user(own, server, tmp_path):
+def test_user_entries_and_pins_are_in_user_files(own, server, tmp_path):
     shipped = {path: path.read_bytes() for path in (registry.ZOO, registry.PINS)}
     state = zoo_layouts.random_state(zoo_layouts.narrow)
     torch.save({"state_dict": zoo_layouts.prefixed("module.", state)}, tmp_path / "x.pth")
@@ -425,7 +425,7 @@ def test_a_typo_suggests_the_nearest(name, message):
         load_model(name)
 
 
-def test_a_python_file_without_a_function_says_which_there_are(tmp_path):
+def test_a_python_file_without_the_function_lists_its_functions(tmp_path):
     path = tmp_path / "net.py"
     path.write_text("def _helper():\n    pass\ndef small():\n    pass\ndef large():\n    pass\n")
     message = r"net\.py is a file of Python code: say which .* e\.g\. .*net\.py:small \(it has small, large\)"

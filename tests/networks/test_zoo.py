@@ -144,7 +144,7 @@ def test_a_true_resnet50_of_each_family_of_layouts(name, server, use_zoo, tmp_pa
         ("resnet50_frozen_random", ""),
     ],
 )
-def test_wrappers_that_may_be_there(name, wrapper, narrow_state, server, use_zoo, tmp_path):
+def test_optional_wrappers(name, wrapper, narrow_state, server, use_zoo, tmp_path):
     state = zoo_layouts.prefixed("module.", narrow_state)
     torch.save({wrapper: state} if wrapper else state, tmp_path / "file.pth")
     serve(server, name, [tmp_path / "file.pth"], use_zoo, the_zoo())

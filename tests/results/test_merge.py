@@ -175,7 +175,7 @@ def test_a_trial_run_of_new_weights_does_not_displace_the_whole_result(place):
         ({"frontend": "low-pass:0.3"}, "frontend low-pass:0.3, not none (--frontend low-pass:0.3 gives it a row"),
     ],
 )
-def test_what_may_not_share_a_row_stays_out_with_a_reason(place, capsys, difference, reason):
+def test_records_that_cannot_share_a_row_are_left_out_with_a_reason(place, capsys, difference, reason):
     place.add("net", "imagenet", {"top1_acc/imagenet": 50.0})
     place.add("net", "imagenet_ood", {"top1_acc/imagenet-a": 5.0}, **difference)
     assert "top1_acc/imagenet-a" not in place.merge()
@@ -257,7 +257,7 @@ def test_a_broken_record_stops_with_one_line_and_changes_nothing(place, text, pr
     assert bad.read_text() == text and not list(place.path.glob("*.csv"))
 
 
-def test_other_json_is_left_alone_and_nothing_measured_is_said(place):
+def test_foreign_json_is_ignored_and_missing_measurements_are_reported(place):
     (place.path / "results" / "drawn").mkdir()
     for name in ("drawn", "mine"):
         (place.path / "results" / "drawn" / f"{name}.json").write_text('{"seed": 0}')
@@ -354,7 +354,7 @@ def test_a_project_that_cannot_be_read_is_one_line(place, monkeypatch):
 # Measured against published ------------------------------------------------------------------------------------------
 
 
-def test_compare_says_what_is_off_and_writes_nothing(place, capsys):
+def test_compare_names_deviations_and_writes_nothing(place, capsys):
     place.add("tv_resnet50", "imagenet", {"top1_acc/imagenet": 76.13}, intervals={"top1_acc/imagenet": [75.75, 76.5]})
     place.add("tv_resnet50", "imagenet_real", {"top1_acc/imagenet-real": 12.3})
     place.add("tv_resnet50", "imagenet_adv", {"top1_acc/PGD-40/low": 18.3, "top1_acc/PGD-40/high": 0.002})

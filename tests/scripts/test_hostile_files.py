@@ -120,7 +120,7 @@ def test_other_formats_are_not_tried(tmp_path, kind):
 
 
 @pytest.mark.parametrize("size", [(65_000, 1), (1, 65_000), (40_000, 30)])
-def test_strips_are_said_at_once(tmp_path, size):
+def test_strips_are_reported_at_once(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "strip.png")
     with limited(), pytest.raises(Unreadable, match="strip"):
         decode(tmp_path / "strip.png", STUDY)
@@ -144,7 +144,7 @@ def odd_file(kind, path):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "dangling link", "link loop", "folder", "not UTF-8"])
-def test_what_can_never_be_an_image_is_said_when_a_set_is_listed(tmp_path, kind):
+def test_files_that_cannot_be_images_are_reported_on_listing(tmp_path, kind):
     folder = tmp_path / "val" / wordnet_ids()[0]
     folder.mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(folder / "a.png")
@@ -219,7 +219,7 @@ def lines(first=0):
         ("These are images of animals.", "no label for 20 images"),
     ],
 )
-def test_what_is_wrong_with_labels_is_said(tmp_path, text, problem):
+def test_wrong_labels_are_reported(tmp_path, text, problem):
     (tmp_path / "a.txt").write_text(text)
     if "meta" in problem:
         torch.save(({}, list(wordnet_ids()[:20])), tmp_path / "meta.bin")
@@ -552,7 +552,7 @@ def test_odd_environments_are_refused_or_harmless(monkeypatch):
         assert found is None or (0 <= found.workers <= available_cores() and 0 <= found.rank < found.world), case
 
 
-def test_deep_json_is_refused_whatever_it_is_for(tmp_path):
+def test_deeply_nested_json_is_refused_everywhere(tmp_path):
     for dice in (random.Random(number) for number in range(40)):
         text = odd_json({"a": [1, 2]}, dice)
         (tmp_path / "x.json").write_text(text)

@@ -89,7 +89,7 @@ def undisturbed(drawn, tmp_path_factory):
     return found, time.monotonic() - started
 
 
-def test_kills_at_any_moment_lose_nothing(drawn, tmp_path, undisturbed):
+def test_kills_at_random_moments_lose_nothing(drawn, tmp_path, undisturbed):
     dice, (expected, seconds) = random.Random(SEED), undisturbed
     killed = 0
     for _ in range(KILLS):
@@ -137,7 +137,7 @@ def one_line(process, status, *words):
     return lines[0]
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_the_run_goes_on_from_there(drawn, tmp_path, undisturbed):
+def test_a_full_disk_ends_the_run_in_one_line_and_the_repeat_resumes(drawn, tmp_path, undisturbed):
     one_line(start(ONE, drawn, tmp_path, limit=1000), 1, "File too large", "is kept")
     assert not list(tmp_path.rglob("*.tmp"))
     finished(start(ONE, drawn, tmp_path))
@@ -205,7 +205,7 @@ ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.get
 
 
 @pytest.mark.skipif(bool(ANYBODY) and not shutil.which("setpriv"), reason="root reads everything, and no setpriv here")
-def test_what_may_not_be_read_or_written_is_one_line(tmp_path):
+def test_missing_permissions_are_one_line(tmp_path):
     folder, results = tmp_path / "set" / "val" / "n01440764", tmp_path / "results"
     folder.mkdir(parents=True)
     results.mkdir()
@@ -229,7 +229,7 @@ def test_closed_standard_streams_end_no_run(drawn, tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/results", "x" * 300])
-def test_results_that_cannot_be_written_are_said_before_anything_is_measured(drawn, tmp_path, place):
+def test_unwritable_results_are_reported_before_anything_is_measured(drawn, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     one_line(start(ONE, drawn, tmp_path / place), 1)
     assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

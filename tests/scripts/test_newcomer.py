@@ -74,7 +74,7 @@ def rank(value, *columns):
     return 1 + int((others > value).sum()), 49
 
 
-def test_compare_says_where_it_stands(first, home):
+def test_compare_ranks_the_network(first, home):
     _, metrics, where = first
     status, out, err = run("compare.py", "mine", *where, "--what", "standing", "--format", "csv")
     assert status == 0, err

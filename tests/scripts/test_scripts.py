@@ -63,7 +63,7 @@ def test_records(results, name):
         assert {"python", "torch", "timm"} <= set(source["versions"])
 
 
-def test_networks_recognise_what_they_were_taught(results):
+def test_networks_recognize_what_they_were_trained_on(results):
     for network in ("calibration_silhouette", "calibration_texture"):
         assert record(results, "imagenet", network)["metrics"]["top1_acc/imagenet"] > 80
 
@@ -159,7 +159,7 @@ def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, n
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_says_so_and_the_repeated_one_takes_its_place(drawn, tmp_path):
+def test_an_interrupted_run_is_marked_and_replaced_by_its_repeat(drawn, tmp_path):
     net = tmp_path / "net.py"
     net.write_text(
         "import os, time, torch\n"
@@ -309,7 +309,7 @@ def test_eval_all_merges_passes_and_plans(drawn, tmp_path):
     assert len(re.findall(r" 0 to do", run(*words, "--dry-run", check=True).stdout)) == 3
 
 
-def test_eval_all_says_what_is_left_out(drawn, tmp_path):
+def test_eval_all_lists_what_is_left_out(drawn, tmp_path):
     words = ["eval_all.py", "--model", "calibration_texture", "--imagenet", drawn / "imagenet", "--results", tmp_path]
     plan = run(*words, "--dry-run", "--wandb", "disabled", check=True).stdout
     assert "left out: imagenet_c:" in plan and "left out: model_vs_human:" in plan

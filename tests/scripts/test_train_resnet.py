@@ -123,7 +123,7 @@ def start(images, out, *words):
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_training_that_is_ended_goes_on_to_the_same_network(images, tmp_path, end):
+def test_a_stopped_training_resumes_to_the_same_network(images, tmp_path, end):
     words = ("--preset", "diffusion-noise", "--ema", "0.9")
     trained(tmp_path / "net", images, *words, epochs=2)
     expected = weights(tmp_path / "net")

@@ -67,7 +67,7 @@ def shares():
     return (shown < 127.5).mean(1)
 
 
-def test_a_known_observer_has_its_exact_figures(pictures):
+def test_a_known_observer_gets_exact_scores(pictures):
     data = Data(folders={"imagenet": pictures}, allow_partial=True)
     got = metrics(measured(BENCHMARK, Dark(), data, options={"alpha": "all"}))
     expected = shares()

@@ -25,7 +25,7 @@ def dial():
     return rows.assign(number=parts[0], seed=parts[1])
 
 
-def test_what_is_taught_is_the_silhouette_for_so_many_categories():
+def test_the_dial_sets_how_many_categories_are_taught_by_silhouette():
     labels = {cue: torch.arange(16).roll(shift) for cue, shift in (("silhouette", 0), ("texture", 1))}
     for number in train_calibration.STEPS:
         own = train_calibration.silhouette_categories(number, 0)
