@@ -123,6 +123,7 @@ def test_what_was_measured_is_highlighted(with_measured, quick):
     assert line.get_color() == chosen[1].colour
 
 
+@pytest.mark.slow
 def test_any_network_can_be_highlighted(with_measured, quick):
     (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
     drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))
@@ -154,6 +155,7 @@ def test_networks_of_drawn_images_have_a_figure_of_their_own(with_measured, tabl
     assert plotting.calibration(derived(table)) is None
 
 
+@pytest.mark.slow
 def test_no_marker_is_cut_and_every_axis_has_a_label(with_measured, quick):
     for name, figure in plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS)):
         for ax in filter(Axes.get_visible, figure.axes):

@@ -105,6 +105,7 @@ def row(table, mechanism, strength, predictor, method):
     return one
 
 
+@pytest.mark.slow
 def test_forty_small_studies_agree_with_the_many(few):
     """Binomial bands; pairs of one study share its networks, so a study counts once."""
     many = pd.read_csv(MANY)
@@ -119,6 +120,7 @@ def test_forty_small_studies_agree_with_the_many(few):
         assert inside.mean() > 0.98, known[~inside]
 
 
+@pytest.mark.slow
 def test_permuting_within_categories_holds_its_five_per_cent(few):
     """Over all strengths a score that nothing acts on, and one that follows between categories only."""
     for table, studies in ((few, 10), (pd.read_csv(MANY), None)):

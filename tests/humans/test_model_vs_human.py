@@ -370,6 +370,7 @@ def test_networks_that_answer_by_shape_or_texture(release, reader, tmp_path):
     assert scored["details"] == texture["details"]
 
 
+@pytest.mark.slow
 @needs_shared
 def test_trial_files_of_people_and_alexnet_score_as_published(tmp_path):
     expected = json.loads((SHARED / "cue_conflict_trials" / "expected_shape_bias.json").read_text())
@@ -389,7 +390,7 @@ def test_trials_and_networks_do_not_go_together(release, tmp_path):
     (file,) = release.glob("raw-data/edge/*subject-01*.csv")
     words = ("--trials", file, "--model", "resnet50", "--results", tmp_path)
     status, _, err = run("eval_model_vs_human.py", *words)
-    assert status == 2 and "leave --model out" in err
+    assert status == 2 and "omit --model" in err
     assert from_files(Data()) is None
 
 

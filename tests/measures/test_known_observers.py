@@ -173,6 +173,7 @@ def finest():
     return np.sqrt(np.mean(pyramid.recon_pyr(levels=[0]) ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mu", "sigma", "amplitude"), [(4.6, 1.7, 3.2), (2.0, 1.0, 3.0), (3.4, 2.5, 2.6)])
 def test_a_known_channel_is_recovered(textures, finest, mu, sigma, amplitude):
     folder, images = textures
