@@ -73,14 +73,12 @@ def report(results: Results) -> Metrics:
     weights, layers = layers_of(results)
     if not layers:
         warnings.warn("it has no Conv2d layer with such filters: nothing was measured", stacklevel=2)
-    dead = {name: measures["dead_channels"] for name, measures in layers.items() if measures["dead_channels"]}
-    if dead:
+    if dead := {name: measures["dead_channels"] for name, measures in layers.items() if measures["dead_channels"]}:
         number = sum(dead.values())
         warnings.warn(
             f"{number} dead output channels are left out of the orthogonality ({listed_briefly(dead)})", stacklevel=2
         )
-    tiny = [name for name, measures in layers.items() if measures["ve"] is None or measures["or"] is None]
-    if tiny:
+    if tiny := [name for name, measures in layers.items() if None in (measures["ve"], measures["or"])]:
         warnings.warn(f"{len(tiny)} layers have too few filters to be measured ({listed_briefly(tiny)})", stacklevel=2)
     start = prefix(results.options)
     for key, kinds in AGGREGATES.items():

@@ -48,11 +48,7 @@ def conditions(
     for level, size in ATTACK_EPSILONS.items() if eps is None else [(level_of(eps), eps)]:
         published = math.isclose(step_size, STEP_SIZE) and steps == STEPS and level in ATTACK_EPSILONS
         if "pgd" in attack:
-            step = "" if published else f"-step-{255 * step_size:g}"
-            if step_size > size and not published:
-                text = f"--step-size {255 * step_size:g}/255 is above eps, {255 * size:g}/255: a weak attack"
-                warnings.warn(text, stacklevel=2)
-            yield pgd(f"PGD-{steps}/{level}{step}", size, steps, step_size)
+            yield pgd(f"PGD-{steps}/{level}{step_suffix(step_size, size, published)}", size, steps, step_size)
         if "fgsm" in attack:
             yield fgsm(f"FGSM/{level}", size)
         if "tuned" in attack:
@@ -62,6 +58,16 @@ def conditions(
             yield auto_attack(f"AutoAttack/{level}", size)
     for size in eps_l2 if "pgd-l2" in attack else []:
         yield pgd_l2(f"PGD-l2-{steps}/eps-{size:g}", size, steps)
+
+
+def step_suffix(step_size: float, eps: float, published: bool) -> str:
+    """Return what a step size adds to an attack's name; warn of one above eps that is not the published one."""
+    if published:
+        return ""
+    if step_size > eps:
+        text = f"--step-size {255 * step_size:g}/255 is above eps, {255 * eps:g}/255: a weak attack"
+        warnings.warn(text, stacklevel=2)
+    return f"-step-{255 * step_size:g}"
 
 
 def level_of(eps: float) -> str:

@@ -31,7 +31,8 @@ def proportion(hits: int, images: int) -> Estimate:
     if not images:
         return Estimate(None)
     low, high = _wilson(hits, images)
-    return Estimate(100 * hits / images, 100 * low, 100 * high)
+    share = hits / images  # first, so that records keep their last digit
+    return Estimate(100 * share, 100 * low, 100 * high)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -558,21 +558,19 @@ class Benchmark:
         return chosen
 
 
+SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+
+
 def _parsed(option: Option, value: Any) -> Any:
     """Return an option's value from what was written for it; ValueError says what is wrong with it."""
     if value is None or value == option.default:
         return value
     if option.flag:
-        words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
-        if str(value).lower() not in words:
+        if str(value).lower() not in SWITCH:
             raise ValueError(f"{option.name}: '{value}' is neither on nor off")
-        return words[str(value).lower()]
-    parts: list[Any] = []
-    for part in value if option.several and isinstance(value, list | tuple) else [value]:
-        # a word of the command line may hold several values itself
-        parts += part.replace(",", " ").split() if option.several and isinstance(part, str) else [part]
+        return SWITCH[str(value).lower()]
     try:
-        parts = [option.type(part) if isinstance(part, str) else part for part in parts]
+        parts = [option.type(part) if isinstance(part, str) else part for part in _parts(option, value)]
     except ValueError:
         kind = getattr(option.type, "__name__", "a value")
         raise ValueError(f"{option.name}: '{value}' cannot be read as {kind}") from None
@@ -581,3 +579,13 @@ def _parsed(option: Option, value: Any) -> Any:
         wrong = unknown[0] if unknown else value
         raise ValueError(f"{option.name}: '{wrong}' is not one of {', '.join(map(str, option.choices))}")
     return tuple(parts) if option.several else parts[0]
+
+
+def _parts(option: Option, value: Any) -> list[Any]:
+    """Return the parts of an option's value; a word of the command line may hold several of them."""
+    if not option.several:
+        return [value]
+    parts: list[Any] = []
+    for part in value if isinstance(value, list | tuple) else [value]:
+        parts += part.replace(",", " ").split() if isinstance(part, str) else [part]
+    return parts

@@ -47,7 +47,7 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
-from imagenet_biases.vocabulary import Benchmark, Data, Results, Settings
+from imagenet_biases.vocabulary import Benchmark, Data, Estimate, Results, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -324,9 +324,7 @@ class Run:
     def _measure(self, networks: list[Network]) -> None:
         """Measure what is not stored yet, and report it."""
         jobs = self.request.jobs
-        if self.recording.results is not None and not self.quiet:
-            for job, network in itertools.product(jobs, networks):
-                check_place(self.recording.results, network.name, job.name)
+        self._check_places(networks)
         plan = make_plan(jobs, networks, self.runtime, self._in_shard)
         show = self.recording.progress and self.runtime.lead
         loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, show)
@@ -346,9 +344,14 @@ class Run:
             wandb.close()
         self._report_waiting([pair for pair in loop.waiting if pair[1] not in loop.failed])
         self.outcome.failed |= {network.name: reason for network, reason in loop.failed.items()}
-        pairs = itertools.product((job.name for job in jobs), (network.name for network in networks))
-        order = {pair: number for number, pair in enumerate(pairs)}
+        order = {(job.name, network.name): n for n, (job, network) in enumerate(itertools.product(jobs, networks))}
         self.outcome.records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
+
+    def _check_places(self, networks: Iterable[Network]) -> None:
+        """See that every record can be written, before hours of measuring."""
+        if self.recording.results is not None and not self.quiet:
+            for job, network in itertools.product(self.request.jobs, networks):
+                check_place(self.recording.results, network.name, job.name)
 
     def _in_shard(self, cell: Cell) -> bool:
         return self.request.has(self.names[cell.network], cell.images.name, cell.condition.kind)
@@ -431,6 +434,15 @@ class Run:
     def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
         return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
 
+    def _clean_note(self, job: Job, network: Network, metrics: Mapping[str, Estimate]) -> list[str]:
+        """Return a warning, if the clean accuracy of a record on whole sets is far from what is known."""
+        clean = metrics.get(study.CONTROL)
+        whole = not any(images.subset for images in job.image_sets)
+        if clean is None or clean.value is None or not whole or self.runtime.preprocessing != "study":
+            return []
+        warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
+        return [warning] if warning else []
+
     def _finish(self, job: Job, network: Network, plan: Plan, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
         cells = plan.cells[job, network]
@@ -439,11 +451,7 @@ class Run:
             metrics = named(job.benchmark.report(results), job.name)
         notes: list[str] = [*network.notes, *job.notes, *report_notes]  # type: ignore[misc]
         notes += [note for responses in results.all() for note in responses.notes]
-        clean = metrics.get(study.CONTROL)
-        whole = not any(images.subset for images in job.image_sets)
-        if clean is not None and clean.value is not None and whole and self.runtime.preprocessing == "study":
-            warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
-            notes += [warning] if warning else []
+        notes += self._clean_note(job, network, metrics)
         with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,

@@ -100,6 +100,11 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
     if args.submit == "slurm":
         print("Whichever job finishes a record last writes it; the same command submits again what is missing.")
         return 0
+    return _wait_for(jobs)
+
+
+def _wait_for(jobs: Sequence[Any]) -> int:
+    """Wait for jobs of this machine; return the exit status."""
     failed = [job for job in jobs if job.exception() is not None]
     for job in failed:
         print(f"error: job {job.job_id} failed, see {job.paths.stderr}", file=sys.stderr)

@@ -52,7 +52,12 @@ def loss_gradient_padded(mode: str) -> Condition:
 
 @identified("_slope")
 def _loss_gradient(
-    network: Attacked, pixels: Float[Tensor, "B 3 H W"], labels: Int64[Tensor, " B"], batch: Batch, *, mask: int = 0
+    network: Attacked,
+    pixels: Float[Tensor, "B 3 H W"],
+    labels: Int64[Tensor, " B"],
+    batch: Batch | None,
+    *,
+    mask: int = 0,
 ) -> tuple[Tensor, Tensor]:
     presented = masked(pixels, mask) if mask else pixels
     return presented, gradient(network, presented, labels, summed_cross_entropy)[0]

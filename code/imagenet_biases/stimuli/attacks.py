@@ -163,7 +163,7 @@ def _pgd(
 
 @identified("_pgd_l2")
 def _pgd_l2(
-    network: Attacked, pixels: Pixels, labels: Labels, batch: Batch, *, eps: float, steps: int, step_size: float
+    network: Attacked, pixels: Pixels, labels: Labels, batch: Batch | None, *, eps: float, steps: int, step_size: float
 ) -> Pixels:
     images = pixels
     for _ in range(steps):
