@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from common import CODE, later, measured, run
+from common import CODE, later, measured, run, script
 from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate, identified
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.images.sets import image_set, sampled
