@@ -58,7 +58,7 @@ def watched(benchmark, caught):
 
     def report(found):
         usual = [one for one in found.all() if not isinstance(one.readout, Margin)]
-        estimates = dict(benchmark.report(Results(usual, found.network, found.options)))
+        estimates = dict(benchmark.report(Results(usual, found.network, found.options, found.purpose)))
         margins = {key: found[(*key, Margin)].values for key in found}
         answers = {
             (one.images.name, one.condition.name): one.values.reshape(len(one.values), -1)[:, 0] for one in usual

@@ -426,7 +426,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
     args = parsed(arguments)
     number, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)) if args.device == "cuda" else None)
+    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if args.device == "cuda" else args.device
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     process = Process(number, count, device)
     sets = [custom_set(name, getattr(args, name), Data()) for name in ("train", "stylized") if getattr(args, name)]
     images = Photographs(sets, args.size, args.seed)

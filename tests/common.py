@@ -1,6 +1,7 @@
 """What several tests share: the repository's folders, the shared data, running a script as a user does."""
 
 import contextlib
+import datetime
 import importlib
 import io
 import os
@@ -8,11 +9,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
+import numpy as np
 import pytest
+
+from imagenet_biases.results import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "code"
+TABLES = ROOT / "tests" / "data"
 SHARED = ROOT.parent / "shared" / "data" if (ROOT.parent / "shared" / "data").is_dir() else None
 needs_shared = pytest.mark.skipif(
     SHARED is None, reason="photographs, stimuli, trial files and a real network: ../shared/data is missing"
@@ -59,13 +67,44 @@ def responses(passes, network, results=None, **settings):
     return measured(Benchmark("probe", lambda data: passes, lambda found: ()), network, data, results, **settings)
 
 
-def run(name, *arguments):
-    """Run code/NAME in this process as `script` does in one of its own; return (status, stdout, stderr)."""
-    module = importlib.import_module(Path(name).stem)
+def answered(results):
+    """Return how many images a process has stored answers to so far; other ranks' files do not count."""
+    most = 0
+    for path in Path(results).rglob("*.parts/*.npz"):
+        if "rank" not in path.name:
+            with contextlib.suppress(OSError), np.load(path) as kept:
+                most = max(most, *(int((kept[name] > 0).sum()) for name in kept.files if name.endswith("state")))
+    return most
+
+
+class Ended(NamedTuple):
+    """How a script ended; also as (status, stdout, stderr)."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(name, *arguments, check=False):
+    """Run code/NAME in this process, as `script` does in one of its own."""
+    module, words = importlib.import_module(Path(name).stem), [*map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", [str(CODE / name), *words]),
+    ):
         try:
-            status = module.main([str(word) for word in arguments]) or 0
+            status = module.main(words) or 0
         except SystemExit as end:
             status = end.code or 0
-    return status, out.getvalue(), err.getvalue()
+    ended = Ended(status, out.getvalue(), err.getvalue())
+    assert not (check and status), f"{name} ended with {status}:\n{ended.stdout}\n{ended.stderr}"
+    return ended
+
+
+def later(monkeypatch, seconds=2):
+    """Let the records to come tell a later time than those before, since they tell it in seconds."""
+    offset = datetime.timedelta(seconds=seconds)
+    clock = SimpleNamespace(now=lambda zone: datetime.datetime.now(zone) + offset)
+    monkeypatch.setattr(provenance, "datetime", SimpleNamespace(UTC=datetime.UTC, datetime=clock))

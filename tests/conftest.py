@@ -23,6 +23,16 @@ def drawn(tmp_path_factory, worker_id):
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests that use a browser or start a web server, by their fixtures."""
+    for item in items:
+        for fixture, marker in (("browser", "browser"), ("server", "server"), ("mirror", "server")):
+            if fixture in item.fixturenames:
+                item.add_marker(marker)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter):
     """Say in one line what was not tested, and why."""
     reasons = {}

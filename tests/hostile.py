@@ -1,7 +1,8 @@
 """Generators of bad input, each a function of a random.Random: damaged bytes, odd JSON, odd words.
 
 How much is generated: HOSTILE_CASES times the suite's number of cases (default 1), from the seed HOSTILE_SEED (default
-0). A failure names the seed and the case:  HOSTILE_SEED=7 HOSTILE_CASES=20 python -m pytest tests/test_hostile_files.py
+0). A failure names the seed and the case:
+HOSTILE_SEED=7 HOSTILE_CASES=20 python -m pytest tests/scripts/test_hostile_files.py
 """
 
 import contextlib

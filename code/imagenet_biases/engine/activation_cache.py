@@ -110,6 +110,10 @@ class ActivationCache:
             self.order = []
         return answer
 
+    def forget(self) -> None:
+        """Let go of the activations of the last intact pass."""
+        self.activations, self.order, self.pixels = {}, [], None
+
     def answer(self, condition: Condition, run: Callable[[], Answer], pixels: Tensor | None) -> Answer:
         """Run the network under a condition's change and undo the change, whatever happens."""
         assert condition.change is not None

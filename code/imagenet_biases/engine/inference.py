@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +144,19 @@ class Runner:
             pixels = pixels.contiguous(memory_format=self.layout)
             return program(pixels, batch=batch) if self.network.wants_batch else program(pixels)
 
+    def forget_activations(self) -> None:
+        """Let go of what was kept of a batch for changed passes."""
+        if self.changes is not None:
+            self.changes.forget()
+
+    def release(self) -> None:
+        """Put the network back as it was before any change, on the host where only changes needed it elsewhere."""
+        if self.changes is not None:
+            self.changes.state.restore()
+            self.changes = None
+            if self.folded is not self.network:
+                self.network.to("cpu")
+
     def _changes(self) -> ActivationCache:
         if self.changes is None:
             self.changes = ActivationCache(self.network.to(self.runtime.device))
@@ -194,22 +207,49 @@ class Runners:
                 total += passes
         return total
 
+    def keep_only(self, networks: Container[Network]) -> None:
+        """Release the networks that have had their last turn, with all that was prepared of them."""
+        for key in [key for key in self.ready if key[0] not in networks]:
+            self.ready.pop(key).release()
+
     def close(self) -> None:
         """Put every network back as it was before any change, also after an interruption in the middle of one."""
         for runner in self.ready.values():
-            if runner.changes is not None:
-                runner.changes.state.restore()
+            runner.release()
 
 
 @contextlib.contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's default."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    reduced = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if reduced else "highest")
-    torch.backends.cudnn.allow_tf32 = reduced
+    """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's settings.
+
+    Convolutions, recurrent layers and matrix products are set through torch's per-operator interface; both it and the
+    older switches may have been used before, in any order, and read as before afterwards.
+
+    Raises:
+        RuntimeError: torch does not take the setting, so that the record would be wrong.
+    """
+    wanted, backends = "tf32" if precision == "tf32" else "ieee", torch.backends
+    older = None
+    with contextlib.suppress(RuntimeError):  # it refuses to be read after a mix of both interfaces
+        older = torch.get_float32_matmul_precision()
+    before = []
+    for level in (backends, backends.cudnn, backends.cuda.matmul, backends.mkldnn.matmul):
+        before.append((level, level.fp32_precision))  # its own, since the levels above are neutral by now
+        level.fp32_precision = "none"
     try:
+        backends.fp32_precision = wanted
+        products = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+        for product in products:
+            if product.fp32_precision != wanted:  # set by itself: it does not follow the level above
+                before.append((product, product.fp32_precision))
+                product.fp32_precision = wanted
+        # compilers read the older switch, which must agree
+        torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
+        if any(product.fp32_precision != wanted for product in products):
+            raise RuntimeError(f"torch {torch.__version__} does not take the float32 precision {wanted}")
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for level, value in reversed(before):
+            level.fp32_precision = value

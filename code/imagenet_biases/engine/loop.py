@@ -132,6 +132,7 @@ class Loop:
         self.waiting = dict.fromkeys(pairs)
         yield from self._completed()
         groups = self._remaining()
+        releasing = self.runners is None  # runners that were handed in stay as they are
         if self.runners is None:
             self.runners = Runners(self.runtime, self._planned_passes())
         split: dict[bytes, list[np.ndarray]] = {}  # groups of one image set mostly miss the same images
@@ -144,10 +145,12 @@ class Loop:
         feed = batches(sets, numbered, self.runtime)
         with Progress(total, self.show_progress) as progress, ThreadPoolExecutor(1) as writer:
             try:
-                for group, group_tasks in zip(groups, tasks, strict=True):
+                for turn, (group, group_tasks) in enumerate(zip(groups, tasks, strict=True), 1):
                     self._fetch(group.cells)
                     recorder = Recorder(group, self.store, self.runtime, writer)
                     Presenter(self, recorder, feed, progress).run(group_tasks)
+                    if releasing:
+                        self.runners.keep_only({cell.network for later in groups[turn:] for cell in later.cells})
                     self.observer.group_done(group)
                     self._free(group.cells)
                     yield from self._completed()
@@ -400,6 +403,7 @@ class Presenter:
                 presented = _answered(replace(presented, intact=intact), answer)
                 self.recorder.keep(cells, presented, positions, readable)
                 self._count(condition, positions)
+        runner.forget_activations()
 
     def _runner(self, network: Network) -> Runner:
         assert self.loop.runners is not None

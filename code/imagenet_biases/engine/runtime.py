@@ -64,6 +64,8 @@ def make_runtime(settings: Settings, images: int) -> Runtime:
     """
     rank, world, shard = _place(settings)
     device = _device(settings.device)
+    if device.type == "cuda":  # first of all: whatever names no GPU, events and pinned memory too, means this one
+        torch.cuda.set_device(device)
     if settings.precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is for NVIDIA GPUs; omit it, or use bf16")
     if device.type == "cpu":

@@ -21,12 +21,12 @@ from imagenet_biases.vocabulary import identified
 QUESTION = "Describe the image. Keep your response short."  # for benchmarks without a question
 
 
-@identified(class_id("answerer"))
+@identified(class_id("answerer"), version=2)  # 1 ran bfloat16 on a GPU under the name of fp32
 class Answerer(torch.nn.Module):
     """A transformers model and its processor: pixels in [0, 1] and a question -> one answer per image.
 
     With `letters` ("ABC...") it returns their scores as the first token of the answer, float32 [B, letters], instead
-    of text. The model is not a submodule: it keeps its own precision, bfloat16 on a GPU.
+    of text. The model is not a submodule; it runs in the precision of the surrounding autocast, else in float32.
     """
 
     answers = "words"
@@ -46,8 +46,10 @@ class Answerer(torch.nn.Module):
         self, pixels: Float[Tensor, "B 3 H W"], text: str = QUESTION, tokens: int = 64, letters: str | None = None
     ) -> list[str] | Float[Tensor, "B letters"]:
         model, processor = self._model_and_processor
-        if model.device != pixels.device:
-            model.to(pixels.device, torch.bfloat16 if pixels.is_cuda else torch.float32)
+        kind = pixels.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        if (model.device, model.dtype) != (pixels.device, dtype):
+            model.to(pixels.device, dtype)
         inputs = self._inputs(pixels, text).to(model.device, model.dtype)
         if letters:
             generated = model.generate(
