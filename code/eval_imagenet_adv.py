@@ -45,19 +45,28 @@ def conditions(
     """Yield the requested attacks; only the published settings get the published names."""
     if steps < 1:
         raise UserError(f"--steps {steps}: give 1 or more")
-    for level, size in ATTACK_EPSILONS.items() if eps is None else [(level_of(eps), eps)]:
-        published = math.isclose(step_size, STEP_SIZE) and steps == STEPS and level in ATTACK_EPSILONS
+    sizes = ATTACK_EPSILONS if eps is None else {level_of(eps): eps}
+    count = "" if steps == STEPS else f"-steps-{steps}"
+    for level, size in sizes.items():
         if "pgd" in attack:
-            yield pgd(f"PGD-{steps}/{level}{step_suffix(step_size, size, published)}", size, steps, step_size)
+            yield _pgd(level, size, steps, step_size)
         if "fgsm" in attack:
             yield fgsm(f"FGSM/{level}", size)
         if "tuned" in attack:
-            count = "" if steps == STEPS else f"-steps-{steps}"
             yield tuned_pgd(f"PGD-tuned/{level}{count}", size, steps)
         if "autoattack" in attack:
             yield auto_attack(f"AutoAttack/{level}", size)
-    for size in eps_l2 if "pgd-l2" in attack else []:
-        yield pgd_l2(f"PGD-l2-{steps}/eps-{size:g}", size, steps)
+    if "pgd-l2" in attack:
+        yield from (pgd_l2(f"PGD-l2-{steps}/eps-{size:g}", size, steps) for size in eps_l2)
+
+
+def _pgd(level: str, size: float, steps: int, step_size: float) -> Condition:
+    published = math.isclose(step_size, STEP_SIZE) and steps == STEPS and level in ATTACK_EPSILONS
+    if step_size > size and not published:
+        text = f"--step-size {255 * step_size:g}/255 is above eps, {255 * size:g}/255: a weak attack"
+        warnings.warn(text, stacklevel=2)
+    step = "" if published else f"-step-{255 * step_size:g}"
+    return pgd(f"PGD-{steps}/{level}{step}", size, steps, step_size)
 
 
 def step_suffix(step_size: float, eps: float, published: bool) -> str:

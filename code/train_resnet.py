@@ -419,6 +419,14 @@ def _parameters(network: nn.Module) -> str:
     return f"{count:,} parameters" + (f", {fixed:,} of them fixed" if fixed else "")
 
 
+def _device(name: str) -> torch.device:
+    """Return this process's device; of several GPUs, its own."""
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Parse the command line, train, write the network and print how to measure it."""
@@ -426,10 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
     args = parsed(arguments)
     number, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if args.device == "cuda" else args.device
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _device(args.device)
     process = Process(number, count, device)
     sets = [custom_set(name, getattr(args, name), Data()) for name in ("train", "stylized") if getattr(args, name)]
     images = Photographs(sets, args.size, args.seed)

@@ -31,8 +31,7 @@ def proportion(hits: int, images: int) -> Estimate:
     if not images:
         return Estimate(None)
     low, high = _wilson(hits, images)
-    share = hits / images  # first, so that records keep their last digit
-    return Estimate(100 * share, 100 * low, 100 * high)
+    return Estimate(100 * (hits / images), 100 * low, 100 * high)  # not 100 * hits / images: its last digit differs
 
 
 @functools.lru_cache(maxsize=1 << 16)

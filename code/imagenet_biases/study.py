@@ -349,7 +349,7 @@ FLAGGED = frozenset(name for definition in DEFINITIONS if definition.about.slip 
 
 
 @cache
-def place(name: str) -> tuple[int, int, tuple]:
+def place(name: str) -> tuple[int, int, tuple[Any, ...]]:
     """Return the sort key of a metric among the table's columns.
 
     Raises:

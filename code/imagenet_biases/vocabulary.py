@@ -48,7 +48,7 @@ class Data:
     """
 
     root: str | Path | None = None
-    folders: Mapping[str, str | Path] = field(default_factory=dict)
+    folders: Mapping[str, str | Path] = field(default_factory=dict[str, str | Path])
     limit: int | None = None
     allow_partial: bool = False
     skip_unreadable: bool = False
@@ -211,7 +211,7 @@ class Condition:
     attack: Callable[..., Any] | None = None
     change: Callable[..., Any] | None = None
     stepwise: Callable[..., Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seeded: bool = False
     batched: bool = False
     cost: int = 1
@@ -458,7 +458,7 @@ class Pass:
 # What is reported -----------------------------------------------------------------------------------------------------
 
 
-class Results(Mapping[tuple, Responses]):
+class Results(Mapping[tuple[Any, ...], Responses]):
     """What a report works on: {(image set name, condition name): Responses}, the network, the options.
 
     Where two readouts keep the same presentation, the key needs the readout's class as its third part.
@@ -481,7 +481,7 @@ class Results(Mapping[tuple, Responses]):
             by_readout = self._by_key.setdefault((answers.images.name, answers.condition.name), {})
             by_readout[type(answers.readout)] = answers
 
-    def __getitem__(self, key: tuple) -> Responses:
+    def __getitem__(self, key: tuple[Any, ...]) -> Responses:
         images, condition, *readout = key
         by_readout = self._by_key[images, condition]
         if readout:
@@ -569,23 +569,22 @@ def _parsed(option: Option, value: Any) -> Any:
         if str(value).lower() not in SWITCH:
             raise ValueError(f"{option.name}: '{value}' is neither on nor off")
         return SWITCH[str(value).lower()]
+    parts = _words(value) if option.several else [value]
     try:
         parts = [option.type(part) if isinstance(part, str) else part for part in _parts(option, value)]
     except ValueError:
         kind = getattr(option.type, "__name__", "a value")
         raise ValueError(f"{option.name}: '{value}' cannot be read as {kind}") from None
-    unknown = [part for part in parts if option.choices and part not in option.choices]
+    unknown: list[Any] = [part for part in parts if option.choices and part not in option.choices]
     if unknown or not parts:
-        wrong = unknown[0] if unknown else value
+        wrong = [*unknown, value][0]
         raise ValueError(f"{option.name}: '{wrong}' is not one of {', '.join(map(str, option.choices))}")
     return tuple(parts) if option.several else parts[0]
 
 
-def _parts(option: Option, value: Any) -> list[Any]:
-    """Return the parts of an option's value; a word of the command line may hold several of them."""
-    if not option.several:
-        return [value]
-    parts: list[Any] = []
-    for part in value if isinstance(value, list | tuple) else [value]:
-        parts += part.replace(",", " ").split() if isinstance(part, str) else [part]
-    return parts
+def _words(value: Any) -> list[Any]:
+    """Return the values of an option that takes several; a word of the command line may hold several itself."""
+    words: list[Any] = []
+    for part in value if type(value) in (list, tuple) else [value]:
+        words += part.replace(",", " ").split() if isinstance(part, str) else [part]
+    return words

@@ -61,7 +61,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Yield a list that receives the texts of the block's warnings when it ends, for a record."""
-    notes = []
+    notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield notes

@@ -15,7 +15,7 @@ A shape is one of
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeGuard
 
 from imagenet_biases.base.files import read_bytes
 
@@ -41,6 +41,11 @@ class Fields:
 
     required: dict[str, Shape]
     optional: dict[str, Shape] = field(default_factory=dict)
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value from JSON is an object."""
+    return isinstance(value, dict)
 
 
 def check(value: Any, shape: Shape, place: str = "it") -> Any:

@@ -19,7 +19,7 @@ from imagenet_biases.base.files import safe_name
 from imagenet_biases.benchmarks import find
 from imagenet_biases.engine.inference import float32_precision
 from imagenet_biases.engine.loop import Loop, Observer, Pair
-from imagenet_biases.engine.plan import Cell, Group, Job, Plan, make_job, make_jobs, make_plan, rehearse
+from imagenet_biases.engine.plan import Cell, Group, Job, make_job, make_jobs, make_plan, rehearse
 from imagenet_biases.engine.ranks import check_shared, ranks
 from imagenet_biases.engine.runtime import Runtime, make_runtime
 from imagenet_biases.engine.sharding import Unit, share
@@ -45,7 +45,7 @@ from imagenet_biases.results.records import (
     read_record,
     write_record,
 )
-from imagenet_biases.results.responses import UNSEEN, ResponseStore, key_of
+from imagenet_biases.results.responses import ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
 from imagenet_biases.vocabulary import Benchmark, Data, Estimate, Results, Settings
 
@@ -139,8 +139,8 @@ class Recording:
 class Outcome:
     """The records of a run, and why networks are missing among them, {name: reason}."""
 
-    records: list[Record] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list[Record])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Request:
@@ -165,7 +165,9 @@ class Request:
         recording: Recording = Recording(),
         skip_missing: bool = False,
     ) -> None:
-        self.networks: Any = {type(networks).__name__: networks} if isinstance(networks, torch.nn.Module) else networks
+        if isinstance(networks, torch.nn.Module):
+            networks = {type(networks).__name__: networks}
+        self.networks = networks
         self.loading, self.recording = loading, recording
         chosen = _benchmarks(benchmarks, options or {})
         data = replace(data, seed=settings.seed, listed={})
@@ -195,14 +197,14 @@ class Request:
 
     def built(self, name: str) -> Network:
         """Return a network as far as it can be had without its weights, one per architecture."""
-        in_python = isinstance(self.networks, Mapping)
-        key = name if in_python else architecture(name, self.loading.arch)
+        key = name if isinstance(self.networks, Mapping) else architecture(name, self.loading.arch)
         if key not in self._built:
-            self._built[key] = self.from_python(name) if in_python else skeleton(key)
+            self._built[key] = self.from_python(name) if isinstance(self.networks, Mapping) else skeleton(key)
         return self._built[key]
 
     def from_python(self, name: str) -> Network:
         """Return the Network of a module that was passed in."""
+        assert isinstance(self.networks, Mapping)
         module = self.networks[name]
         if isinstance(module, Network):
             network = copy.copy(module)  # loaded by load_model: the same parameters under this label
@@ -311,7 +313,7 @@ class Run:
                         raise UserError(
                             f"it takes images of {network.side} pixels only: measure it with --preprocessing native"
                         )
-                network.notes = notes  # type: ignore[assignment]
+                network.notes = notes
                 networks.setdefault((network.identity["network"], network.name), network)
                 self.names[network] = name
             except UserError as error:
@@ -329,7 +331,7 @@ class Run:
         show = self.recording.progress and self.runtime.lead
         loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, show)
         loop.load()
-        todo = self._todo(plan)
+        todo = self._todo(loop)
         for job in jobs:
             if not self.quiet and any(loop.missing(plan.cells[job, network]) for network in networks):
                 rehearse(job, networks[0])
@@ -339,12 +341,17 @@ class Run:
             with float32_precision(self.runtime.precision):
                 for pair in loop.run(todo):
                     if not self.quiet:
-                        self.outcome.records.append(self._finish(*pair, plan, loop, wandb))
+                        self.outcome.records.append(self._finish(*pair, loop, wandb))
         finally:
             wandb.close()
         self._report_waiting([pair for pair in loop.waiting if pair[1] not in loop.failed])
         self.outcome.failed |= {network.name: reason for network, reason in loop.failed.items()}
-        order = {(job.name, network.name): n for n, (job, network) in enumerate(itertools.product(jobs, networks))}
+        self._sort_records(networks)
+
+    def _sort_records(self, networks: Iterable[Network]) -> None:
+        """Put the records in the order of the benchmarks, and of the networks within each."""
+        pairs = itertools.product((job.name for job in self.request.jobs), (network.name for network in networks))
+        order = {pair: number for number, pair in enumerate(pairs)}
         self.outcome.records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
 
     def _check_places(self, networks: Iterable[Network]) -> None:
@@ -356,12 +363,12 @@ class Run:
     def _in_shard(self, cell: Cell) -> bool:
         return self.request.has(self.names[cell.network], cell.images.name, cell.condition.kind)
 
-    def _todo(self, plan: Plan) -> list[Pair]:
+    def _todo(self, loop: Loop) -> list[Pair]:
         """Return this shard's pairs without a valid record; those with one are taken into the outcome."""
-        todo = []
-        for job, network in plan.cells:
+        todo: list[Pair] = []
+        for job, network in loop.plan.cells:
             if job.passes or self.request.has(self.names[network], "", job.name):
-                valid = None if self.recording.fresh or self.quiet else self._valid_record(job, network, plan)
+                valid = None if self.recording.fresh or self.quiet else self._valid_record(job, network, loop)
                 if valid is None:
                     todo.append((job, network))
                 else:
@@ -397,10 +404,10 @@ class Run:
         responses = sorted([key_of(cell.identity), cell.stored.measured, cell.stored.nonfinite] for cell in cells)
         return key_of({"code": code, "responses": responses})
 
-    def _valid_record(self, job: Job, network: Network, plan: Plan) -> dict[str, Any] | None:
+    def _valid_record(self, job: Job, network: Network, loop: Loop) -> dict[str, Any] | None:
         """Return the record that is there already, scored from the same responses by the same code, or None."""
-        cells, folder = plan.cells[job, network], self.recording.results
-        if folder is None or any(cell.stored is None or (cell.stored.state == UNSEEN).any() for cell in cells):
+        cells, folder = loop.plan.cells[job, network], self.recording.results
+        if folder is None or loop.missing(cells):
             return None
         expected = {
             "scored_from": self._source(cells),
@@ -434,24 +441,19 @@ class Run:
     def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
         return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
 
-    def _clean_note(self, job: Job, network: Network, metrics: Mapping[str, Estimate]) -> list[str]:
-        """Return a warning, if the clean accuracy of a record on whole sets is far from what is known."""
-        clean = metrics.get(study.CONTROL)
-        whole = not any(images.subset for images in job.image_sets)
-        if clean is None or clean.value is None or not whole or self.runtime.preprocessing != "study":
-            return []
-        warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
-        return [warning] if warning else []
-
-    def _finish(self, job: Job, network: Network, plan: Plan, loop: Loop, wandb: WandbLogger) -> Record:
+    def _finish(self, job: Job, network: Network, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
-        cells = plan.cells[job, network]
+        cells = loop.plan.cells[job, network]
         results = Results((cell.responses() for cell in cells), network, job.options)
         with collected_warnings() as report_notes:
             metrics = named(job.benchmark.report(results), job.name)
-        notes: list[str] = [*network.notes, *job.notes, *report_notes]  # type: ignore[misc]
+        notes = [*network.notes, *job.notes, *report_notes]
         notes += [note for responses in results.all() for note in responses.notes]
-        notes += self._clean_note(job, network, metrics)
+        clean = metrics.get(study.CONTROL)
+        whole = not any(images.subset for images in job.image_sets)
+        if clean is not None and whole and self.runtime.preprocessing == "study":
+            warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
+            notes += [warning] if warning else []
         with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,
@@ -486,7 +488,8 @@ def score_files(
     folder: str | Path,
 ) -> list[Record]:
     """Score answers that come from files, pairs (label, Results): the same records, without a network."""
-    runtime, records = make_runtime(settings, 0), []
+    runtime = make_runtime(settings, 0)
+    records: list[Record] = []
     for label, answered in answers:
         results = Results(answered.all(), None, options)
         with collected_warnings() as notes:

@@ -228,7 +228,8 @@ def float32_precision(precision: str) -> Iterator[None]:
     Raises:
         RuntimeError: torch does not take the setting, so that the record would be wrong.
     """
-    wanted, backends = "tf32" if precision == "tf32" else "ieee", torch.backends
+    wanted = "tf32" if precision == "tf32" else "ieee"
+    backends: Any = torch.backends  # its stubs do not know fp32_precision
     older = None
     with contextlib.suppress(RuntimeError):  # it refuses to be read after a mix of both interfaces
         older = torch.get_float32_matmul_precision()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.errors import UserError, out_of_memory
@@ -23,7 +23,7 @@ from imagenet_biases.engine.inference import Runner, Runners, attacked
 from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
 from imagenet_biases.engine.ranks import meet
-from imagenet_biases.engine.recorder import Recorder, checksum
+from imagenet_biases.engine.recorder import Positions, Readable, Recorder, checksum
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.loader import batches
 from imagenet_biases.images.preprocessing import Reader, Unreadable
@@ -245,7 +245,7 @@ class Presenter:
         self.keys = torch.from_numpy(self.images.keys).to(device)
         self.attacks: dict[tuple[Condition, Network], Any] = {}  # attacks under way that images join and leave
 
-    def run(self, tasks: Iterable[Int64[np.ndarray, " B"]]) -> None:
+    def run(self, tasks: Iterable[Positions]) -> None:
         """Show all images; the cells of networks that fail are dropped."""
         self.progress.begin_group(self.images.name, len(self.images))
         reported = time.monotonic()
@@ -277,7 +277,7 @@ class Presenter:
         self.recorder.save_when_due()
         return reported
 
-    def _batch(self, positions: Int64[np.ndarray, " B"]) -> None:
+    def _batch(self, positions: Positions) -> None:
         """Show one batch under every condition that some image of it still needs."""
         rows, unreadable = next(self.feed)
         self._report_unreadable(unreadable)
@@ -324,8 +324,8 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         presented: Presentation,
-        positions: Int64[np.ndarray, " B"],
-        readable: Bool[np.ndarray, " B"],
+        positions: Positions,
+        readable: Readable,
     ) -> None:
         """Show a stimulus to one network, attacked where the condition is an attack; keep what its readouts need."""
         if condition.attack is not None:
@@ -339,8 +339,8 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         presented: Presentation,
-        positions: Int64[np.ndarray, " B"],
-        readable: Bool[np.ndarray, " B"],
+        positions: Positions,
+        readable: Readable,
     ) -> None:
         """Have a network answer what is presented."""
         runner = self._runner(network)
@@ -358,8 +358,8 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         original: Presentation,
-        positions: Int64[np.ndarray, " B"],
-        readable: Bool[np.ndarray, " B"],
+        positions: Positions,
+        readable: Readable,
     ) -> None:
         """Have the images that are due join an attack under way."""
         joining = self.recorder.due_rows(cells, positions)
@@ -386,13 +386,7 @@ class Presenter:
             self.recorder.mark(cells, positions, readable)
             self._count(condition, positions)
 
-    def _show_changed(
-        self,
-        network: Network,
-        original: Presentation,
-        positions: Int64[np.ndarray, " B"],
-        readable: Bool[np.ndarray, " B"],
-    ) -> None:
+    def _show_changed(self, network: Network, original: Presentation, positions: Positions, readable: Readable) -> None:
         """Show the pixels to one network under each of its changes."""
         runner, intact = self._runner(network), None
         for condition, by_network in self.group.presentations(("change",)):
@@ -409,7 +403,7 @@ class Presenter:
         assert self.loop.runners is not None
         return self.loop.runners.get(network, self.group.preprocessing.crop)
 
-    def _count(self, condition: Condition, positions: Int64[np.ndarray, " B"]) -> None:
+    def _count(self, condition: Condition, positions: Positions) -> None:
         passes = len(positions) * condition.cost
         self.recorder.passes += passes
         self.progress.count_passes(passes)
@@ -433,11 +427,7 @@ class Presenter:
             return False
 
     def _keep_picture(
-        self,
-        condition: Condition,
-        network: Network,
-        pixels: Float[Tensor, "B 3 H W"],
-        positions: Int64[np.ndarray, " B"],
+        self, condition: Condition, network: Network, pixels: Float[Tensor, "B 3 H W"], positions: Positions
     ) -> None:
         """Remember the sample as it is presented; a stimulus that leaves [0, 1] is a mistake in its code."""
         key = self.images.name, condition, network if condition.kind == "attack" else None

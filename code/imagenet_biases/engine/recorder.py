@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from imagenet_biases.results.provenance import circumstances
 from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, ResponseStore, StoredResponses, key_of
 from imagenet_biases.vocabulary import Presentation
 
+Positions: TypeAlias = Int64[np.ndarray, " B"]  # of a batch's images in their set
+Readable: TypeAlias = Bool[np.ndarray, " B"]  # which of them can be decoded
 SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered with the answers and to be looked at
 
 
@@ -32,11 +34,11 @@ class PixelSample:
         self.positions: set[int] = set(positions.tolist())
         self.checksums: dict[str, int] = {}
 
-    def rows(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
+    def rows(self, positions: Positions) -> list[int]:
         """Return which rows of a batch show images of the sample."""
         return [row for row, position in enumerate(positions) if position in self.positions]
 
-    def remember(self, pixels: Tensor, positions: Int64[np.ndarray, " B"], unreadable: Iterable[int]) -> None:
+    def remember(self, pixels: Tensor, positions: Positions, unreadable: Iterable[int]) -> None:
         """Keep the checksums of the sample's images in a batch of decoded pixels, uint8 [B, H, W, 3]."""
         for row in self.rows(positions):
             if row not in unreadable:
@@ -94,7 +96,7 @@ class Recorder:
     # What is still to be answered
 
     def due(
-        self, by_network: Iterable[tuple[Network, list[Cell]]], positions: Int64[np.ndarray, " B"]
+        self, by_network: Iterable[tuple[Network, list[Cell]]], positions: Positions
     ) -> list[tuple[Network, list[Cell]]]:
         """Return the networks whose cells some image of a batch still needs, with these cells."""
         pairs = []
@@ -104,7 +106,7 @@ class Recorder:
                 pairs.append((network, needed))
         return pairs
 
-    def due_rows(self, cells: Iterable[Cell], positions: Int64[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
+    def due_rows(self, cells: Iterable[Cell], positions: Positions) -> Bool[np.ndarray, " B"]:
         """Return which images of a batch some of the cells still need."""
         return np.any([self.buffers[cell].due[positions] for cell in cells], axis=0)
 
@@ -118,13 +120,7 @@ class Recorder:
 
     # What was answered
 
-    def keep(
-        self,
-        cells: Sequence[Cell],
-        presentation: Presentation,
-        positions: Int64[np.ndarray, " B"],
-        readable: Bool[np.ndarray, " B"],
-    ) -> None:
+    def keep(self, cells: Sequence[Cell], presentation: Presentation, positions: Positions, readable: Readable) -> None:
         """Store what the readouts make of an answer: missing rows only, so that nothing is changed or counted twice."""
         for cell in cells:
             buffer = self.buffers[cell]
@@ -143,9 +139,7 @@ class Recorder:
                 buffer.hits += hits.sum()
                 buffer.counted += int(readable.sum())
 
-    def mark(
-        self, cells: Iterable[Cell], positions: Int64[np.ndarray, " B"], readable: Bool[np.ndarray, " B"] | bool
-    ) -> None:
+    def mark(self, cells: Iterable[Cell], positions: Positions, readable: Readable | bool) -> None:
         """Note that images have been answered or, where they are not readable, left out."""
         for cell in cells:
             if cell in self.buffers:

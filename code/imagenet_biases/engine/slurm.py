@@ -100,12 +100,12 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
     if args.submit == "slurm":
         print("Whichever job finishes a record last writes it; the same command submits again what is missing.")
         return 0
-    return _wait_for(jobs)
+    return int(max(map(_failed, jobs)))
 
 
-def _wait_for(jobs: Sequence[Any]) -> int:
-    """Wait for jobs of this machine; return the exit status."""
-    failed = [job for job in jobs if job.exception() is not None]
-    for job in failed:
+def _failed(job: Any) -> bool:
+    """Wait for a job; report whether it has failed."""
+    failed = job.exception() is not None
+    if failed:
         print(f"error: job {job.job_id} failed, see {job.paths.stderr}", file=sys.stderr)
-    return 1 if failed else 0
+    return failed

@@ -51,10 +51,12 @@ class Network(torch.nn.Module):
         channels_last: whether it accepts weights and pixels in that memory order.
         overwrites: whether it writes into its pixels.
         frontends: what stands before it, first to last.
+        notes: what loading it warned of.
     """
 
     mean: Tensor
     std: Tensor
+    notes: list[str]
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Network(torch.nn.Module):
             self.eval().requires_grad_(False).float()
             if check:
                 self._check(allow_unstable)
-        self.identity = {"network": _fingerprint(self, code), **facts}
+        self.identity: dict[str, Any] = {"network": _fingerprint(self, code), **facts}
 
     @property
     def answers(self) -> str:

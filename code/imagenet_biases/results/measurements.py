@@ -44,9 +44,9 @@ class Measurement:
         images: {image set: fingerprint}.
     """
 
-    values: dict[str, float] = field(default_factory=dict)
-    halves: dict[str, Float[np.ndarray, "S 2"]] = field(default_factory=dict)
-    images: dict[str, str] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    halves: dict[str, Float[np.ndarray, "S 2"]] = field(default_factory=dict[str, Any])
+    images: dict[str, str] = field(default_factory=dict[str, str])
     category: str = ""
 
     def minus(self, other: "Measurement", name: str) -> Estimate | None:

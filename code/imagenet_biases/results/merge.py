@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from imagenet_biases.base.errors import UserError, listed_briefly
-from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.base.schema import Malformed, is_object, read_json
 from imagenet_biases.estimate import proportion
 from imagenet_biases.results.record_schema import FORMAT, check_record
 from imagenet_biases.results.table import (
@@ -75,10 +75,10 @@ def online_records(path: str) -> list[Content]:
     import wandb.errors
 
     try:
-        api = wandb.Api()
+        api: Any = wandb.Api()
         entity, _, project = path.partition("/")
         projects = [path] if project else [f"{entity}/{listed.name}" for listed in api.projects(entity)]
-        records = []
+        records: list[Content] = []
         for name in projects:
             for run in api.runs(name):
                 records += _of_run(run)
@@ -101,13 +101,13 @@ def _of_run(run: Any) -> list[Content]:
 
 
 def _records(files: Iterable[Path], origin: str | None = None) -> list[Content]:
-    records = []
+    records: list[Content] = []
     for path in files:
         try:
             record = read_json(path, (dict, list, str, bool, float, None))
         except (OSError, Malformed) as error:
             raise UserError(f"{origin or path} cannot be read ({error}): measure it again or remove it") from None
-        if not isinstance(record, dict) or not {"format", "benchmark", "metrics"} & record.keys():
+        if not is_object(record) or not {"format", "benchmark", "metrics"} & record.keys():
             logger.warning("left alone: %s is not a record", origin or path)
             continue
         records.append(checked(record, origin or path))
@@ -130,7 +130,7 @@ def checked(record: Content, origin: str | Path) -> Content:
     except Malformed as error:
         raise UserError(f"{origin} is a damaged record ({error}): remove it or measure again") from None
     if "format" not in record and record["subset"] is not False:
-        subset = record["subset"] if isinstance(record["subset"], dict) else {}
+        subset = record["subset"] if is_object(record["subset"]) else {}
         part = {key: subset[key] for key in ("images", "of") if key in subset}
         record["partial"] = dict.fromkeys(record["metrics"], part)
     for name in [*record["partial"], *(name for name, *_ in _values(record))]:
@@ -146,8 +146,9 @@ def _completed(record: Content) -> Content:
     provenance = USUAL | {"seed": 0, "collection": "imagenet", "category": "", "time": "", "network": None}
     provenance["source"] = ""
     empty: Content = {"intervals": {}, "partial": {}, "details": {}, "layers": {}, "provenance": {}}
-    record = empty | {"images": None, "subset": False, "warnings": []} | record
-    if isinstance(record["provenance"], dict):
+    empty |= {"images": None, "subset": False, "warnings": []}
+    record = empty | record
+    if is_object(record["provenance"]):
         record["provenance"] = provenance | record["provenance"]
     return record
 
@@ -173,7 +174,8 @@ def select(
     Of several networks under one name the one that was measured last counts.
     """
     wanted = {"view": preprocessing, "precision": precision, "frontend": frontend}
-    notes, fitting = [], []
+    notes: list[str] = []
+    fitting: list[Content] = []
     for record in sorted(records, key=lambda record: record["provenance"]["time"]):
         name = f"{record['model']} {record['benchmark']}"
         if reason := _reason_to_leave_out(record, wanted):
@@ -190,7 +192,9 @@ def select(
 def _of_newest_network(records: Sequence[Content]) -> tuple[list[Content], list[str]]:
     """Return the records of the network that was measured last under each name, and lines about them and the others."""
     newest = {record["model"]: record["provenance"]["network"] for record in records}
-    superseded, chosen, notes = defaultdict(list), [], []
+    superseded: defaultdict[tuple[str, Any], list[Content]] = defaultdict(list)
+    chosen: list[Content] = []
+    notes: list[str] = []
     for record in records:
         network = record["provenance"]["network"]
         if network == newest[record["model"]]:
@@ -225,13 +229,13 @@ def _reason_to_leave_out(record: Content, wanted: Mapping[str, str]) -> str | No
 
 def _whole(record: Content) -> tuple[Content, list[str]]:
     """Return the record without the metrics that rest on part of their images, and a line for each kind of part."""
-    parts = defaultdict(list)
+    parts: defaultdict[str, list[str]] = defaultdict(list)
     for name, part in record["partial"].items():
         extent = f" ({part['images']} of {part['of']} images)" if {"images", "of"} <= part.keys() else ""
         parts[extent].append(name)
     lines = [f"a subset{extent}: {listed_briefly(sorted(names, key=place))}" for extent, names in parts.items()]
     metrics = {name: value for name, value in record["metrics"].items() if name not in record["partial"]}
-    layers = {}
+    layers: Content = {}
     for name, values in record["layers"].items():
         # values by layer go with the metrics of their name: metric/criticality with metric/criticality/mean
         if not any(f"{metric}/".startswith(f"{name}/") for metric in record["partial"]):
@@ -259,7 +263,10 @@ def merge(
         The rows, as `read_table` gives them; their uncertainty (columns UNCERTAINTY); the values by layer (columns
         LAYERS); lines about metrics on which two benchmarks disagree (the one that was measured last counts).
     """
-    rows, uncertainty, layers, notes = defaultdict(dict), [], [], []
+    rows: defaultdict[str, Content] = defaultdict(dict)
+    uncertainty: list[Content] = []
+    layers: list[Content] = []
+    notes: list[str] = []
     for (model, metric, layer), by_benchmark in sorted(_by_benchmark(records).items(), key=_position):
         (benchmark, cell), *older = ((name, _cell(by_seed)) for name, by_seed in reversed(by_benchmark.items()))
         key = {"model": model, "source": source, "metric": metric}
@@ -277,7 +284,7 @@ def merge(
     # sorted: a record that does not know the category (older, or from elsewhere) does not hide one that does
     categories = dict(sorted((record["model"], record["provenance"]["category"]) for record in records))
     categories |= dict(zip(published["model"], published["category"], strict=True))
-    table = []
+    table: list[Content] = []
     for model, values in rows.items():
         table.append({"model": model, "category": categories[model], "source": source} | values)
     return (
@@ -291,9 +298,9 @@ def merge(
 CellKey = tuple[str, str, str | None]  # model, metric, layer
 
 
-def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[int, list]]]:
+def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[int, list[Any]]]]:
     """Return {cell: {benchmark: {seed: [value, low, high]}}}; the benchmark that was measured last comes last."""
-    cells: dict[CellKey, dict[str, dict[int, list]]] = defaultdict(dict)
+    cells: dict[CellKey, dict[str, dict[int, list[Any]]]] = defaultdict(dict)
     for record in records:
         for metric, layer, *values in _values(record):
             if values[0] is not None:
@@ -303,12 +310,12 @@ def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[in
     return cells
 
 
-def _position(item: tuple[CellKey, Any]) -> tuple:
+def _position(item: tuple[CellKey, Any]) -> tuple[Any, ...]:
     model, metric, layer = item[0]
     return model, place(metric), layer is not None  # layers stay in the network's order
 
 
-def _cell(by_seed: Mapping[int, list]) -> Content:
+def _cell(by_seed: Mapping[int, list[Any]]) -> Content:
     """Return the mean over seeds with the mean interval, and the standard deviation between seeds."""
     values = [value for value, _, _ in by_seed.values()]
     bounds = [(low, high) for _, low, high in by_seed.values() if low is not None]
@@ -347,7 +354,7 @@ def update(
         both = _joined(retained(read_beside(path, kind)), new)
         if len(both) or beside(path, kind).exists():
             write_beside(both, path, kind)
-    lines = []
+    lines: list[str] = []
     for _, row in rows.iterrows():
         lines.append(f"{row['model']} ({row['source']}): {row.drop(list(KEYS)).notna().sum()} values")
     stay = f"; {len(old)} of before stay (--rebuild drops them)" if len(old) else ""
@@ -364,19 +371,19 @@ def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 def compare(rows: pd.DataFrame, uncertainty: pd.DataFrame, published: pd.DataFrame) -> Iterator[str]:
     """Yield lines on measured against published figures by metric, marked where they differ or one is a slip."""
-    published = published[published["source"] == "published"].set_index("model")
+    references: Any = published[published["source"] == "published"].set_index("model")
     bounds = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "metric"])[["low", "high"]]
     bounds = dict(zip(bounds.index, bounds.itertuples(index=False), strict=True))
     for _, row in rows.iterrows():
-        if row["model"] not in published.index:
+        if row["model"] not in references.index:
             yield f"\n{row['model']}: the study has no such network"
             continue
-        reference = published.loc[row["model"]]
+        reference = references.loc[row["model"]]
         published_metrics = set(reference.dropna().index)
         metrics = sorted((set(row.dropna().index) & published_metrics) - {*KEYS}, key=place)
         yield f"\n{row['model']}: measured against published, {len(metrics)} metrics"
         cells = [["  metric", "measured", "95 % interval", "published", "difference", ""]]
-        remarks = []
+        remarks: list[str] = []
         for metric in metrics:
             measured, low, high = row[metric], *bounds.get((row["model"], metric), (None, None))
             mark, remark = judge(metric, measured, low, high, reference)

@@ -3,6 +3,7 @@
 Records of the first edition lack some of it and call every subset True or False. Further keys are allowed everywhere.
 """
 
+from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, NotRequired
 
@@ -15,7 +16,7 @@ from imagenet_biases.base.schema import LARGEST_NUMBER, Malformed
 FORMAT = 2
 
 Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which a file name may hold
-Object = InstanceOf[dict]
+Object = InstanceOf[dict[str, Any]]
 Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Bounds = Annotated[list[Number], Len(2, 2)] | Annotated[list[None], Len(2, 2)]
@@ -116,14 +117,15 @@ def check_record(record: Any) -> None:
 
 def _explained(record: Any, problem: Any) -> tuple[int, str]:
     """Return how deep one of pydantic's problems lies, and one line: where, what is there, and what should be."""
-    place, value = [], record
-    for part in problem["loc"]:  # which also names the alternatives of unions
-        if part in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+    place: list[str] = []
+    value: Any = record
+    for part in problem["loc"]:
+        with suppress(LookupError, TypeError):  # it also names the alternatives of unions
             value = value[part]
             place.append(str(part))
     if problem["type"] == "missing":
         return len(place) + 1, f"{'/'.join([*place, str(problem['loc'][-1])])} is missing"
-    content = {dict: "an object", list: "a list"}.get(type(value)) or f"{value!r:.60}"
+    content = {"dict": "an object", "list": "a list"}.get(type(value).__name__) or f"{value!r:.60}"
     wanted = problem["msg"].removeprefix("Input should be ")
     if problem["type"].endswith("than_equal"):  # pydantic would write out 1e300
         wanted = "a number in the allowed range"

@@ -163,7 +163,7 @@ def collection_of(image_sets: "Iterable[ImageSet]") -> str:
 
 def _left_out(results: "Results") -> list[str]:
     """Return the images that were left out as unreadable."""
-    names = set()
+    names: set[str] = set()
     for responses in results.all():
         files = responses.images.files
         names |= {f"{responses.images.name}/{files[position]}" for position in np.flatnonzero(~responses.counts)}
@@ -172,7 +172,7 @@ def _left_out(results: "Results") -> list[str]:
 
 def _measured(results: "Results", runtime: Any) -> list[Content]:
     """Return when, where and by what the responses were measured, oldest first; now, where there are none."""
-    distinct = {}
+    distinct: dict[str, Content] = {}
     for responses in results.all():
         for moment in responses.measured:
             distinct[json.dumps(moment, sort_keys=True)] = moment
@@ -212,7 +212,7 @@ def _layers(layers: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str,
 def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") -> dict[str, Content]:
     """Return {metric: {images, of}} of the metrics that rest on less than whole sets (declared samples are whole)."""
     sets = {images.name: images for images in image_sets}
-    partial = {}
+    partial: dict[str, Content] = {}
     for name, estimate in metrics.items():
         used = sets if estimate.sets is None else estimate.sets
         lacking = sorted(set(used) - sets.keys())

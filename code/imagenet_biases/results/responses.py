@@ -175,7 +175,7 @@ class ResponseStore:
         """Return the entries of all cells under a label, complete or not, without reading any values."""
         if self.results is None or self.fresh or not self._folder(label).is_dir():
             return []
-        entries = []
+        entries: list[Entry] = []
         for file in self._folder(label).rglob("*.npz"):
             entries += self.index(file).values()
         return entries
@@ -293,7 +293,8 @@ def _read_for_replacement(file: Path) -> dict[str, Cell]:
 
 
 def _write(path: Path, cells: Iterable[Cell]) -> None:
-    index, arrays = {}, {}
+    index: dict[str, Entry] = {}
+    arrays: dict[str, Any] = {}
     for identity, responses in cells:
         key, seen = key_of(identity), responses.state != UNSEEN
         index[key] = {

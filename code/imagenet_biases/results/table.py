@@ -112,7 +112,7 @@ def read_beside(paths: Paths, kind: str) -> pd.DataFrame:
         UserError: a file without the columns of UNCERTAINTY or LAYERS.
     """
     columns = {"uncertainty": UNCERTAINTY, "layers": LAYERS}[kind]
-    frames = []
+    frames: list[pd.DataFrame] = []
     for path in _listed(paths):
         file = beside(path, kind)
         if file.exists():

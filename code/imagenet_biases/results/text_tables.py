@@ -45,7 +45,7 @@ def as_text(title: str, frame: "pd.DataFrame") -> str:
 def as_markdown(title: str, frame: "pd.DataFrame") -> str:
     """Return a table in GitHub's Markdown."""
     head, *body = _cells(frame)
-    lines = []
+    lines: list[str] = []
     for row in (head, ["---"] * len(head), *body):
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join([f"**{title}**", "", *lines])

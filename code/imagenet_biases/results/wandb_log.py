@@ -34,7 +34,7 @@ LAYOUTS = ("study", "benchmarks")
 MOST = 10  # scalars of a run: the headline; everything else is in its table and charts
 ROWS, COLUMNS = 8, 4  # of the sheet of stimuli
 
-Pictures = Mapping[str, Sequence[UInt8[np.ndarray, "h w 3"]]]
+Pictures = Mapping[tuple[str, str], Any]  # {(image set, condition): pictures}
 
 
 class WandbLogger:
@@ -57,7 +57,7 @@ class WandbLogger:
             raise UserError(f"--wandb-layout {layout}: it must be {' or '.join(LAYOUTS)}")
         self.folder, self.runtime = Path(results or "."), runtime
         self.project, self.layout = project or os.environ.get("WANDB_PROJECT") or PROJECT, layout
-        self.runs: dict[tuple, Any] = {}
+        self.runs: dict[tuple[Any, ...], Any] = {}
         self.offline: list[Path] = []
         self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
         if self.mode not in ("online", "offline", "disabled"):
@@ -102,13 +102,13 @@ class WandbLogger:
             self.offline.append(Path(run.settings.sync_dir))
         return run
 
-    def watch(self, group: Any, progress: Any, accuracies: Mapping[tuple, float]) -> None:
+    def watch(self, group: Any, progress: Any, accuracies: Mapping[tuple[Any, str], float]) -> None:
         """Log to every open run the accuracies of its network's conditions on the images so far, and how many."""
         counts = {"progress/images": progress.images, "progress/forward passes": progress.done}
         for (_, network), run in self.runs.items():
             if run is None:
                 continue
-            so_far = {}
+            so_far: dict[str, float] = {}
             for (measured, condition), value in accuracies.items():
                 if measured is network:
                     so_far[f"progress/{group.images.name}/{condition} so far"] = value
@@ -116,7 +116,7 @@ class WandbLogger:
                 _guarded("progress", run.log, counts | so_far)
 
     def finish(
-        self, job: Any, network: "Network", record: dict[str, Any], results: "Results", pictures: Mapping[tuple, Any]
+        self, job: Any, network: "Network", record: dict[str, Any], results: "Results", pictures: Pictures
     ) -> None:
         """Log a record that is on disk: headline, table and charts of metrics, stimuli, classes, the record; close."""
         if self.mode == "disabled":
@@ -130,7 +130,7 @@ class WandbLogger:
                 _guarded("older runs", _forget_older, run)
 
     def _write(
-        self, run: Any, record: dict[str, Any], results: "Results", pictures: Mapping, headline: Sequence[str]
+        self, run: Any, record: dict[str, Any], results: "Results", pictures: Pictures, headline: Sequence[str]
     ) -> None:
         import wandb
 
@@ -180,7 +180,7 @@ def _guarded(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _init(folder: Path, mode: Any, identity: list, **settings: Any) -> Any:
+def _init(folder: Path, mode: Any, identity: list[Any], **settings: Any) -> Any:
     """Open a run whose id is a function of `identity`."""
     import wandb
 
@@ -205,7 +205,7 @@ def _forget_older(run: Any) -> None:
 
 def first_of(metrics: Iterable[str], patterns: Sequence[str], most: int = MOST) -> list[str]:
     """Return the names of at most `most` metrics to show first: those that match a pattern, or all without patterns."""
-    chosen = []
+    chosen: list[str] = []
     for name in metrics:
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns or ("*",)):
             chosen.append(name)
@@ -224,7 +224,7 @@ def curves(metrics: Mapping[str, float]) -> dict[str, Chart]:
     for name, value in metrics.items():
         if match := re.fullmatch(r"(.*?[^\d.])(\d+(?:\.\d+)?)", name):
             lines.setdefault(match[1], {})[float(match[2])] = value
-    charts: dict[tuple, dict[str, list[float]]] = {}
+    charts: dict[tuple[str, tuple[float, ...]], dict[str, list[float]]] = {}
     for name, points in lines.items():
         x = tuple(sorted(points))
         if len(x) > 2:
@@ -266,7 +266,7 @@ def _has_key() -> bool:
     return wandb.login(prompt=False, verify=False)
 
 
-def _by_set(pictures: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+def _by_set(pictures: Pictures) -> dict[str, dict[str, Any]]:
     """Return {image set: {row: pictures}}; the folders of a corrupted set and the 17 stimulus sets are rows of one."""
     by_set: dict[str, dict[str, Any]] = {}
     for (images, condition), of_condition in pictures.items():
@@ -276,10 +276,10 @@ def _by_set(pictures: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]
     return by_set
 
 
-def _sheet(pictures: Pictures, side: int = 112, label: int = 190) -> UInt8[np.ndarray, "h w 3"]:
+def _sheet(pictures: Mapping[str, Any], side: int = 112, label: int = 190) -> UInt8[np.ndarray, "h w 3"]:
     """Return a picture with a labelled row for each of at most ROWS conditions, evenly chosen."""
     names = [*pictures]
-    chosen = np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int)
+    chosen: list[int] = np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int).tolist()
     names = [names[position] for position in dict.fromkeys(chosen)]
     sheet = Image.new("RGB", (label + COLUMNS * side, len(names) * side), "white")
     draw = ImageDraw.Draw(sheet)
@@ -296,15 +296,15 @@ def _class_table(results: "Results") -> tuple[list[Any], list[Any]] | None:
     """Return (columns, rows) of the accuracy of every class under every condition, or None for other labels."""
     from imagenet_biases.vocabulary import TopClasses
 
-    tables = {}
+    tables: dict[str, dict[int, tuple[int, int]]] = {}
     for responses in results.all():
         if isinstance(responses.readout, TopClasses):
             tables[f"{responses.images.name} {responses.condition.name}"] = per_class(responses)
     if not tables:
         return None
-    rows = []
-    for number in sorted(set().union(*tables.values())):
-        row: list = [number, wordnet_ids()[number]]
+    rows: list[Any] = []
+    for number in sorted(set[int]().union(*tables.values())):
+        row: list[Any] = [number, wordnet_ids()[number]]
         for table in tables.values():
             hits, images = table.get(number, (0, 0))
             row.append(100 * hits / images if images else None)
