@@ -69,16 +69,6 @@ def _pgd(level: str, size: float, steps: int, step_size: float) -> Condition:
     return pgd(f"PGD-{steps}/{level}{step}", size, steps, step_size)
 
 
-def step_suffix(step_size: float, eps: float, published: bool) -> str:
-    """Return what a step size adds to an attack's name; warn of one above eps that is not the published one."""
-    if published:
-        return ""
-    if step_size > eps:
-        text = f"--step-size {255 * step_size:g}/255 is above eps, {255 * eps:g}/255: a weak attack"
-        warnings.warn(text, stacklevel=2)
-    return f"-step-{255 * step_size:g}"
-
-
 def level_of(eps: float) -> str:
     """Return 'low' or 'high' for a published level, else the number in 255ths."""
     for level, value in ATTACK_EPSILONS.items():

@@ -571,7 +571,7 @@ def _parsed(option: Option, value: Any) -> Any:
         return SWITCH[str(value).lower()]
     parts = _words(value) if option.several else [value]
     try:
-        parts = [option.type(part) if isinstance(part, str) else part for part in _parts(option, value)]
+        parts = [option.type(part) if isinstance(part, str) else part for part in parts]
     except ValueError:
         kind = getattr(option.type, "__name__", "a value")
         raise ValueError(f"{option.name}: '{value}' cannot be read as {kind}") from None

@@ -47,7 +47,7 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
-from imagenet_biases.vocabulary import Benchmark, Data, Estimate, Results, Settings
+from imagenet_biases.vocabulary import Benchmark, Data, Results, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -326,7 +326,9 @@ class Run:
     def _measure(self, networks: list[Network]) -> None:
         """Measure what is not stored yet, and report it."""
         jobs = self.request.jobs
-        self._check_places(networks)
+        if self.recording.results is not None and not self.quiet:
+            for job, network in itertools.product(jobs, networks):
+                check_place(self.recording.results, network.name, job.name)
         plan = make_plan(jobs, networks, self.runtime, self._in_shard)
         show = self.recording.progress and self.runtime.lead
         loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, show)
@@ -353,12 +355,6 @@ class Run:
         pairs = itertools.product((job.name for job in self.request.jobs), (network.name for network in networks))
         order = {pair: number for number, pair in enumerate(pairs)}
         self.outcome.records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
-
-    def _check_places(self, networks: Iterable[Network]) -> None:
-        """See that every record can be written, before hours of measuring."""
-        if self.recording.results is not None and not self.quiet:
-            for job, network in itertools.product(self.request.jobs, networks):
-                check_place(self.recording.results, network.name, job.name)
 
     def _in_shard(self, cell: Cell) -> bool:
         return self.request.has(self.names[cell.network], cell.images.name, cell.condition.kind)
