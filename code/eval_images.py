@@ -1,4 +1,4 @@
-"""Images of one's own, of ImageNet's classes: ObjectNet, other variants of ImageNet-v2, a collection nobody has.
+"""Your own images of ImageNet's classes: ObjectNet, other variants of ImageNet-v2, a private collection.
 
 Data: --images DIR, a folder (or .tar, .parquet) of folders named after WordNet ids, or all after class numbers. Else
       --labels FILE says what is right, in lines NAME CLASS [CLASS ...]: NAME an image or a folder, CLASS a WordNet id
