@@ -18,38 +18,44 @@ NAMES = ["fp32_precision", *(f"{{n}}.fp32_precision" for n in ("cuda.matmul", "c
 read = lambda: {{name: functools.reduce(getattr, name.split("."), b) for name in NAMES}}
 {before}
 first = read()
-for precision, value in (("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")):
+for precision, value in [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")] if {entered} else []:
     with float32_precision(precision):
         assert set(read().values()) == {{value}}, (precision, read())
     assert read() == first, (precision, first, read())
-try:
-    with float32_precision("fp32"):
-        raise KeyError
-except KeyError:
-    assert read() == first
-b.fp32_precision = "ieee"  # what was not set by itself still follows
-assert b.cudnn.conv.fp32_precision == ("ieee" if {follows} else first["cudnn.conv.fp32_precision"])
+if {entered}:
+    try:
+        with float32_precision("fp32"):
+            raise KeyError
+    except KeyError:
+        assert read() == first
+b.fp32_precision = "ieee"
+print(read())
 """
 
 BEFORE = {
-    "nothing": ("", True),
-    "older matmul": ("torch.set_float32_matmul_precision('high')", True),
-    "older cudnn": ("b.cudnn.allow_tf32 = False", True),
-    "all": ("b.fp32_precision = 'tf32'", True),
-    "matmul": ("b.cuda.matmul.fp32_precision = 'tf32'", True),
-    "cudnn": ("b.cudnn.fp32_precision = 'tf32'", False),
-    "conv": ("b.cudnn.conv.fp32_precision = 'tf32'", False),
-    "older, then conv": ("b.cudnn.allow_tf32 = True; b.cudnn.conv.fp32_precision = 'tf32'", False),
+    "nothing": "",
+    "older matmul": "torch.set_float32_matmul_precision('high')",
+    "older cudnn": "b.cudnn.allow_tf32 = False",
+    "all": "b.fp32_precision = 'tf32'",
+    "matmul": "b.cuda.matmul.fp32_precision = 'tf32'",
+    "cudnn": "b.cudnn.fp32_precision = 'tf32'",
+    "conv": "b.cudnn.conv.fp32_precision = 'tf32'",
+    "older, then conv": "b.cudnn.allow_tf32 = True; b.cudnn.conv.fp32_precision = 'tf32'",
     "all, rnn, older": (
-        "b.fp32_precision = 'ieee'; b.cudnn.rnn.fp32_precision = 'tf32'; torch.set_float32_matmul_precision('medium')",
-        True,
+        "b.fp32_precision = 'ieee'; b.cudnn.rnn.fp32_precision = 'tf32'; torch.set_float32_matmul_precision('medium')"
     ),
 }
 
 
-@pytest.mark.parametrize("case", BEFORE)
-def test_precision_in_force_and_restored(case):
-    before, follows = BEFORE[case]
-    program = PROGRAM.format(code=str(CODE), before=before, follows=follows)
+def ended(case, entered):
+    """Run the program; return what the switches read after the general one is set at the end."""
+    program = PROGRAM.format(code=str(CODE), before=BEFORE[case], entered=entered)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_precision_in_force_and_restored(case):
+    # what did not have a value of its own must not have one afterwards, either: it still follows the general switch
+    assert ended(case, True) == ended(case, False) != ""
