@@ -133,6 +133,7 @@ def test_help_and_a_wrong_flag_answer_before_the_libraries_load():
 # Records that cannot lie ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_repeating_a_command_changes_nothing(drawn, tmp_path):
     words = ("--model", "calibration_texture", "--data", drawn, "--results", tmp_path, "--wandb", "offline")
     script("eval_imagenet_ood.py", *words)  # of its own: W&B's service writes its logs until a process ends
@@ -320,6 +321,7 @@ class Watched(Small):
         return super().forward(pixels)
 
 
+@pytest.mark.slow
 def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypatch):
     """Clean accuracy of all networks first, and the gate; then benchmark by benchmark, the cheap ones first."""
     events = []

@@ -229,6 +229,7 @@ def test_l2_pgd_has_names_of_its_own_and_more_is_stronger():
 # Known networks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_calibration_networks_as_expected_before_measuring(drawn):
     """The texture network reads patterns of 40 to 79 cycles/image and the silhouette network coarse outlines (below 20
     in critical-band masking): each must be attacked where it looks. Both pad strided convolutions on one side more

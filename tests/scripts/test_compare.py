@@ -69,6 +69,7 @@ def measured(drawn, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_measured_networks_differ_with_a_paired_interval(measured):
     names = ("calibration_silhouette", "calibration_texture")
     where = ("--table", PUBLISHED, measured / "measured.csv", "--results", measured / "results")
