@@ -97,7 +97,6 @@ def near(got, expected):
     return (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.slow
 def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradients(network):
     """Weights are handed over: nothing is compiled for the second network, and no weight is copied."""
     pixels, programs, compiled = torch.rand(4, 3, 64, 64), compilation.Programs(shared=True), []
@@ -137,7 +136,6 @@ class Head(torch.nn.Module):
         return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
-@pytest.mark.slow
 def test_networks_of_different_structure_are_compiled_separately():
     pixels, programs = torch.rand(2, 3, 8, 8), compilation.Programs(shared=True)
     bodies = [
@@ -168,7 +166,6 @@ def test_a_program_with_other_gradients_is_not_used_for_attacks():
     assert used is network
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
     """Of 96 drawn images and the texture network: readouts alike, accuracies under attack within their intervals."""
