@@ -41,7 +41,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from imagenet_biases.base.errors import Parser, Terminated, UserError, exit_on_user_error
+from imagenet_biases.base.errors import Parser, Terminated, UserError, exit_on_user_error, signals_deferred
 from imagenet_biases.base.files import atomic, safe_name
 from imagenet_biases.cli import whole
 from imagenet_biases.images.custom import custom_set
@@ -283,9 +283,10 @@ class Training:
         started = saved = time.monotonic()
         bar = tqdm(loader, f"epoch {epoch + 1}", len(batches), initial=done, disable=bool(process.number), unit="step")
         for pixels, labels, index in bar:
-            totals += self.step(pixels, labels, index)
+            with signals_deferred():  # a save point in the middle of a step would repeat what it has changed
+                totals += self.step(pixels, labels, index)
+                self.progress["done"] = done = done + 1
             seen += len(labels)
-            self.progress["done"] = done = done + 1
             if done % 20 == 0:
                 bar.set_postfix(loss=f"{totals[0].item() / seen:.3f}")
             if time.monotonic() - saved > self.args.checkpoint_seconds and done < len(batches):
@@ -298,8 +299,7 @@ class Training:
         line = {"epoch": epoch + 1, "loss": loss / max(images, 1), "top1": 100 * hits / max(images, 1)}
         line |= {"rate": self.optimizer.param_groups[0]["lr"]}
         line |= {"images_per_second": images / (time.monotonic() - started)}  # of what this process saw of the epoch
-        self.progress |= {"epoch": epoch + 1, "done": 0}
-        self.progress["log"].append(line)
+        self.progress |= {"epoch": epoch + 1, "done": 0, "log": [*self.progress["log"], line]}
         report(line)
         self.save()
 

@@ -84,7 +84,32 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RESUMABLE = "what was measured so far is kept; the same command resumes there"
+
+
+@contextlib.contextmanager
+def signals_deferred() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block ends: what it changes together is changed whole.
+
+    Only the main thread receives signals; elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[tuple[int, Any]] = []
+    before = {number: signal.signal(number, lambda *call: waiting.append(call)) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number, frame in waiting[:1]:
+        handler = before[number]
+        if callable(handler):
+            handler(number, frame)
+        elif handler == signal.SIG_DFL:
+            signal.raise_signal(number)
 
 
 def exit_on_user_error(main: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
