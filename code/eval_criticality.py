@@ -2,7 +2,7 @@
 
 Papers: Gavrikov, Agnihotri, Keuper & Keuper, 2024, arXiv:2410.14470; Zhang, Bengio & Singer, JMLR 23(67), 2022
         (re-randomisation). All chosen layers at once (--joint): Gavrikov & Keuper, 2023, arXiv:2301.11360.
-Data:   ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
+Data:   ILSVRC-2012 validation, as for eval_imagenet.py: the first --probe images of its order.
 Run:    python code/eval_criticality.py --model tv_resnet50 --imagenet DIR
         ... --reset permute    ... --layers bn    ... --layers spatial --reset moments --joint --recalibrate 2000
 Gives:  metric/criticality/mean, 1 - mean cosine of the softmax vectors with and without the reset, mean over draws and
@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures import layer_criticality
 from imagenet_biases.measures.accuracy import top
 from imagenet_biases.networks.load import Network
@@ -40,8 +40,8 @@ OPTIONS = (
 
 
 def passes(data: Data, probe: int, recalibrate: int, **options: Any) -> list[Pass]:
-    """Show a sample of the images to the network as it is and after every draw of every reset."""
-    images = sampled(image_set("imagenet", data), probe, data.seed)
+    """Show the first images of the order to the network as it is and after every draw of every reset."""
+    images = image_set("imagenet", data).probe(probe)
     recalibration = layer_criticality.Recalibration(images, recalibrate) if recalibrate else None
     changed = partial(conditions, seed=data.seed, recalibration=recalibration, **options)
     return [Pass(images), Pass(images, changed), Pass(images, changed, layer_criticality.SoftmaxDistances())]

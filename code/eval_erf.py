@@ -2,7 +2,7 @@
 
 Paper: Luo, Li, Urtasun & Zemel, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks,
        NeurIPS 2016, arXiv:1701.04128.
-Data:  ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
+Data:  ILSVRC-2012 validation, as for eval_imagenet.py: the first --probe images of its order.
 Run:   python code/eval_erf.py --model tv_resnet50 --imagenet DIR
 Gives: metric/erf-luo/area (share of the pixels whose mean |gradient| is above 4.55 % of the largest), /size (the root
        of their number, in pixels) and /sd (of the mean map as a distribution). The map is the gradient at the centre of
@@ -16,7 +16,7 @@ import warnings
 from functools import partial
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.receptive_field import GradientMap, centre_gradient, field
 from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Option, Pass, Results
 
@@ -25,8 +25,8 @@ NAMES = ("area", "size", "sd")
 
 
 def passes(data: Data, probe: int) -> list[Pass]:
-    """Show a sample of the images and keep each one's gradient map."""
-    return [Pass(sampled(image_set("imagenet", data), probe, data.seed), (CENTRE,), GradientMap())]
+    """Show the first images of the order and keep each one's gradient map."""
+    return [Pass(image_set("imagenet", data).probe(probe), (CENTRE,), GradientMap())]
 
 
 def report(results: Results) -> Metrics:

@@ -2,7 +2,7 @@
 
 Papers: Gavrikov & Keuper, 2023, arXiv:2308.06612 (padding and adversarial robustness); Gavrikov, Keuper & Keuper, 2023,
         arXiv:2303.12669 (cumulative radial power); Alsallakh et al., 2021, arXiv:2010.02178 (asymmetric padding).
-Data:   ILSVRC-2012 validation, as for eval_imagenet.py: --probe images of it, drawn by class with --seed.
+Data:   ILSVRC-2012 validation, as for eval_imagenet.py: the first --probe images of its order.
 Run:    python code/eval_perturbation.py --model tv_resnet50 --imagenet DIR
         ... --source gradient pgd-l2 pgd-linf    ... --padding zeros circular    ... --mask 8 16
 Gives:  by source, metric/border/SOURCE/ring-D (mean size D pixels from the border over that of the centre, 1 if even),
@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from imagenet_biases.cli import run
-from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures import perturbation_maps as maps
 from imagenet_biases.measures.accuracy import accuracies, correct
 from imagenet_biases.stimuli.attacks import length, linf_size, pgd, pgd_l2
@@ -59,8 +59,8 @@ def padded(network: Any, padding: tuple[str, ...], **_: Any) -> dict[str, Condit
 
 
 def passes(data: Data, probe: int, **options: Any) -> list[Pass]:
-    """Show a sample of the images, plain and perturbed, and keep answers, places and frequencies."""
-    images = sampled(image_set("imagenet", data), probe, data.seed)
+    """Show the first images of the order, plain and perturbed, and keep answers, places and frequencies."""
+    images = image_set("imagenet", data).probe(probe)
     always, readouts = tuple(shown(**options).values()), (TopClasses(), maps.Rings(), maps.Radii())
 
     def conditions(network: Any) -> tuple[Condition, ...]:

@@ -1,7 +1,7 @@
 """Solarisation: accuracy when all pixel values from a threshold on are inverted, for every threshold and the worst one.
 
 Paper: Gavrikov & Keuper, Don't Look into the Sun, 2023, arXiv:2308.12661.
-Data:  ILSVRC-2012 validation, as for eval_imagenet.py; --probe N shows a sample of N images, the same for all networks.
+Data:  ILSVRC-2012 validation, as for eval_imagenet.py; --probe N shows the first N images of its order.
 Run:   python code/eval_solarization.py --model tv_resnet50 --imagenet DIR
        ... --alpha all (every threshold: exact expectation, worst case)    ... --draws 10 --target top1
 Gives: top1_acc/solarize/A for the published thresholds A = 0, 0.01, ..., 1 (A = 0 inverts everything, A = 1 pure 255
@@ -21,7 +21,7 @@ import numpy as np
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.cli import run
-from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies, correct, mean_accuracy, mean_over_images, proportion, top
 from imagenet_biases.stimuli.attacks import random_solarization
 from imagenet_biases.stimuli.solarization import PIXEL_VALUES, solarized, threshold_level
@@ -32,7 +32,7 @@ OPTIONS = (
     Option("alpha", str(GRID), "a number of thresholds between 0 and 1, or all: also every one of 8-bit pixels"),
     Option("draws", 10, "random thresholds per image", type=int),
     Option("target", ("top1", "top5"), "the answers that the draws attack", choices=("top1", "top5"), several=True),
-    Option("probe", None, "show only so many images, drawn by class (default: all)", type=int),
+    Option("probe", None, "show only so many images, the first of the order (default: all)", type=int),
 )
 
 
@@ -56,7 +56,7 @@ def passes(data: Data, alpha: str, draws: int, target: Sequence[str], probe: int
     images = image_set("imagenet", data)
     levels = set(grid(alpha).values()) | (set(range(PIXEL_VALUES)) if alpha == "all" else set())
     conditions = (CLEAN, *map(solarized, sorted(levels)), *attacks(draws, target).values())
-    return [Pass(images if probe is None else sampled(images, probe, data.seed), conditions)]
+    return [Pass(images.probe(probe), conditions)]
 
 
 def report(results: Results) -> Metrics:

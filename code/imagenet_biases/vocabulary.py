@@ -5,6 +5,7 @@ images -> what is presented (Condition) -> networks -> what is kept (Readout, Re
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 PREPROCESSINGS = ("study", "native")
 COMPILE = ("auto", "on", "off")
-SPLITS = ("networks", "images", "nothing")
+ROUNDS = (1.0, 5.0, 20.0, 100.0)  # per cent of the images after which a long run reports
 
 # What a run is asked for ----------------------------------------------------------------------------------------------
 
@@ -38,12 +39,12 @@ class Data:
         root: a folder that holds a folder or archive per image set, named imagenet, imagenet-a, ...
         folders: {image set: its folder}, by the names in study.py; wins over `root`. In place of a folder: an archive
             (.tar, .parquet), several of them separated by commas, or a folder that holds them.
-        limit: show only so many images of each set, spread over it: a declared subset.
+        limit: show only the first so many images of each set's order: a sample.
         allow_partial: measure incomplete sets, as declared subsets.
         skip_unreadable: leave out images that cannot be decoded; the record names them.
         imagenet_labels: labels of a flat ImageNet folder: two columns, file name and WordNet id or class number.
         listings: a folder that keeps listings of corrupted sets (7.25 million files) and indexes of archives.
-        seed: of what passes draw (samples, resets); a run puts its Settings' seed here.
+        seed: of what passes draw (resets); a run puts its Settings' seed here.
         listed: the image sets found so far, so that each is listed once for all benchmarks of a run.
     """
 
@@ -70,9 +71,14 @@ class Settings:
         cache: a folder that keeps decoded images.
         compile: auto (long runs), on or off.
         checkpoint_seconds: between save points of a long pass.
-        shard: (i, n) measures the i-th of n shares of the work; records are written once all shares are there.
-        split: what the processes that torchrun starts share out: networks (each process is a shard), the images of
-            each network, or nothing (each process stands alone).
+        shard: (i, n) measures the i-th of n shares of the work; whichever shard brings the last answers of a round
+            writes its records. Processes that torchrun starts are shards.
+        alone: measure everything in this process, whatever torchrun has put into its environment.
+        rounds: per cent of the images after which every record is written, rising; the last ends the run. None:
+            ROUNDS for long runs, else all images at once.
+        budget: seconds after which the run ends with what is measured; it then begins where that says most.
+        until: ends a benchmark on a network once what it reports first is known to within +- so many points (biases and
+            ratios: hundredths), or, with 'places', the run once places among the published networks are.
 
     Raises:
         ValueError: a value that its field does not allow.
@@ -88,10 +94,13 @@ class Settings:
     compile: str = "auto"
     checkpoint_seconds: float = 180.0
     shard: tuple[int, int] | None = None
-    split: str = "networks"
+    alone: bool = False
+    rounds: tuple[float, ...] | None = None
+    budget: float | None = None
+    until: float | Literal["places"] | None = None
 
     def __post_init__(self) -> None:
-        allowed = {"precision": PRECISIONS, "preprocessing": PREPROCESSINGS, "compile": COMPILE, "split": SPLITS}
+        allowed = {"precision": PRECISIONS, "preprocessing": PREPROCESSINGS, "compile": COMPILE}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
@@ -101,6 +110,15 @@ class Settings:
             raise ValueError(f"--num-workers {self.workers}: give 0 (decode in the main process) to 1000")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise ValueError(f"--shard {self.shard[0]}/{self.shard[1]}: give i/n with i from 1 to n")
+        if self.rounds is not None:
+            rising = all(before < after for before, after in itertools.pairwise((0, *self.rounds)))
+            if not (self.rounds and rising and self.rounds[-1] <= 100):
+                listed = ",".join(f"{share:g}" for share in self.rounds)
+                raise ValueError(f"--rounds {listed}: give rising shares above 0, up to 100 per cent, e.g. 1,5,20,100")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"--budget {self.budget:g}: give a time above 0, e.g. 30m")
+        if self.until is not None and self.until != "places" and not self.until > 0:
+            raise ValueError(f"--until {self.until}: give a half-width above 0 in points, or places")
 
 
 @dataclass(frozen=True)

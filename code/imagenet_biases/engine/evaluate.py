@@ -6,7 +6,8 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from imagenet_biases.base.errors import UserError, collected_warnings, listed_br
 from imagenet_biases.base.files import safe_name
 from imagenet_biases.benchmarks import find
 from imagenet_biases.engine.inference import float32_precision
-from imagenet_biases.engine.loop import Loop, Observer, Pair
-from imagenet_biases.engine.plan import Cell, Group, Job, make_job, make_jobs, make_plan, rehearse
-from imagenet_biases.engine.ranks import check_shared, ranks
+from imagenet_biases.engine.loop import Answered, Loop, Observer, Pair
+from imagenet_biases.engine.plan import Cell, Group, Job, Ranges, make_job, make_jobs, make_plan, rehearse
+from imagenet_biases.engine.progress import Progress
 from imagenet_biases.engine.runtime import Runtime, make_runtime
-from imagenet_biases.engine.sharding import Unit, share
+from imagenet_biases.engine.schedule import Schedule
+from imagenet_biases.engine.sharding import Unit, slices, units
 from imagenet_biases.measures.accuracy import top
 from imagenet_biases.networks.load import (
     Network,
@@ -47,7 +49,7 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
-from imagenet_biases.vocabulary import Benchmark, Data, Results, Settings
+from imagenet_biases.vocabulary import ROUNDS, Benchmark, Data, Results, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -137,10 +139,15 @@ class Recording:
 
 @dataclass
 class Outcome:
-    """The records of a run, and why networks are missing among them, {name: reason}."""
+    """The records of a run, {(benchmark, label): record}, and why networks are missing among them, {name: reason}."""
 
-    records: list[Record] = field(default_factory=list[Record])
+    records: dict[tuple[str, str], Record] = field(default_factory=dict[tuple[str, str], Record])
     failed: dict[str, str] = field(default_factory=dict[str, str])
+
+    def ordered(self, jobs: Sequence[Job], networks: Sequence[Network]) -> list[Record]:
+        """Return the records in the order of the benchmarks, and of the networks within each."""
+        pairs = ((job.name, network.name) for job, network in itertools.product(jobs, networks))
+        return [self.records[pair] for pair in pairs if pair in self.records]
 
 
 class Request:
@@ -176,15 +183,29 @@ class Request:
         self.data = data
         self.jobs, self.missing = _jobs(chosen, data, options or {}, skip_missing)
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
+        self.settings = settings
         self.runtime: Runtime = make_runtime(settings, sum(images.values()))
         self._built: dict[str, Network] = {}
         if self.runtime.shard[1] > 1 and recording.results is None:
-            raise UserError("shards share nothing but the results folder: give one, or --split images to torchrun")
+            raise UserError("shards share nothing but the results folder: give one")
         if self.runtime.shard[1] > 1 and recording.fresh:
             raise UserError(
-                "--fresh cannot tell what other shards have measured again; give a new folder with --results instead, "
-                "or --split images to torchrun"
+                "--fresh cannot tell what other shards have measured again; give a new folder with --results instead"
             )
+        self.shares = settings.rounds or (ROUNDS if self._passes() > LONG else (100.0,))
+        if settings.budget or settings.until:
+            self.shares = refined(self.shares)
+        for job in self.jobs:
+            job.set_goals(self.shares, self.runtime.batch_size)
+
+    def _passes(self) -> int:
+        """Return the forward passes that one of the networks takes."""
+        name, total = self.labels()[0][0], 0
+        for job in self.jobs:
+            network = self.built(name) if any(callable(image_pass.conditions) for image_pass in job.passes) else None
+            passes = job.passes_per_image(network)
+            total += sum(len(images) * passes[images.name] for images in job.image_sets)
+        return total
 
     def labels(self) -> list[tuple[str, str]]:
         """Return [(name, label)] of the networks, without loading any."""
@@ -222,25 +243,40 @@ class Request:
             if self.loading.label and len(names) > 1:
                 raise UserError(f"--name gives one network a name, but there are {len(names)}; run them one by one")
             loaders = {name: functools.partial(load_model, name, **loading) for name in names}
-        if self.share is None:
+        if self.slices is None:
             return loaders
-        names_in_share = {unit[0] for unit in self.share}
-        return {name: load for name, load in loaders.items() if name in names_in_share}
+        names_in_shard = {unit[0] for unit in self.slices}
+        return {name: load for name, load in loaders.items() if name in names_in_shard}
 
     @functools.cached_property
-    def share(self) -> set[Unit] | None:
-        """The units that are this shard's; None: all."""
+    def slices(self) -> dict[Unit, Ranges] | None:
+        """What this shard shows of each unit, by round; None: all."""
         if self.runtime.shard[1] == 1:
             return None
-        return share(self.jobs, [name for name, _ in self.labels()], self.built, self.runtime.shard)
+        names, count = [name for name, _ in self.labels()], len(self.shares)
+        work = units(self.jobs, names, self.built, count, self.runtime.batch_size)
+        return slices(work, count, self.runtime.shard)
 
-    def has(self, name: str, images: str, kind: str) -> bool:
-        """Whether a network's conditions of a kind on an image set (its name) are this shard's to measure."""
-        return self.share is None or (name, images, kind) in self.share
+    def ranges(self, unit: Unit) -> Ranges | None:
+        """Return which images of a unit this shard shows in each round; None: all."""
+        return None if self.slices is None else self.slices.get(unit, ((0, 0),) * len(self.shares))
 
     def store(self) -> ResponseStore:
         """Return the store of responses."""
         return ResponseStore(self.recording.results, self.recording.fresh)
+
+
+LONG = 200_000  # forward passes of a network from which a run reports round by round
+
+
+def refined(shares: Sequence[float]) -> tuple[float, ...]:
+    """Return rounds with more between them, none of which more than doubles what is measured."""
+    finer: list[float] = []
+    for share in shares:
+        while finer and 2 * finer[-1] < share:
+            finer.append(2 * finer[-1])
+        finer.append(share)
+    return tuple(finer)
 
 
 def _benchmarks(
@@ -269,7 +305,7 @@ def _jobs(
 
 
 class Run:
-    """Measures what a request asks for; each record is written as soon as its own conditions are complete."""
+    """Measures what a request asks for; each record is written after every round that completes its own conditions."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.runtime, self.recording = request, request.runtime, request.recording
@@ -277,24 +313,23 @@ class Run:
         self.outcome = Outcome()
         self.names: dict[Network, str] = {}  # what each network was asked for by
 
-    @property
-    def quiet(self) -> bool:
-        """Whether another rank does the talking."""
-        return self.runtime.rank > 0
-
     def execute(self) -> Outcome:
         """Measure; return the outcome."""
-        with ranks(self.runtime), contextlib.ExitStack() as stack:
-            check_shared(self.runtime, self.recording.results)
+        for _ in self.rounds():
+            pass
+        return self.outcome
+
+    def rounds(self) -> Iterator[list[Record]]:
+        """Measure; yield all records, as they are by then, after each round."""
+        with contextlib.ExitStack() as stack:
             if isinstance(self.request.networks, Mapping):
                 for module in self.request.networks.values():
                     stack.enter_context(borrowed(module))
             networks = self._load()
             if networks:
-                self._measure(networks)
+                yield from self._measured(networks)
             elif not self.outcome.failed:
-                logger.info("%s has nothing to do: there are fewer units than shards", self._shard_name())
-            return self.outcome
+                logger.info("%s has nothing to do: there is less to measure than shards", self._shard_name())
 
     def _shard_name(self) -> str:
         return "shard {}/{}".format(*self.runtime.shard)
@@ -323,113 +358,110 @@ class Run:
                 logger.error("error: %s: %s; the others continue", name, error)
         return list(networks.values())
 
-    def _measure(self, networks: list[Network]) -> None:
-        """Measure what is not stored yet, and report it."""
+    def _measured(self, networks: list[Network]) -> Iterator[list[Record]]:
+        """Measure what is not stored yet; yield all records after each round."""
         jobs = self.request.jobs
-        if self.recording.results is not None and not self.quiet:
+        if self.recording.results is not None:
             for job, network in itertools.product(jobs, networks):
                 check_place(self.recording.results, network.name, job.name)
-        plan = make_plan(jobs, networks, self.runtime, self._in_shard)
-        show = self.recording.progress and self.runtime.lead
-        loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, show)
+        plan = make_plan(jobs, networks, self.runtime, self._ranges)
+        progress = Progress(self.recording.progress and self.runtime.lead)
+        loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, progress)
         loop.load()
-        todo = self._todo(loop)
+        pairs = [pair for pair in plan.cells if pair[0].passes or self._in_shard(*pair)]
         for job in jobs:
-            if not self.quiet and any(loop.missing(plan.cells[job, network]) for network in networks):
+            if any(loop.missing((job, network)) for network in networks):
                 rehearse(job, networks[0])
-        wandb = self._wandb(loop, todo)
+        wandb = self._wandb(loop, pairs)
         loop.observer = Observer(wandb.watch, self._check_clean_accuracy)
+        schedule = Schedule(self.request.settings, loop, pairs)
         try:
             with float32_precision(self.runtime.precision):
-                for pair in loop.run(todo):
-                    if not self.quiet:
-                        self.outcome.records.append(self._finish(*pair, loop, wandb))
+                for answered in loop.run(schedule, pairs):
+                    if answered is None:
+                        yield self.outcome.ordered(jobs, networks)
+                        continue
+                    started = time.monotonic()
+                    record = self._finish(answered, loop, wandb)
+                    self.outcome.records[record.benchmark, record.model] = record
+                    schedule.note((answered.job, answered.network), record, time.monotonic() - started)
         finally:
             wandb.close()
-        self._report_waiting([pair for pair in loop.waiting if pair[1] not in loop.failed])
         self.outcome.failed |= {network.name: reason for network, reason in loop.failed.items()}
-        self._sort_records(networks)
+        self._report_waiting([pair for pair in pairs if pair[1] not in loop.failed and not loop.complete(pair)])
+        if schedule.reason:
+            logger.info(schedule.reason)
+        yield self.outcome.ordered(jobs, networks)
 
-    def _sort_records(self, networks: Iterable[Network]) -> None:
-        """Put the records in the order of the benchmarks, and of the networks within each."""
-        pairs = itertools.product((job.name for job in self.request.jobs), (network.name for network in networks))
-        order = {pair: number for number, pair in enumerate(pairs)}
-        self.outcome.records.sort(key=lambda record: order.get((record.benchmark, record.model), 0))
+    def _ranges(self, cell: Cell) -> Ranges | None:
+        unit = self.names[cell.network], cell.images.name, len(cell.images), cell.condition.kind
+        return self.request.ranges(unit)
 
-    def _in_shard(self, cell: Cell) -> bool:
-        return self.request.has(self.names[cell.network], cell.images.name, cell.condition.kind)
+    def _in_shard(self, job: Job, network: Network) -> bool:
+        """Whether a job that shows no image is this shard's."""
+        ranges = self.request.ranges((self.names[network], "", 0, job.name))
+        return ranges is None or any(start < stop for start, stop in ranges)
 
-    def _todo(self, loop: Loop) -> list[Pair]:
-        """Return this shard's pairs without a valid record; those with one are taken into the outcome."""
-        todo: list[Pair] = []
-        for job, network in loop.plan.cells:
-            if job.passes or self.request.has(self.names[network], "", job.name):
-                valid = None if self.recording.fresh or self.quiet else self._valid_record(job, network, loop)
-                if valid is None:
-                    todo.append((job, network))
-                else:
-                    self.outcome.records.append(Record(valid))
-        return todo
-
-    def _wandb(self, loop: Loop, todo: Iterable[Pair]) -> WandbLogger:
+    def _wandb(self, loop: Loop, pairs: Iterable[Pair]) -> WandbLogger:
         """Return the W&B logger; where there are few pairs, their runs are live from the beginning."""
         recording = self.recording
-        mode = "disabled" if self.quiet else recording.wandb
-        wandb = WandbLogger(mode, recording.results, self.runtime, recording.wandb_project, recording.wandb_layout)
+        wandb = WandbLogger(
+            recording.wandb, recording.results, self.runtime, recording.wandb_project, recording.wandb_layout
+        )
         live = []
-        if self.request.share is None:
-            live = [pair for pair in todo if loop.missing(loop.plan.cells[pair])]
+        if self.request.slices is None:
+            live = [pair for pair in pairs if loop.missing(pair)]
         for job, network in live if len(live) <= wandb.LIVE else []:
             wandb.start(job, network)
         return wandb
 
     def _report_waiting(self, pairs: Sequence[Pair]) -> None:
-        """Say which records wait for units of other shards."""
-        if pairs:
+        """Say which records wait for slices of other shards."""
+        if pairs and self.request.slices is not None:
             names = listed_briefly((f"{network.name} {job.name}" for job, network in pairs), 5)
             logger.info(
                 f"{self._shard_name()} is done; {len(pairs)} records wait for other shards ({names}): whichever shard "
-                f"finishes last writes them, or the same command without shards"
+                f"brings the last answers of a round writes them, or the same command without shards"
             )
 
-    def _source(self, cells: Sequence[Cell]) -> str | None:
+    def _source(self, answered: Answered, cells: Sequence[Cell]) -> str | None:
         """Return what a record is scored from: responses, by identity and time, and code; None if unknown."""
         code = commit()
         if not cells or code is None or code.endswith("+"):
             return None
         responses = sorted([key_of(cell.identity), cell.stored.measured, cell.stored.nonfinite] for cell in cells)
-        return key_of({"code": code, "responses": responses})
+        source: dict[str, Any] = {"code": code, "responses": responses}
+        samples = {}
+        for images in answered.job.image_sets:
+            if answered.images[images.name] < len(images.whole or images):
+                samples[images.name] = answered.images[images.name]
+        return key_of(source | ({"samples": samples} if samples else {}))
 
-    def _valid_record(self, job: Job, network: Network, loop: Loop) -> dict[str, Any] | None:
+    def _valid_record(self, answered: Answered, source: str | None) -> dict[str, Any] | None:
         """Return the record that is there already, scored from the same responses by the same code, or None."""
-        cells, folder = loop.plan.cells[job, network], self.recording.results
-        if folder is None or loop.missing(cells):
+        folder, job = self.recording.results, answered.job
+        if folder is None or source is None or self.recording.fresh:
             return None
-        expected = {
-            "scored_from": self._source(cells),
-            "seed": self.runtime.seed,
-            "collection": collection_of(job.image_sets),
-        }
-        if expected["scored_from"] is None:
-            return None
-        for path in sorted((Path(folder) / network.name).glob(f"{job.name}.*json")):
+        collection = collection_of(job.image_sets)
+        expected = {"scored_from": source, "seed": self.runtime.seed, "collection": collection}
+        for path in sorted((Path(folder) / answered.network.name).glob(f"{job.name}.*json")):
             record = read_record(path)
             if record and record.get("options") == _plain(job.options):
-                source = record["provenance"]
-                if all(source.get(key) == value for key, value in expected.items()):
+                if all(record["provenance"].get(key) == value for key, value in expected.items()):
                     return record
         return None
 
     def _check_clean_accuracy(self, group: Group) -> None:
         """Report at once a clean accuracy far from what is known of a network: it is loaded wrongly."""
-        whole = group.images.name == study.CLEAN_SET and not group.images.subset
-        if not whole or self.runtime.preprocessing != "study" or self.quiet:
+        checked = group.images.name == study.CLEAN_SET and not group.images.subset
+        if not checked or self.runtime.preprocessing != "study":
             return
         for cell in group.cells:
-            if cell.condition.kind != "clean":
+            if cell.condition.kind != "clean" or not cell.answered:
                 continue
             if cell.readout.hits(cell.stored.values, cell.images.labels) is not None:
-                warning = self._clean_warning(cell.network, top(cell.responses()).value, len(cell.images))
+                responses = cell.responses(cell.images.first(cell.answered))
+                warning = self._clean_warning(cell.network, top(responses).value, len(responses.images))
                 if warning:
                     logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
 
@@ -437,18 +469,24 @@ class Run:
     def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
         return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
 
-    def _finish(self, job: Job, network: Network, loop: Loop, wandb: WandbLogger) -> Record:
+    def _finish(self, answered: Answered, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
+        job, network = answered.job, answered.network
         cells = loop.plan.cells[job, network]
-        results = Results((cell.responses() for cell in cells), network, job.options)
+        source = self._source(answered, cells)
+        if before := self._valid_record(answered, source):
+            return Record(before)
+        samples = {images.name: images.first(answered.images[images.name]) for images in job.image_sets}
+        responses = (cell.responses(samples[cell.images.name]) for cell in cells)
+        results = Results(responses, network, job.options)
         with collected_warnings() as report_notes:
             metrics = named(job.benchmark.report(results), job.name)
         notes = [*network.notes, *job.notes, *report_notes]
         notes += [note for responses in results.all() for note in responses.notes]
         clean = metrics.get(study.CONTROL)
-        whole = not any(images.subset for images in job.image_sets)
-        if clean is not None and whole and self.runtime.preprocessing == "study":
-            warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
+        complete = not any(images.subset for images in job.image_sets)
+        if clean is not None and complete and self.runtime.preprocessing == "study":
+            warning = self._clean_warning(network, clean.value, len(samples[study.CLEAN_SET]))
             notes += [warning] if warning else []
         with collected_warnings() as record_notes:
             content = make_record(
@@ -459,20 +497,22 @@ class Run:
                 metrics,
                 self.runtime,
                 options=job.options,
-                image_sets=job.image_sets,
+                image_sets=list(samples.values()),
                 notes=list(dict.fromkeys(notes)),
             )
         content["warnings"] += [note for note in record_notes if note not in content["warnings"]]
-        content["provenance"]["scored_from"] = self._source(cells)
+        content["provenance"]["scored_from"] = source
         new = True
         if self.recording.results is not None:
             content, path, new = write_record(self.recording.results, content)
-            if job.benchmark.export:
+            if new and job.benchmark.export:
                 job.benchmark.export(results, network.name, path.parent)
-        for note in content["warnings"]:
+        for note in content["warnings"] if answered.last else []:
             logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
-        if new:
+        if new and answered.last:
             wandb.finish(job, network, content, results, loop.pictures_of(cells))
+        elif new:
+            wandb.round(job, network, content)
         return Record(content)
 
 

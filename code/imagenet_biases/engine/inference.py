@@ -54,6 +54,7 @@ class Runner:
         self.padded = False  # a program is compiled for one batch size: a ragged batch is filled up
         self.changes: ActivationCache | None = None
         self.steps: Callable[..., Any] | None = None
+        self.resting = False
         if network.wants_batch or network.answers == "words":
             network.to(runtime.device)
             return  # their forward is more than a function of pixels
@@ -157,6 +158,19 @@ class Runner:
             if self.folded is not self.network:
                 self.network.to("cpu")
 
+    def rest(self) -> None:
+        """Put the network back as it was before any change, and leave the device to others."""
+        if not self.resting:
+            self.release()
+            self.folded.to("cpu")
+            self.resting = True
+
+    def wake(self) -> None:
+        """Come back to the device for another turn."""
+        if self.resting:
+            self.folded.to(self.runtime.device)
+            self.resting = False
+
     def _changes(self) -> ActivationCache:
         if self.changes is None:
             self.changes = ActivationCache(self.network.to(self.runtime.device))
@@ -196,6 +210,7 @@ class Runners:
         if key not in self.ready:
             programs = self.programs if self.runtime.compiles(self._passes(network, crop)) else None
             self.ready[key] = Runner(network, crop, self.runtime, programs)
+        self.ready[key].wake()
         return self.ready[key]
 
     def _passes(self, network: Network, crop: int) -> int:
@@ -207,10 +222,11 @@ class Runners:
                 total += passes
         return total
 
-    def keep_only(self, networks: Container[Network]) -> None:
-        """Release the networks that have had their last turn, with all that was prepared of them."""
-        for key in [key for key in self.ready if key[0] not in networks]:
-            self.ready.pop(key).release()
+    def rest(self, active: Container[Network]) -> None:
+        """Let go of what networks that are not active keep on the device; they stay prepared for their next turn."""
+        for (network, _), runner in self.ready.items():
+            if network not in active:
+                runner.rest()
 
     def close(self) -> None:
         """Put every network back as it was before any change, also after an interruption in the middle of one."""

@@ -5,9 +5,10 @@ decides the grouping. Answers stay on the device until a save point.
 """
 
 import logging
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,17 +19,16 @@ import torchvision.transforms.functional  # noqa: F401  here, or every decoding 
 from jaxtyping import Float
 from torch import Tensor
 
-from imagenet_biases.base.errors import UserError, out_of_memory
+from imagenet_biases.base.errors import Terminated, UserError, out_of_memory
 from imagenet_biases.engine.inference import Runner, Runners, attacked
 from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
-from imagenet_biases.engine.ranks import meet
 from imagenet_biases.engine.recorder import Positions, Readable, Recorder, checksum
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.loader import batches
 from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.networks.load import Network
-from imagenet_biases.results.responses import UNSEEN, ResponseStore, StoredResponses
+from imagenet_biases.results.responses import ResponseStore, StoredResponses
 from imagenet_biases.vocabulary import Batch, Condition, Presentation
 
 NETWORK_FAULTS = (  # what a user's network may raise; mistakes of this package in its place are found by the tests
@@ -56,12 +56,35 @@ class Observer:
     group_done: Callable[[Group], None] = lambda _: None
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What a record can be written of: a pair (job, network) with answers to the first images of each set's order.
+
+    Attributes:
+        images: {image set: how many}.
+        last: whether it is all that the run is to show.
+    """
+
+    job: Job
+    network: Network
+    images: Mapping[str, int]
+    last: bool
+
+
+class OutOfTime(Exception):
+    """The run's time is over."""
+
+
 class Loop:
-    """Shows every group of a plan to its networks.
+    """Shows a plan's groups to their networks, round by round.
 
     Responses in the store are not measured again, and interrupted runs resume from the last save point. A shard shows
-    its own cells only and waits for nobody: what others have stored is read when a pair (job, network) is looked at.
-    Ranks that split the images take every world-th missing image each.
+    its own slices only and waits for nobody: what others have stored is read when a pair (job, network) is looked at.
+
+    Attributes:
+        granted: how many rounds of each pair may be shown.
+        reported: how many images of each pair were there when it was last yielded.
+        deadline: on the clock of time.monotonic.
     """
 
     def __init__(
@@ -70,24 +93,28 @@ class Loop:
         store: ResponseStore,
         runtime: Runtime,
         skip_unreadable: bool = False,
-        show_progress: bool = False,
+        progress: Progress | None = None,
         runners: Runners | None = None,
     ) -> None:
-        self.plan, self.store, self.runtime = plan, store, runtime
-        self.skip_unreadable, self.show_progress, self.runners = skip_unreadable, show_progress, runners
+        self.plan, self.store, self.runtime, self.skip_unreadable = plan, store, runtime, skip_unreadable
+        self.progress = progress or Progress(False)
+        self.runners = runners or Runners(runtime, self._planned_passes())
         self.failed: dict[Network, str] = {}
         self.pictures: dict[tuple[str, Condition, Network | None], list[Picture]] = {}
-        self.waiting: dict[Pair, None] = {}
-        self.observer = Observer()
+        self.granted: dict[Pair, int] = {}
+        self.reported: dict[Pair, int] = {}
+        self.observer, self.deadline = Observer(), math.inf
+
+    # What is stored
 
     def load(self) -> None:
-        """Read what is stored of every cell; of other shards' cells, those that are complete."""
+        """Read what is stored of every cell."""
         for group in self.plan.groups:
             checked: dict[str, int | None] = {}
             for cell in group.cells:
-                if not cell.in_shard and not self._stored_by_others(cell):
+                if cell.stored is not None:
                     continue
-                cell.stored = cell.stored or self._load(cell)
+                cell.stored = self._load(cell)
                 if cell.stored.pixels and _other_pixels(group, cell.stored.pixels, checked):
                     warnings.warn(
                         f"{group.images.name}: images have changed since they were measured; {cell.condition.name} is "
@@ -95,20 +122,11 @@ class Loop:
                         stacklevel=2,
                     )
                     cell.stored = cell.stored.forgotten()
+                cell.count()
                 self._free([cell])
-        meet()  # nobody writes before everybody has read the same state
 
     def _load(self, cell: Cell) -> StoredResponses:
-        return self.store.load(cell.identity, cell.network.name, len(cell.images), cell.readout)
-
-    def _stored_by_others(self, cell: Cell) -> bool:
-        """Whether another shard's cell is complete by now; its answers are read if so."""
-        if cell.stored is None and self.store.complete(cell.identity, cell.network.name):
-            stored = self._load(cell)
-            if not (stored.state == UNSEEN).any():
-                cell.stored = stored
-                self._free([cell])
-        return cell.stored is not None
+        return self.store.load(cell.identity, cell.network.name, cell.images, cell.readout)
 
     def _fetch(self, cells: Iterable[Cell]) -> None:
         """Read the answers of cells again where they were freed."""
@@ -116,6 +134,7 @@ class Loop:
             if cell.stored.values is None:
                 stored = self._load(cell)
                 cell.stored = stored.forgotten() if cell.stored.stale else stored
+                cell.count()
 
     def _free(self, cells: Iterable[Cell]) -> None:
         """Free the answers of cells whose store keeps them."""
@@ -123,65 +142,146 @@ class Loop:
             for cell in cells:
                 cell.stored.release()
 
-    def missing(self, cells: Iterable[Cell]) -> bool:
-        """Whether some image is still to be shown for some of the cells."""
-        return any(cell.stored is None or (cell.stored.state == UNSEEN).any() for cell in cells)
+    def _has(self, cell: Cell, goal: int) -> bool:
+        """Whether the first images up to a goal are answered, by this shard or another."""
+        if cell.answered < goal and cell.ranges is not None:
+            if self.store.answered(cell.identity, cell.network.name) >= goal:
+                cell.stored.values = None
+                self._fetch([cell])
+                self._free([cell])
+        return cell.answered >= goal
 
-    def run(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """Yield each of the pairs (job, network) as soon as its responses are complete and stored."""
-        self.waiting = dict.fromkeys(pairs)
-        yield from self._completed()
-        groups = self._remaining()
-        releasing = self.runners is None  # runners that were handed in stay as they are
-        if self.runners is None:
-            self.runners = Runners(self.runtime, self._planned_passes())
-        split: dict[bytes, list[np.ndarray]] = {}  # groups of one image set mostly miss the same images
-        tasks = [self._tasks(group, split) for group in groups]
-        total = 0
-        for group, positions in zip(groups, tasks, strict=True):
-            total += group.cost() * sum(map(len, positions))
-        sets = [(group.images, group.preprocessing) for group in groups]
-        numbered = [(number, task) for number, group_tasks in enumerate(tasks) for task in group_tasks]
-        feed = batches(sets, numbered, self.runtime)
-        with Progress(total, self.show_progress) as progress, ThreadPoolExecutor(1) as writer:
+    def missing(self, pair: Pair) -> bool:
+        """Whether images are still to be shown for a pair, in any round."""
+        job, network = pair
+        return any(cell.answered < job.goals[cell.images.name][-1] for cell in self.plan.cells[job, network])
+
+    # Showing
+
+    def run(self, steps: Iterable[Iterable[Pair]], pairs: Iterable[Pair]) -> Iterator[Answered | None]:
+        """Yield each of the pairs (job, network) whenever it has a round's new answers, all of them stored.
+
+        None follows each step. At the deadline, and on a signal, what is between two rounds is yielded, too.
+
+        Args:
+            steps: pairs that are granted a further round each; asked for when all that was granted before is shown.
+        """
+        self.granted = dict.fromkeys(pairs, 0)
+        with self.progress, ThreadPoolExecutor(1) as writer:
             try:
-                for turn, (group, group_tasks) in enumerate(zip(groups, tasks, strict=True), 1):
-                    self._fetch(group.cells)
-                    recorder = Recorder(group, self.store, self.runtime, writer)
-                    Presenter(self, recorder, feed, progress).run(group_tasks)
-                    if releasing:
-                        self.runners.keep_only({cell.network for later in groups[turn:] for cell in later.cells})
-                    self.observer.group_done(group)
-                    self._free(group.cells)
-                    yield from self._completed()
+                self.progress.total = _passes(self._slices(dict.fromkeys(self.granted, self.plan.rounds)))
+                yield from self._completed()
+                for step in steps:
+                    for pair in step:
+                        self.granted[pair] += 1
+                    yield from self._show(self._slices(self.granted), writer)
+                    yield None
+            except OutOfTime:
+                yield from self._interrupted()
+            except (KeyboardInterrupt, Terminated):
+                yield from self._interrupted()
+                raise
             finally:
-                feed.close()
                 self.runners.close()
 
-    def _completed(self) -> Iterator[Pair]:
-        """Yield the waiting pairs that are complete by now, and free their answers afterwards."""
-        for pair in [pair for pair in self.waiting if self._complete(self.plan.cells[pair])]:
-            cells = self.plan.cells[pair]
-            self._fetch(cells)
-            if self.missing(cells):  # damaged since
+    def _slices(self, rounds: Mapping[Pair, int]) -> "list[Slice]":
+        """Return what is to be shown until so many rounds of each pair are over."""
+        goals = self._goals(rounds)
+        slices: list[Slice] = []
+        split: dict[bytes, list[Positions]] = {}  # groups of one image set mostly miss the same images
+        for group in self.plan.groups:
+            due = [cell.due(*goals[cell]) for cell in group.cells if cell in goals]
+            order, size = group.images.order, self.runtime.batch_size
+            places = np.flatnonzero(np.any(due, axis=0)[order]) if due else np.empty(0, np.int64)
+            if not len(places):
                 continue
-            del self.waiting[pair]
-            self._pack(pair)
-            if pair[1] not in self.failed:
-                yield pair
-            self._free(cells)
+            key = places.tobytes() + group.images.fingerprint.encode()
+            if key not in split:
+                batched = any(cell.condition.batched for cell in group.cells)
+                # answers that depend on the batch need the same batches in every run
+                turns = places // size if batched else np.arange(len(places)) // size
+                split[key] = np.split(order[places], np.flatnonzero(np.diff(turns)) + 1)
+            slices.append(Slice(replace(group, cells=[cell for cell in group.cells if cell in goals]), split[key]))
+        return slices
 
-    def _complete(self, cells: Sequence[Cell]) -> bool:
-        """Whether all of the cells are complete, by this shard's work and that of others."""
-        if self.missing(cell for cell in cells if cell.in_shard):
-            return False
-        return all(cell.in_shard or self._stored_by_others(cell) for cell in cells)
+    def _goals(self, rounds: Mapping[Pair, int]) -> dict[Cell, tuple[int, int]]:
+        """Return {cell: (how many images it is to have, after how many rounds)} of the pairs that go on."""
+        goals: dict[Cell, tuple[int, int]] = {}
+        for (job, network), count in rounds.items():
+            if not count or network in self.failed:
+                continue
+            for cell in self.plan.cells[job, network]:
+                goal, before = job.goals[cell.images.name][count - 1], goals.get(cell, (0, 0))
+                goals[cell] = max(goal, before[0]), max(count, before[1])
+        return goals
 
-    def _remaining(self) -> list[Group]:
-        """Return the groups with images to show for the waiting pairs, each with this shard's cells."""
-        needed = {cell for pair in self.waiting for cell in self.plan.cells[pair] if cell.in_shard}
-        groups = [replace(group, cells=[c for c in group.cells if c.in_shard]) for group in self.plan.groups]
-        return [group for group in groups if needed.intersection(group.cells) and self.missing(group.cells)]
+    def _show(self, slices: "Sequence[Slice]", writer: ThreadPoolExecutor) -> Iterator[Answered]:
+        """Show slices one after the other; yield what is complete after each."""
+        self.progress.begin_round(_passes(slices))
+        sets = [(part.group.images, part.group.preprocessing) for part in slices]
+        numbered = [(number, task) for number, part in enumerate(slices) for task in part.tasks]
+        feed = batches(sets, numbered, self.runtime)
+        try:
+            for part in slices:
+                self.runners.rest({cell.network for cell in part.group.cells})
+                self._fetch(part.group.cells)
+                recorder = Recorder(*self._due(part), self.store, self.runtime, writer)
+                Presenter(self, recorder, feed, self.progress).run(part.tasks)
+                self.observer.group_done(part.group)
+                self._free(part.group.cells)
+                yield from self._completed()
+        finally:
+            feed.close()
+        yield from self._completed()
+
+    def _due(self, part: "Slice") -> "tuple[Group, dict[Cell, np.ndarray]]":
+        """Return the part's group with the cells that still miss images, and which images these are."""
+        goals, due = self._goals(self.granted), {}
+        for cell in part.group.cells:
+            if cell.network not in self.failed and (rows := cell.due(*goals[cell])).any():
+                due[cell] = rows
+        return replace(part.group, cells=list(due)), due
+
+    # What is complete
+
+    def _completed(self) -> Iterator[Answered]:
+        """Yield the pairs that have completed a round since they were last yielded."""
+        for pair in self.granted:
+            for count in range(self.plan.rounds, 0, -1):
+                goals = {images.name: pair[0].goals[images.name][count - 1] for images in pair[0].image_sets}
+                if pair in self.reported and sum(goals.values()) <= self.reported[pair]:
+                    break
+                if all(self._has(cell, goals[cell.images.name]) for cell in self.plan.cells[pair]):
+                    yield from self._answered(pair, goals)
+                    break
+
+    def _interrupted(self) -> Iterator[Answered]:
+        """Yield the pairs that have answers beyond what was last yielded: to the first images, without a gap."""
+        for pair in self.granted:
+            goals: dict[str, int] = {}
+            for cell in self.plan.cells[pair]:
+                asked = pair[0].goals[cell.images.name][-1]
+                goals[cell.images.name] = min(cell.answered, goals.get(cell.images.name, asked))
+            if goals and min(goals.values()) and sum(goals.values()) > self.reported.get(pair, 0):
+                yield from self._answered(pair, goals)
+
+    def _answered(self, pair: Pair, goals: dict[str, int]) -> Iterator[Answered]:
+        job, network = pair
+        cells = self.plan.cells[pair]
+        self._fetch(cells)
+        if any(cell.answered < goals[cell.images.name] for cell in cells):  # damaged since
+            return
+        self._pack(pair)
+        self.reported[pair] = sum(goals.values())
+        if network not in self.failed:
+            last = all(count == job.goals[name][-1] for name, count in goals.items())
+            yield Answered(job, network, goals, last)
+        self._free(cells)
+
+    def complete(self, pair: Pair) -> bool:
+        """Whether all that a pair asks for has been yielded."""
+        job, _ = pair
+        return self.reported.get(pair, -1) >= sum(job.goals[images.name][-1] for images in job.image_sets)
 
     def _planned_passes(self) -> dict[tuple[Network, int], int]:
         """Return the passes of each (network, crop) in the whole job, whatever is left of it or this shard's share.
@@ -196,15 +296,7 @@ class Loop:
                     planned[key] = planned.get(key, 0) + len(group.images) * condition.cost
         return planned
 
-    def _tasks(self, group: Group, split: dict[bytes, list[np.ndarray]]) -> list[np.ndarray]:
-        """Return this rank's batches of missing images, as positions; `split`: {missing images: their batches}."""
-        missing = np.flatnonzero(np.any([cell.stored.state == UNSEEN for cell in group.cells], axis=0))
-        positions, size = missing[self.runtime.rank :: self.runtime.world], self.runtime.batch_size
-        return split.setdefault(positions.tobytes(), [positions[i : i + size] for i in range(0, len(positions), size)])
-
     def _pack(self, pair: Pair) -> None:
-        if self.runtime.rank:
-            return
         stems = {cell.images.name.partition("/")[0]: cell.identity for cell in self.plan.cells[pair]}
         for identity in stems.values():
             self.store.pack(identity, pair[1].name)
@@ -220,13 +312,27 @@ class Loop:
         return pictures
 
 
+@dataclass(frozen=True)
+class Slice:
+    """What is shown at a time: the cells of a group, and batches of images by their positions."""
+
+    group: Group
+    tasks: Sequence[Positions]
+
+
+def _passes(slices: Iterable[Slice]) -> int:
+    """Return the forward passes of some slices."""
+    return sum(part.group.cost() * sum(map(len, part.tasks)) for part in slices)
+
+
 def _other_pixels(group: Group, checksums: dict[str, int], checked: dict[str, int | None]) -> bool:
     """Whether some image has other pixels than when it was measured; `checked`: {position: crc32 of today's}."""
-    reader = Reader(group.images, group.preprocessing)
+    images = group.images.whole or group.images
+    reader = Reader(images, group.preprocessing)
     for position, crc in checksums.items():
         if position not in checked:
             try:
-                checked[position] = checksum(reader.read(int(group.images.chosen[int(position)])))
+                checked[position] = checksum(reader.read(int(images.chosen[int(position)])))
             except (Unreadable, IndexError, ValueError):
                 checked[position] = None
         if checked[position] != crc:
@@ -251,6 +357,8 @@ class Presenter:
         reported = time.monotonic()
         try:
             for positions in tasks:
+                if time.monotonic() > self.loop.deadline:
+                    raise OutOfTime
                 self._batch(positions)
                 reported = self._report_and_save(reported)
             for condition, network in self.attacks:
@@ -259,7 +367,7 @@ class Presenter:
                     reported = self._report_and_save(reported)
         except BaseException as error:
             self.recorder.save()  # also on Ctrl-C: what was measured is kept
-            if not out_of_memory(error):
+            if isinstance(error, OutOfTime) or not out_of_memory(error):
                 raise
             size = self.runtime.batch_size
             raise UserError(f"out of memory with --batch-size {size}; repeat with half of it") from None
@@ -400,7 +508,6 @@ class Presenter:
         runner.forget_activations()
 
     def _runner(self, network: Network) -> Runner:
-        assert self.loop.runners is not None
         return self.loop.runners.get(network, self.group.preprocessing.crop)
 
     def _count(self, condition: Condition, positions: Positions) -> None:
@@ -419,7 +526,7 @@ class Presenter:
             if out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if len(self.loop.plan.networks) == 1 or self.runtime.world > 1:
+            if len(self.loop.plan.networks) == 1:
                 raise UserError(f"{network.name} failed: {reason}") from error
             self.loop.failed[network] = reason
             self.recorder.drop(network)

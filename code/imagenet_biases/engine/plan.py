@@ -1,20 +1,25 @@
-"""From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, and their order."""
+"""From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, rounds, their order."""
 
-import collections
 import itertools
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError, collected_warnings
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.images.sets import ImageSet, NotGiven
+from imagenet_biases.measures.split_half import FEWEST
 from imagenet_biases.networks.load import Network
 from imagenet_biases.results.records import named
-from imagenet_biases.results.responses import ANSWERED, StoredResponses
+from imagenet_biases.results.responses import ANSWERED, UNSEEN, StoredResponses
 from imagenet_biases.vocabulary import (
     Batch,
     Benchmark,
@@ -32,13 +37,16 @@ from imagenet_biases.vocabulary import (
 class Job:
     """One benchmark with its passes made: what is shown is known, nothing is computed yet.
 
-    `notes`: what making the passes warned of.
+    Attributes:
+        notes: what making the passes warned of.
+        goals: {image set: how many of its images are shown by the end of each round}; `set_goals` fills it.
     """
 
     benchmark: Benchmark
     passes: list[Pass]
     options: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    goals: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -49,6 +57,42 @@ class Job:
     def image_sets(self) -> list[ImageSet]:
         """The image sets that it shows, each once."""
         return list({image_pass.images.name: image_pass.images for image_pass in self.passes}.values())
+
+    def passes_per_image(self, network: Network | None = None) -> Counter[str]:
+        """Return {image set: forward passes per image}; conditions that depend on the network count as two without one."""
+        presented: dict[tuple[str, Any], int] = {}
+        for image_pass in self.passes:
+            name = image_pass.images.name
+            if callable(image_pass.conditions) and network is None:
+                presented[name, None] = 2
+                continue
+            for condition in image_pass.conditions_for(network):
+                presented[name, repr(condition.identity())] = condition.cost
+        passes: Counter[str] = Counter()
+        for (name, _), cost in presented.items():
+            passes[name] += cost
+        return passes
+
+    def set_goals(self, shares: Sequence[float], batch_size: int) -> None:
+        """Set how many images are shown by the end of each round, from its share in per cent.
+
+        Sets of one pass per image, that of all variants together, are whole in the first round. A round has at least as many images as an interval
+        needs, and whole batches where answers depend on the batch.
+        """
+        passes: Counter[str] = Counter()
+        for name, count in self.passes_per_image().items():
+            passes[name.partition("/")[0]] += count
+        for image_pass in self.passes:
+            images, goals = image_pass.images, []
+            conditions = [] if callable(image_pass.conditions) else image_pass.conditions
+            multiple = batch_size if any(condition.batched for condition in conditions) else 1
+            for share in shares:
+                count = max(math.ceil(images.population * share / 100 - 1e-9), FEWEST)
+                if passes[images.name.partition("/")[0]] == 1:
+                    count = len(images)
+                goals.append(min(-(-count // multiple) * multiple, len(images)))
+            before = self.goals.get(images.name, goals)
+            self.goals[images.name] = tuple(map(max, goals, before))
 
 
 def make_job(benchmark: Benchmark, data: Data, options: Mapping[str, Any] | None = None) -> Job:
@@ -82,13 +126,19 @@ def make_jobs(
     return jobs, left_out
 
 
+Ranges = tuple[tuple[int, int], ...]
+"""From which to which place in an image set's order, for each round."""
+
+
 @dataclass(eq=False)
 class Cell:
     """One network's answers to one condition of one image set, as one readout keeps them.
 
     Attributes:
-        stored: what is known of it; None for another shard's cell that is not complete.
-        in_shard: whether this shard measures it.
+        images: the largest sample of the set that some job asks for.
+        ranges: which images this shard shows in each round; None: all.
+        stored: what is known of the answers.
+        answered: so many images, the first of the order, are answered or left out.
     """
 
     network: Network
@@ -97,19 +147,39 @@ class Cell:
     condition: Condition
     readout: Readout
     identity: dict[str, Any]
+    ranges: Ranges | None = None
     stored: StoredResponses = None  # type: ignore[assignment]  # loaded before anything looks at it
-    in_shard: bool = True
+    answered: int = 0
 
-    def responses(self) -> Responses:
-        """Return what a report sees of the cell once it is complete."""
+    def count(self) -> None:
+        """Bring `answered` up to date."""
+        unseen = self.stored.state[self.images.order] == UNSEEN
+        self.answered = int(unseen.argmax()) if unseen.any() else len(unseen)
+
+    def due(self, goal: int, rounds: int) -> Bool[np.ndarray, " N"]:
+        """Return which images are still to be shown here: of the first `goal`, or of this shard's of some rounds."""
+        if self.ranges is None:
+            places = self.images.order[:goal]
+        else:
+            places = np.concatenate([self.images.order[start:stop] for start, stop in self.ranges[:rounds]])
+        due = np.zeros(len(self.images), bool)
+        due[places] = self.stored.state[places] == UNSEEN
+        return due
+
+    def responses(self, sample: ImageSet) -> Responses:
+        """Return what a report sees of the answers to a sample, all of which are there."""
         notes = ()
         if self.stored.nonfinite:
             notes = (
                 f"{self.stored.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): "
                 f"the network or the precision is at fault",
             )
-        counts, measured = self.stored.state == ANSWERED, tuple(self.stored.measured)
-        return Responses(self.images, self.condition, self.stored.values, counts, self.readout, measured, notes)
+        values, state = self.stored.values, self.stored.state
+        if len(sample) < len(self.images):
+            rows = np.searchsorted(self.images.rows, sample.rows)
+            values, state = values[rows], state[rows]
+        measured = tuple(self.stored.measured)
+        return Responses(sample, self.condition, values, state == ANSWERED, self.readout, measured, notes)
 
 
 @dataclass(eq=False)
@@ -136,12 +206,13 @@ class Group:
 
 @dataclass(eq=False)
 class Plan:
-    """What a run has to do: `groups` in order, and the cells of every pair (job, network)."""
+    """What a run has to do: groups in order, the cells of every pair (job, network), the number of rounds."""
 
     jobs: list[Job]
     networks: list[Network]
     groups: list[Group]
     cells: dict[tuple[Job, Network], list[Cell]]
+    rounds: int = 1
 
 
 # forward passes per image up to which networks share its decoding, which takes half a pass at most; with more, each has
@@ -158,7 +229,7 @@ def make_plan(
     jobs: Sequence[Job],
     networks: Sequence[Network],
     runtime: Runtime,
-    in_shard: Callable[[Cell], bool] = lambda _: True,
+    ranges: Callable[[Cell], Ranges | None] = lambda _: None,
 ) -> Plan:
     """Return the plan of jobs on networks.
 
@@ -167,7 +238,7 @@ def make_plan(
     per image runs network by network, so that records come as early as they can.
 
     Args:
-        in_shard: whether this shard measures a cell.
+        ranges: which images of a cell this shard shows in each round.
 
     Raises:
         UserError: two conditions of one identity that call different functions, or a network that answers in words
@@ -184,12 +255,15 @@ def make_plan(
                     f"{network.name} answers in {network.answers}, and {job.name} needs {image_pass.readout.takes}"
                 )
             for condition in image_pass.conditions_for(network):
-                cell = _cell(network, image_pass, _representative(condition, conditions), runtime)
-                pair_cells.append(cells.setdefault((network, repr(cell.identity)), cell))
+                new = _cell(network, image_pass, _representative(condition, conditions), runtime)
+                cell = cells.setdefault((network, repr(new.identity)), new)
+                cell.images = max(cell.images, new.images, key=len)
+                pair_cells.append(cell)
         cells_of[job, network] = list(dict.fromkeys(pair_cells))
     for cell in cells.values():
-        cell.in_shard = in_shard(cell)
-    return Plan(list(jobs), list(networks), _grouped(jobs, networks, list(cells.values()), cells_of), cells_of)
+        cell.ranges = ranges(cell)
+    rounds = max((len(goals) for job in jobs for goals in job.goals.values()), default=1)
+    return Plan(list(jobs), list(networks), _grouped(jobs, networks, list(cells.values()), cells_of), cells_of, rounds)
 
 
 def _grouped(
@@ -205,7 +279,8 @@ def _grouped(
     def place(stage: tuple, cell: Cell) -> None:
         if cell not in placed:
             placed.add(cell)
-            key = (*stage, cell.images.name, cell.images.fingerprint, str(cell.preprocessing))
+            images = cell.images
+            key = (*stage, images.name, images.fingerprint, len(images), str(cell.preprocessing))
             groups.setdefault(key, Group(cell.images, cell.preprocessing)).cells.append(cell)
 
     for cell in cells:
@@ -214,9 +289,7 @@ def _grouped(
     by_cost = sorted(jobs, key=lambda job: _new_passes(job, networks, cells_of, placed))
     for stage, job in enumerate(by_cost, 1):
         for turn, network in enumerate(networks):
-            passes = collections.Counter()
-            for images, condition in {(cell.images.name, cell.condition) for cell in cells_of[job, network]}:
-                passes[images] += condition.cost
+            passes = job.passes_per_image(network)
             for cell in cells_of[job, network]:
                 place((stage, turn if passes[cell.images.name] > SHARED_DECODING else None), cell)
     return list(groups.values())
@@ -269,7 +342,6 @@ def rehearse(job: Job, network: Network) -> None:
     Raises:
         UserError: a metric without a definition, trials of people that cannot be read, a faulty report.
     """
-    import numpy as np
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -11,23 +11,30 @@ PAUSE = 30  # seconds between lines in a log file
 
 
 class Progress:
-    """Counts forward passes (of `total`) and the images of the current group. Silent unless `shown`."""
+    """Counts forward passes (of `total`, and to the end of a round) and the current group's images.
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self.total, self.shown = total, shown and total > 0
+    Silent unless `shown`.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self.shown, self.total, self.round_end = shown, 0, 0
         self.done, self.name, self.images, self.group_images = 0, "", 0, 0
         self.bar: tqdm | None = None
         self.turn = itertools.count()
         self.started = self.reported = time.monotonic()
 
     def __enter__(self) -> "Progress":
-        if self.shown and sys.stderr.isatty():
-            self.bar = tqdm(total=self.total, unit=" passes", unit_scale=True, mininterval=0.2, dynamic_ncols=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def begin_round(self, passes: int) -> None:
+        """Begin a round of so many forward passes."""
+        self.round_end = self.done + passes
+        if self.bar is None and self.shown and passes and sys.stderr.isatty():
+            self.bar = tqdm(total=self.total, unit=" passes", unit_scale=True, mininterval=0.2, dynamic_ncols=True)
 
     def begin_group(self, name: str, images: int) -> None:
         """Begin a group: an image set of so many images."""
@@ -55,14 +62,16 @@ class Progress:
         if accuracies:
             (network, condition), value = list(accuracies.items())[next(self.turn) % len(accuracies)]
             accuracy = f"{network} {condition} {value:.1f} % so far"
+        pace = self.done / max(now - self.started, 1e-9)
+        left = f"{duration((self.total - self.done) / pace)} left" if pace else "unknown time left"
+        if pace and self.round_end < self.total:
+            left = f"{duration((self.round_end - self.done) / pace)} to the next round, {left}"
         if self.bar is not None:
-            self.bar.set_postfix_str(accuracy, refresh=False)
+            self.bar.set_postfix_str(", ".join(filter(None, (left, accuracy))), refresh=False)
             return
         self.reported = now
-        pace = self.done / max(now - self.started, 1e-9)
-        left = duration((self.total - self.done) / pace) if pace else "unknown"
         images = f"{self.images:,} of {self.group_images:,} images"
-        passes = f"{self.done:,} of {self.total:,} forward passes, {pace:.0f} per second, {left} left"
+        passes = f"{self.done:,} of {self.total:,} forward passes, {pace:.0f} per second, {left}"
         print(f"{self.name}: {images}, {passes}; {accuracy}".rstrip("; "), file=sys.stderr, flush=True)
 
 

@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from imagenet_biases.engine.plan import Cell, Group
-from imagenet_biases.engine.ranks import collected, summed
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.networks.load import Network
@@ -27,11 +26,16 @@ SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered w
 
 
 class PixelSample:
-    """A few images of a set, whose checksums tell later whether the same file names still hold the same pixels."""
+    """The first images of a set's order, whose checksums tell later whether the files still hold the same pixels.
+
+    Attributes:
+        positions: theirs.
+        checksums: {position in the whole set: checksum}.
+    """
 
     def __init__(self, images: ImageSet) -> None:
-        positions = np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)
-        self.positions: set[int] = set(positions.tolist())
+        self.images = images
+        self.positions: set[int] = set(images.order[:SAMPLE].tolist())
         self.checksums: dict[str, int] = {}
 
     def rows(self, positions: Positions) -> list[int]:
@@ -42,7 +46,7 @@ class PixelSample:
         """Keep the checksums of the sample's images in a batch of decoded pixels, uint8 [B, H, W, 3]."""
         for row in self.rows(positions):
             if row not in unreadable:
-                self.checksums[str(positions[row])] = checksum(pixels[row].numpy())
+                self.checksums[str(self.images.rows[positions[row]])] = checksum(pixels[row].numpy())
 
 
 def checksum(pixels: np.ndarray) -> int:
@@ -62,8 +66,7 @@ class _Buffer:
     counted: int = 0  # images that `hits` is over
 
     @classmethod
-    def of(cls, cell: Cell, device: torch.device) -> "_Buffer":
-        due = cell.stored.state == UNSEEN
+    def of(cls, cell: Cell, due: Bool[np.ndarray, " N"], device: torch.device) -> "_Buffer":
         values = cell.stored.values
         if values.dtype.kind in "biuf":
             values = torch.from_numpy(values).to(device, copy=True)
@@ -78,15 +81,22 @@ class _Buffer:
 
 
 class Recorder:
-    """Records the answers to one group's missing images.
+    """Records the answers to the images of one group that are due.
 
     Answers stay on the device until a save point, and nothing waits for the device in between. The cells of a network
     that fails are dropped; what was saved of them stays.
     """
 
-    def __init__(self, group: Group, store: ResponseStore, runtime: Runtime, writer: Executor) -> None:
+    def __init__(
+        self,
+        group: Group,
+        due: Mapping[Cell, Bool[np.ndarray, " N"]],
+        store: ResponseStore,
+        runtime: Runtime,
+        writer: Executor,
+    ) -> None:
         self.group, self.store, self.runtime, self.writer = group, store, runtime, writer
-        self.buffers = {cell: _Buffer.of(cell, runtime.device) for cell in group.cells}
+        self.buffers = {cell: _Buffer.of(cell, rows, runtime.device) for cell, rows in due.items()}
         self.sample = PixelSample(group.images)
         self.passes = 0  # forward passes; those that an attack takes count as such
         self.started = time.monotonic()
@@ -116,7 +126,7 @@ class Recorder:
 
     def unanswered(self) -> int:
         """Return how many cells still have images that were not shown."""
-        return sum(bool((cell.stored.state == UNSEEN).any()) for cell in self.buffers)
+        return sum(bool(buffer.due.any()) for buffer in self.buffers.values())
 
     # What was answered
 
@@ -133,7 +143,8 @@ class Recorder:
                 where = torch.from_numpy(positions[due]).to(self.runtime.device)
                 buffer.values[where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
             if presentation.logits is not None:
-                buffer.nonfinite += (~presentation.logits.isfinite().all(1)).sum()
+                finite = presentation.logits.isfinite().all(1)
+                buffer.nonfinite += (~(finite if len(due) == len(positions) else finite[torch.from_numpy(due)])).sum()
             hits = cell.readout.hits(rows, presentation.labels)
             if hits is not None:
                 buffer.hits += hits.sum()
@@ -175,24 +186,17 @@ class Recorder:
         self.next_save = time.monotonic() + max(self.runtime.checkpoint_seconds, 20 * (time.monotonic() - now))
 
     def save(self, final: bool = False) -> None:
-        """Bring the answers to the host and to disk, each rank its own; at the end, all ranks' to rank 0's file."""
+        """Bring the answers to the host and to disk."""
         self._wait()
         for cell, buffer in self.buffers.items():
             cell.stored.values = buffer.on_host()
         counts = [int(buffer.nonfinite) for buffer in self.buffers.values()]
-        passes, seconds = self.passes, time.monotonic() - self.started
-        if passes or not final:
-            self._write(self._asked(self._updated(counts, passes, seconds)))
-        if final and self.runtime.world > 1:
-            passes, *counts = summed(torch.tensor([passes, *counts], device=self.runtime.device)).tolist()
-            seconds = time.monotonic() - self.started  # the slowest rank's: all have come
-            for cell in self.buffers:
-                self._gather(cell)
-            if not self.runtime.rank:
-                self._write(self._asked(self._updated(counts, passes, seconds)))
-        if final:
-            for cell, stored in self._updated(counts, passes, seconds).items():
-                cell.stored = stored
+        updated = self._updated(counts, self.passes, time.monotonic() - self.started)
+        if self.passes or not final:
+            self._write(self._asked(updated))
+        for cell, stored in updated.items():
+            cell.stored = stored
+            cell.count()
 
     def _wait(self) -> None:
         """Wait for the save point on its way, if any. Raises what stopped it, a full disk for instance."""
@@ -216,29 +220,12 @@ class Recorder:
         return {cell: stored for cell, stored in parts.items() if self.buffers[cell].asked.any()}
 
     def _write(self, parts: dict[Cell, StoredResponses]) -> None:
+        number, count = self.runtime.shard
+        shard = f".shard-{number}-of-{count}" if count > 1 else ""
         for network in dict.fromkeys(cell.network for cell in parts):
-            entries = [(cell.identity, stored) for cell, stored in parts.items() if cell.network is network]
+            entries = []
+            for cell, stored in parts.items():
+                if cell.network is network:
+                    entries.append((cell.identity, stored.packed(cell.images)))
             name = key_of([key_of(identity) for identity, _ in entries])
-            self.store.save(name, entries, network.name, self.runtime.rank)
-
-    def _gather(self, cell: Cell) -> None:
-        """Bring together what the ranks have seen of a cell; every image was one rank's."""
-        stored, asked = cell.stored, self.buffers[cell].asked
-        new = asked & (stored.state != UNSEEN)
-        if stored.values.dtype.kind not in "biuf":
-            parts: list[Any] = [None] * self.runtime.world
-            collected(torch.distributed.all_gather_object, parts, (new, stored.values, stored.state))
-            for seen, values, state in parts:
-                stored.values[seen], stored.state[seen] = values[seen], state[seen]
-            return
-        wide = np.float64 if stored.values.dtype.kind == "f" else np.int64  # what every backend can add
-        own_values = np.where(new.reshape(-1, *[1] * (stored.values.ndim - 1)), stored.values, 0).astype(wide)
-        own_state = np.where(new, stored.state, 0).astype(np.int64)
-        values, state = (
-            torch.from_numpy(np.ascontiguousarray(array)).to(self.runtime.device) for array in (own_values, own_state)
-        )
-        collected(torch.distributed.all_reduce, values)
-        collected(torch.distributed.all_reduce, state)
-        state = state.cpu().numpy()
-        stored.values[state > 0] = values.cpu().numpy()[state > 0].astype(stored.values.dtype)
-        stored.state[state > 0] = state[state > 0]
+            self.store.save(f"{name}{shard}", entries, network.name)

@@ -1,4 +1,4 @@
-"""What a run runs on: the device, the ranks, the processes that decode."""
+"""What a run runs on: the device, the shard, the processes that decode."""
 
 import contextlib
 import ctypes
@@ -22,8 +22,7 @@ class Runtime:
     """Settings as they hold on this machine. Only precision, preprocessing and seed may change an answer.
 
     Attributes:
-        rank, world: of the processes that split the images of each group between them.
-        shard: which share of the units is measured here: its number from 1, and of how many.
+        shard: which share of the work is measured here: its number from 1, and of how many.
         lead: whether this process shows progress: one of those that torchrun started.
     """
 
@@ -36,8 +35,6 @@ class Runtime:
     cache: str | None
     compile: str
     checkpoint_seconds: float
-    rank: int = 0
-    world: int = 1
     shard: tuple[int, int] = (1, 1)
     lead: bool = True
 
@@ -62,7 +59,7 @@ def make_runtime(settings: Settings, images: int) -> Runtime:
     Raises:
         UserError: a device or environment that this machine does not have.
     """
-    rank, world, shard = _place(settings)
+    shard = _shard(settings)
     device = _device(settings.device)
     if device.type == "cuda":  # first of all: whatever names no GPU, events and pinned memory too, means this one
         torch.cuda.set_device(device)
@@ -80,8 +77,6 @@ def make_runtime(settings: Settings, images: int) -> Runtime:
         cache=str(settings.cache) if settings.cache else None,
         compile=settings.compile,
         checkpoint_seconds=settings.checkpoint_seconds,
-        rank=rank,
-        world=world,
         shard=shard,
         lead=_number("RANK", 0) == 0,
     )
@@ -97,25 +92,19 @@ def _workers(settings: Settings, device: torch.device, images: int) -> int:
     return cores // 4 if device.type == "cpu" else min(16, max(1, cores))
 
 
-def _place(settings: Settings) -> tuple[int, int, tuple[int, int]]:
-    """Return (rank, world, shard): the processes that torchrun started are shards, unless they split the images."""
+def _shard(settings: Settings) -> tuple[int, int]:
+    """Return this process's shard; each process that torchrun started is one of those of the shard asked for."""
     number, count = settings.shard or (1, 1)
-    if settings.split == "nothing":
-        return 0, 1, (number, count)
+    if settings.alone:
+        return number, count
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < world:
         raise UserError(
             f"RANK={rank} and WORLD_SIZE={world} contradict each other; let torchrun set them, or unset both"
         )
-    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if settings.split == "images" else ("RANK",)
-    missing = [name for name in needed if name not in os.environ]
-    if world > 1 and missing:
-        raise UserError(
-            f"WORLD_SIZE={world}, but {' and '.join(missing)} are not set; let torchrun set them, or unset all"
-        )
-    if settings.split == "images":
-        return rank, world, (number, count)
-    return 0, 1, ((number - 1) * world + rank + 1, count * world)
+    if world > 1 and "RANK" not in os.environ:
+        raise UserError(f"WORLD_SIZE={world}, but RANK is not set; let torchrun set them, or unset both")
+    return (number - 1) * world + rank + 1, count * world
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.images.archives import ArchiveFolder
 from imagenet_biases.images.labels import label, table
 from imagenet_biases.images.listing import Folder, Listing, class_of, list_classes, list_labelled, subfolders
-from imagenet_biases.images.sets import ImageSet, look_in, places, read_manifest, shortened
+from imagenet_biases.images.sets import ImageSet, look_in, places, read_manifest
 from imagenet_biases.study import Declaration
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def custom_set(
         name: of the set; it is stored under own-NAME.
         location: a folder or archives. Without `labels` its folders are named after WordNet ids, or all after class
             numbers.
-        data: its `limit` shortens the set.
+        data: its `limit` makes it a sample.
         classes: a text file with one class per line, the only ones that the network may answer.
         labels: a text file of lines NAME CLASS [CLASS ...]: NAME is an image or a folder (a path below `location`, or
             its last part), each class (WordNet id or number) is right; images without a line are left out.
@@ -67,7 +67,7 @@ def custom_set(
         classes=allowed,
         variables={"accepted": right},
     )
-    return shortened(images, data, len(labelled))
+    return images if data.limit is None else images.first(data.limit)
 
 
 def accepted(images: ImageSet) -> list[set[int] | frozenset[int]]:

@@ -4,6 +4,7 @@ Labels come from folder names (WordNet id or class number) or a label file, neve
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import Fields, Malformed, Shape, count, read_json
 from imagenet_biases.images.archives import READ, ArchiveFolder, archives, archives_in, unpacking
 from imagenet_biases.images.listing import Folder, Listing, NoImages, class_of, list_classes, subfolders
+from imagenet_biases.images.order import VERSION, stratified_order
 from imagenet_biases.images.preprocessing import AS_IS, Preprocessing
 from imagenet_biases.study import DECLARATIONS, Declaration, class_numbers, wordnet_ids
 
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 class ImageSet:
     """Images to present, with labels.
 
+    A sample is a set of its own that knows the `whole` set that it is from: the first images of the whole's order.
+
     Attributes:
-        chosen: positions in the whole listing; all of them unless there is a limit.
+        chosen: positions in the listing, rising; of a whole set, all that are to be shown.
         collection: where the images come from; 'drawn' for the demo's set.
         as_is: the files are ready-made: not preprocessed.
-        subset: what a declared subset leaves out.
-        sample: which set this is a declared sample of; a benchmark that asks for a sample is whole on it.
+        subset: what an incomplete set lacks.
+        whole: the set that this one is a sample of.
+        asked: how many images a benchmark asks for, where that is less than all: its whole.
         classes: class numbers to which logits are restricted; None: all.
         variables: further facts about the images, for a benchmark's use.
     """
@@ -46,7 +51,8 @@ class ImageSet:
     collection: str = "imagenet"
     as_is: bool = False
     subset: dict[str, Any] | None = None
-    sample: dict[str, Any] | None = None
+    whole: "ImageSet | None" = None
+    asked: int | None = None
     classes: tuple[int, ...] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
 
@@ -54,34 +60,82 @@ class ImageSet:
         return len(self.chosen)
 
     @cached_property
-    def _whole(self) -> bool:
+    def _all_listed(self) -> bool:
         return np.array_equal(self.chosen, np.arange(len(self.listing.files)))
 
     @cached_property
     def files(self) -> tuple[str, ...]:
         """Relative paths of the chosen images."""
         files = self.listing.files
-        return files if self._whole else tuple(files[i] for i in self.chosen)
+        return files if self._all_listed else tuple(files[i] for i in self.chosen)
 
     @cached_property
     def labels(self) -> Int64[np.ndarray, " N"]:
         """Class numbers of the chosen images."""
         labels = self.listing.labels
-        return labels if self._whole else labels[self.chosen]
+        return labels if self._all_listed else labels[self.chosen]
 
     @cached_property
     def keys(self) -> Int64[np.ndarray, " N"]:
         """A stable 63-bit number per chosen image (listing.ImageNames.keys)."""
         keys = self.listing.names.keys
-        return keys if self._whole else keys[self.chosen]
+        return keys if self._all_listed else keys[self.chosen]
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the chosen images' keys, labels and sizes: what the responses depend on."""
+        """The sha256 of the whole set's keys, labels and sizes: what the responses depend on."""
+        if self.whole is not None:
+            return self.whole.fingerprint
         digest = hashlib.sha256()
         for array in (self.keys, self.labels, self.listing.sizes[self.chosen]):
             digest.update(np.ascontiguousarray(array, np.int64).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def order(self) -> Int64[np.ndarray, " N"]:
+        """The images, by their positions in this set, in the whole set's order (images.order)."""
+        if self.whole is not None:
+            return np.searchsorted(self.rows, self.whole.order[: len(self)])
+        labels, variant = self.labels, self.name.partition("/")[2]
+        if accepted := self.variables.get("accepted"):  # an image of several classes: with those of its folder
+            folders = {folder: -number for number, folder in enumerate(sorted(map(os.path.dirname, self.files)), 1)}
+            several = [len(accepted[position]) > 1 for position in self.chosen]
+            labels = np.where(several, [folders[os.path.dirname(file)] for file in self.files], labels)
+        return stratified_order(self.keys, labels, self.files, variant)
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, " N"]:
+        """The images' positions in the whole set."""
+        return np.arange(len(self)) if self.whole is None else np.sort(self.whole.order[: len(self)])
+
+    @property
+    def population(self) -> int:
+        """How many images a sample stands for: those that the benchmark asks for, or all."""
+        return self.asked or len(self.whole or self)
+
+    def first(self, count: int) -> "ImageSet":
+        """Return the sample of the first `count` images of the order; this set where it has no more."""
+        if count >= len(self):
+            return self
+        whole = self.whole or self
+        chosen = whole.chosen[np.sort(whole.order[:count])]
+        return replace(self, chosen=chosen, whole=whole)
+
+    def probe(self, size: int | None) -> "ImageSet":
+        """Return the first `size` images of the order, as the whole of a benchmark that asks for no more."""
+        if size is None or size >= len(self.whole or self):
+            return self
+        return replace(self.first(size), asked=size)
+
+    def share(self) -> dict[str, int] | None:
+        """Return how much of the whole set this one is, for a record: {images, of, order}; None for a whole set.
+
+        With `asked` where a benchmark asks for so many only.
+        """
+        if self.whole is None:
+            return None
+        share = {"images": len(self), "of": len(self.whole), "order": VERSION}
+        return share | ({"asked": self.asked} if self.asked else {})
 
     def preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Return the preprocessing that applies: the one given, or none where the files are ready-made."""
@@ -183,27 +237,6 @@ def given_sets(names: Iterable[str], data: "Data") -> list[ImageSet]:
     if not present:
         raise NotGiven(reasons[0])
     return present
-
-
-def sampled(images: ImageSet, size: int, seed: int = 0) -> ImageSet:
-    """Return a declared sample of `size` images, stratified by class: a function of the set, the size and the seed.
-
-    Each class contributes the same number of random images, or one more. A set that is not larger stays whole. A
-    benchmark that asks for a sample is whole on it.
-    """
-    if size >= len(images):
-        return images
-    random = np.random.default_rng([seed, size])
-    order = random.permutation(len(images))
-    labels = images.labels[order]
-    # each image's turn within its class, in random order; the first images of all classes come first
-    by_class = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(labels[by_class]) != 0])
-    turn = np.empty(len(order), np.int64)
-    turn[by_class] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    chosen = np.sort(order[np.argsort(turn, kind="stable")[:size]])
-    declared = {"images": size, "of": len(images), "seed": seed, "stratified": True}
-    return replace(images, chosen=images.chosen[chosen], sample=declared)
 
 
 def folder_of(base: str, data: "Data") -> Path:
@@ -310,7 +343,7 @@ def read_manifest(folder: Path, images: Shape = count) -> dict[str, Any]:
 def check_complete(
     images: ImageSet, whole: int, data: "Data", per_class: int | None = None, expected: Collection[int] | None = None
 ) -> ImageSet:
-    """Check the number of images and classes, then apply --limit; a set that is not whole is declared a subset.
+    """Check the number of images and classes, then apply --limit; a set that is not complete is declared a subset.
 
     Args:
         images: the set as listed.
@@ -334,7 +367,7 @@ def check_complete(
         )
     if problems:
         images = replace(images, subset={"images": total, "of": whole})
-    return shortened(images, data, whole)
+    return images if data.limit is None else images.first(data.limit)
 
 
 def _class_problems(counts: np.ndarray, per_class: int | None, expected: Collection[int]) -> list[str]:
@@ -348,16 +381,6 @@ def _class_problems(counts: np.ndarray, per_class: int | None, expected: Collect
         examples = listed_briefly(f"{wordnet_ids()[number]} has {counts[number]}" for number in wrong)
         problems.append(f"{len(wrong)} classes without exactly {per_class} images ({examples})")
     return problems
-
-
-def shortened(images: ImageSet, data: "Data", whole: int) -> ImageSet:
-    """Apply --limit to a set of `whole` images when it is complete."""
-    limit, total = data.limit, len(images)
-    if limit is None or limit >= total:
-        return images
-    # spread over the listing, so that a small limit still meets many classes
-    chosen = images.chosen[np.linspace(0, total - 1, limit).round().astype(int)]
-    return replace(images, chosen=chosen, subset={"limit": limit, "images": limit, "of": whole})
 
 
 def _variant_folder(top: Folder, variant: str, declared: Declaration) -> Folder:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
+from imagenet_biases.images.order import VERSION
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import correct, resampled_means, with_percentiles
@@ -241,13 +242,13 @@ class Recalibration:
     """
 
     def __init__(self, images: ImageSet, count: int) -> None:
-        self.images, self.count = images, min(count, len(images))
+        self.images = (images.whole or images).first(count)
         self.pixels: Tensor | None = None
         self.statistics: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def identity(self) -> dict[str, Any]:
         """What determines the estimates, JSON-able."""
-        return {"images": self.count, "of": self.images.fingerprint, "view": "study"}
+        return {"images": len(self.images), "of": self.images.fingerprint, "view": "study", "order": VERSION}
 
     def __call__(self, network: Network, settings: Mapping[str, Any]) -> None:
         key = id(network), repr(settings)
@@ -263,7 +264,7 @@ class Recalibration:
     def _chunks(self, network: Network) -> Iterator[Float[Tensor, "B 3 H W"]]:
         if self.pixels is None:
             reader = Reader(self.images, self.images.preprocessing(STUDY))
-            positions = self.images.chosen[:: max(len(self.images) // self.count, 1)][: self.count]
+            positions = self.images.chosen
             images = [torch.from_numpy(reader.read(int(position)).copy()) for position in positions]
             self.pixels = torch.stack(images)
         for chunk in self.pixels.split(CHUNK):

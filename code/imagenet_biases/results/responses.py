@@ -2,9 +2,11 @@
 
 results/LABEL/responses/SET.KIND.npz holds what one network (label) answered to one image set under one kind of
 condition; while it is being measured, its parts lie in results/LABEL/responses/SET.parts/. A file has an index, JSON
-text {key: entry}, and for each key the arrays `KEY.values` [N, ...] and `KEY.state` uint8 [N] (UNSEEN, ANSWERED,
-LEFT_OUT). An entry has the identity of what was measured, when and where (`measured`), how many answers were not
-finite, and checksums of the decoded pixels of a few images, which reveal different images of the same names.
+text {key: entry}, and for each key the arrays `KEY.state` uint8 [N] (UNSEEN, ANSWERED, LEFT_OUT for each image of the
+whole set) and `KEY.values` [n, ...], a row for each image that is not UNSEEN (or for all N). An entry has the identity
+of what was measured, when and where (`measured`), how many answers were not finite, and checksums of the decoded pixels
+of a few images, which reveal different images of the same names. Samples are kept under the whole set's identity, so
+that a longer run continues them.
 """
 
 import functools
@@ -26,6 +28,7 @@ from imagenet_biases.base.files import atomic, safe_name
 from imagenet_biases.base.schema import Fields, Malformed, check, count, parsed
 
 if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
     from imagenet_biases.vocabulary import Readout
 
 UNSEEN, ANSWERED, LEFT_OUT = 0, 1, 2
@@ -51,10 +54,10 @@ DAMAGED = (OSError, KeyError, Malformed)
 
 
 class StoredResponses:
-    """What is stored of one cell.
+    """What is stored of one cell: of the images of a sample, or, packed, of the whole set's that are not UNSEEN.
 
     Attributes:
-        values: [N, ...]; None after `release`.
+        values: [n, ...], a row for each image, packed one for each image that is not UNSEEN; None after `release`.
         state: UNSEEN, ANSWERED or LEFT_OUT for each image; read-only after `release`.
         measured: when, where and by what.
         nonfinite: how many answers were not finite.
@@ -94,9 +97,41 @@ class StoredResponses:
         new = (self.state == UNSEEN) & (other.state != UNSEEN)
         if new.any():
             self.values[new], self.state[new] = other.values[new], other.state[new]
+        self._describe(other, bool(new.any()))
+
+    def _describe(self, other: "StoredResponses", new: bool) -> None:
+        if new:
             self.measured += [moment for moment in other.measured if moment not in self.measured]
             self.nonfinite += other.nonfinite
         self.pixels |= other.pixels
+
+    def packed(self, images: "ImageSet") -> "StoredResponses":
+        """Return what is stored of a sample, packed."""
+        seen, state = self.state != UNSEEN, np.zeros(len(images.whole or images), np.uint8)
+        state[images.rows] = self.state
+        values = self.values if seen.all() else self.values[seen]
+        return StoredResponses(values, state, self.measured, self.nonfinite, self.pixels, self.stale)
+
+    def unpacked(self, images: "ImageSet") -> "StoredResponses":
+        """Return what is stored, packed, of the images of a sample."""
+        seen = self.state != UNSEEN
+        state = self.state[images.rows]
+        values = np.zeros((len(images), *self.values.shape[1:]), self.values.dtype)
+        values[state != UNSEEN] = self.values[(np.cumsum(seen) - 1)[images.rows[state != UNSEEN]]]
+        return StoredResponses(values, state, self.measured, self.nonfinite, self.pixels)
+
+    def joined(self, other: "StoredResponses") -> "StoredResponses":
+        """Return these packed responses with the answers that only the other has."""
+        mine, new = self.state != UNSEEN, (self.state == UNSEEN) & (other.state != UNSEEN)
+        result = StoredResponses(self.values, self.state, self.measured, self.nonfinite, dict(self.pixels))
+        if new.any():
+            result.state = np.where(new, other.state, self.state)
+            rows = np.cumsum(result.state != UNSEEN) - 1
+            result.values = np.empty((rows[-1] + 1, *self.values.shape[1:]), self.values.dtype)
+            result.values[rows[mine]] = self.values
+            result.values[rows[new]] = other.values[(np.cumsum(other.state != UNSEEN) - 1)[new]]
+        result._describe(other, bool(new.any()))
+        return result
 
 
 Cell = tuple[Identity, StoredResponses]
@@ -134,9 +169,10 @@ class ResponseStore:
         files = [*parts, self.packed(identity, label)]  # in this order: another process may be packing them
         return [file for file in files if not self.fresh or file in self._written]
 
-    def load(self, identity: Identity, label: str, images: int, readout: "Readout") -> StoredResponses:
-        """Return what is stored of a cell; `images` UNSEEN ones with values of a readout where nothing is."""
-        responses = StoredResponses(np.zeros((images, *readout.shape), readout.dtype), np.zeros(images, np.uint8))
+    def load(self, identity: Identity, label: str, images: "ImageSet", readout: "Readout") -> StoredResponses:
+        """Return what is stored of a cell on some images; UNSEEN ones with values of a readout where nothing is."""
+        count = len(images)
+        responses = StoredResponses(np.zeros((count, *readout.shape), readout.dtype), np.zeros(count, np.uint8))
         if self.results is None:
             return responses
         key = key_of(identity)
@@ -148,23 +184,25 @@ class ResponseStore:
                 with open_arrays(file) as arrays:
                     stored = _cell(arrays, key, entry)
                 values = stored.values
-                if values.dtype != responses.values.dtype or values.shape != responses.values.shape:
+                if values.dtype != responses.values.dtype or values.shape[1:] != readout.shape:
                     raise Malformed(f"values of type {values.dtype} and shape {values.shape}")
+                if len(stored.state) != len(images.whole or images):
+                    raise Malformed(f"answers to {len(stored.state)} images")
                 if not readout.possible(values):
                     raise Malformed("answers that cannot be given")
-                responses.take(stored)
+                responses.take(stored.unpacked(images))
             except FileNotFoundError:
                 continue
             except DAMAGED as error:
                 _warn_damaged(file, error)
         return responses
 
-    def complete(self, identity: Identity, label: str) -> bool:
-        """Whether all of a cell is in one file, as far as the indexes say."""
+    def answered(self, identity: Identity, label: str) -> int:
+        """Return how many images of a cell are answered at most, as far as the indexes say."""
         if self.results is None:
-            return False
+            return 0
         key = key_of(identity)
-        return any(self.index(file).get(key, {}).get("complete") for file in self._files(identity, label))
+        return sum(self.index(file).get(key, {}).get("answered", 0) for file in self._files(identity, label))
 
     def index(self, file: Path) -> dict[str, Entry]:
         """Return the index of a file, {key: entry}; empty where the file is missing or cannot be read."""
@@ -180,12 +218,11 @@ class ResponseStore:
             entries += self.index(file).values()
         return entries
 
-    def save(self, name: str, cells: Sequence[Cell], label: str, process: int = 0) -> None:
-        """Write cells of one image set as the part called `name`, whole or not at all; `process`: its number."""
+    def save(self, name: str, cells: Sequence[Cell], label: str) -> None:
+        """Write packed cells of one image set as the part called `name`, whole or not at all."""
         if self.results is None or not cells:
             return
-        folder = self._folder(label) / f"{self._stem(cells[0][0])}.parts"
-        path = folder / f"{name}{f'.rank-{process}' if process else ''}.npz"
+        path = self._folder(label) / f"{self._stem(cells[0][0])}.parts" / f"{name}.npz"
         _write(path, cells)
         self._written.add(path)
 
@@ -215,7 +252,7 @@ class ResponseStore:
         for key, cell in cells.items():
             if key in stored and stored[key][1].of_other_pixels(cell[1]):
                 del stored[key]  # the images have changed: it is measured again, and replaced
-            stored.setdefault(key, cell)[1].take(cell[1])
+            stored[key] = _joined(stored.get(key), cell)
         _write(path, list(stored.values()))
         self._written.add(path)
 
@@ -225,8 +262,13 @@ def _by_kind(files: Iterable[Path]) -> dict[str, dict[str, Cell]]:
     by_kind: dict[str, dict[str, Cell]] = {}
     for file in files:
         for key, cell in _read_for_replacement(file).items():
-            by_kind.setdefault(cell[0]["kind"], {}).setdefault(key, cell)[1].take(cell[1])
+            of_kind = by_kind.setdefault(cell[0]["kind"], {})
+            of_kind[key] = _joined(of_kind.get(key), cell)
     return by_kind
+
+
+def _joined(before: Cell | None, cell: Cell) -> Cell:
+    return cell if before is None else (before[0], before[1].joined(cell[1]))
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -260,9 +302,14 @@ def _index(file: Path, size: int, time: int) -> dict[str, Entry] | None:
 
 
 def _cell(arrays: StoredArrays, key: str, entry: Entry) -> StoredResponses:
-    """Return the responses of a cell. Raises KeyError or Malformed."""
+    """Return the responses of a cell, packed. Raises KeyError or Malformed."""
     values, state = arrays[f"{key}.values"], arrays[f"{key}.state"]
-    if state.dtype != np.uint8 or values.shape[:1] != state.shape or state.max(initial=0) > LEFT_OUT:
+    if state.dtype != np.uint8 or state.ndim != 1 or state.max(initial=0) > LEFT_OUT or not values.ndim:
+        raise Malformed("an impossible state")
+    seen = state != UNSEEN
+    if len(values) == len(state):
+        values = values[seen]
+    elif len(values) != seen.sum():
         raise Malformed("an impossible state")
     return StoredResponses(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
 
