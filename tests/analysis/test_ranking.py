@@ -5,17 +5,18 @@ import pandas as pd
 import pytest
 from scipy.stats import percentileofscore
 
-from imagenet_biases.analysis.ranking import Standing, ranks, standing
+from imagenet_biases.analysis.ranking import ranks
+from imagenet_biases.results.places import standing
 from imagenet_biases.results.table import PUBLISHED, read_table, study
 from imagenet_biases.study import BIASES, CONTROL
 
 
 def test_the_best_is_first_whichever_way_is_better():
     others = [10, 20, 20, 30, np.nan]
-    assert standing(others, "ID", 25) == Standing(2, 5, 75.0, "higher")
-    assert standing(others, "ID", 20) == Standing(2, 5, 50.0, "higher")
-    assert standing(others, "mCE/imagenet-c", 25) == Standing(4, 5, 25.0, "lower")
-    assert standing(others, "shape-bias", 31) == Standing(1, 5, 100.0, "")
+    assert standing(others, "ID", 25)[:4] == (2, 5, 75.0, "higher")
+    assert standing(others, "ID", 20)[:4] == (2, 5, 50.0, "higher")
+    assert standing(others, "mCE/imagenet-c", 25)[:4] == (4, 5, 25.0, "lower")
+    assert standing(others, "shape-bias", 31)[:4] == (1, 5, 100.0, "")
     assert standing(others, "ID", np.nan) is None and standing([np.nan], "ID", 1) is None
 
 

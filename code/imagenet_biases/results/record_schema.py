@@ -37,12 +37,31 @@ class Part(TypedDict):
     without: NotRequired[list[Text]]
 
 
+class Share(TypedDict):
+    """The first images of a set, in the fixed order of its images."""
+
+    images: Count
+    of: Count
+    order: int
+    asked: NotRequired[Count | None]
+
+
+class Sample(TypedDict):
+    """How many images a metric rests on, and the 95 % interval of what all of them would give."""
+
+    images: Count
+    of: Count
+    low: Number | None
+    high: Number | None
+
+
 class Images(TypedDict):
     """An image set as it was shown."""
 
     fingerprint: Text
     images: Count
     subset: NotRequired[Object | None]
+    share: NotRequired[Share | None]
     sample: NotRequired[Object | None]
 
 
@@ -87,6 +106,8 @@ class RecordContent(TypedDict):
     subset: bool | Part
     provenance: Provenance
     partial: NotRequired[dict[Text, Part]]
+    share: NotRequired[Share | None]
+    sampled: NotRequired[dict[Text, Sample]]
     layers: NotRequired[dict[Text, dict[Text, Layer]]]
     halves: NotRequired[dict[Text, Text]]
     images: NotRequired[Count | None]

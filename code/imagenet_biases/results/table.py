@@ -15,11 +15,10 @@ import pandas as pd
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import atomic, read_bytes
-from imagenet_biases.base.paths import HOME, SHIPPED
+from imagenet_biases.base.paths import HOME, PUBLISHED, RAW_DATA
 from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGORIES, derive, place
 
-RAW_DATA = SHIPPED / "raw-data"
-PUBLISHED, MEASURED = RAW_DATA / "benchmark.csv", HOME / "raw-data" / "measured.csv"
+MEASURED = HOME / "raw-data" / "measured.csv"
 KEYS = ("model", "category", "source")
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
