@@ -320,7 +320,7 @@ def accuracy(training: Training, folder: str) -> float:
 
     mean, std = NORMALIZATIONS[PRESETS[training.args.preset].normalization]
     plain = nn.Sequential(Normalize(mean, std), training.averaged)
-    settings = Settings(device=str(training.process.device), workers=training.args.num_workers, split="nothing")
+    settings = Settings(device=str(training.process.device), workers=training.args.num_workers, alone=True)
     (record,) = evaluate(
         {"network": plain}, "imagenet", Data(folders={"imagenet": folder}, allow_partial=True), settings
     )

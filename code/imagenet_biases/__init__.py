@@ -15,7 +15,7 @@ except FileNotFoundError:  # nothing that comes after would say so: the librarie
     raise SystemExit("error: the working directory has been deleted: change to one that exists") from None
 
 if TYPE_CHECKING:
-    from imagenet_biases.engine.evaluate import evaluate
+    from imagenet_biases.engine.evaluate import Loading, Recording, evaluate, evaluate_rounds
     from imagenet_biases.networks.load import load_model
     from imagenet_biases.results.records import Record
     from imagenet_biases.vocabulary import (
@@ -41,20 +41,25 @@ __all__ = [
     "Condition",
     "Data",
     "Estimate",
+    "Loading",
     "Option",
     "Pass",
     "Presentation",
     "Readout",
     "Record",
+    "Recording",
     "Responses",
     "Results",
     "Settings",
     "TopClasses",
     "evaluate",
+    "evaluate_rounds",
     "identified",
     "load_model",
 ]
-_ELSEWHERE = {"evaluate": "engine.evaluate", "load_model": "networks.load", "Record": "results.records"}
+_ELSEWHERE = {"load_model": "networks.load", "Record": "results.records"} | dict.fromkeys(
+    ("evaluate", "evaluate_rounds", "Loading", "Recording"), "engine.evaluate"
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
+from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, exit_on_user_error
 from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import IMAGE_FOLDERS
 from imagenet_biases.vocabulary import COMPILE, PRECISIONS, PREPROCESSINGS, Benchmark, Data, Option, Settings
@@ -47,6 +47,33 @@ def _shard(text: str) -> tuple[int, int]:
     if not 1 <= number <= count:
         raise argparse.ArgumentTypeError(f"{text[:30]} is not i/n with i from 1 to n, e.g. 1/8")
     return number, count
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """Return the shares, in per cent, of a list with commas."""
+    try:
+        return tuple(float(part.strip(" %")) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not a list of per cent, e.g. 1,5,20,100") from None
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _time(text: str) -> float:
+    """Return the seconds of 90, 45s, 30m, 2h, 1.5d."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in SECONDS else (text, "s")
+    try:
+        return float(number) * SECONDS[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is not a time: give 30m, 2h, 45s") from None
+
+
+def _until(text: str) -> Any:
+    try:
+        return text if text == "places" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is neither a number of points nor 'places'") from None
 
 
 def _folder(text: str) -> str:
@@ -104,10 +131,21 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
             "--checkpoint-seconds", type=_seconds, default=180.0, help="between save points of a long pass"
         )
         running.add_argument(
-            "--split",
-            choices=["networks", "images"],
-            default="networks",
-            help="what the processes that torchrun starts divide up: networks and image sets, or each network's images",
+            "--rounds",
+            type=_shares,
+            metavar="1,5,20,100",
+            help="write every record after these per cent of its images; the last ends the run (default: so for long "
+            "runs, else all at once)",
+        )
+        running.add_argument(
+            "--budget", type=_time, metavar="TIME", help="end after 30m, 2h, 45s, ... with what is measured by then"
+        )
+        running.add_argument(
+            "--until",
+            type=_until,
+            metavar="WHAT",
+            help="0.5: end when what is reported first is known to within +- 0.5 points (biases: hundredths); places: "
+            "when the places among the 48 are known to within two",
         )
     running.add_argument(
         "--shard", type=_shard, metavar="i/n", help="measure the i-th of n shards, which share only the results folder"
@@ -141,7 +179,7 @@ def _add_images(group: Any, sets: Iterable[str]) -> None:
         group.add_argument(
             "--imagenet-labels", metavar="FILE", help="file names and labels of a flat ImageNet folder, two columns"
         )
-    group.add_argument("--limit", type=whole, metavar="N", help="only N images of each set, spread over it")
+    group.add_argument("--limit", type=whole, metavar="N", help="only the first N images of each set's order: a sample")
     group.add_argument("--allow-partial", action="store_true", help="measure incomplete sets, as declared subsets")
     group.add_argument("--skip-unreadable", action="store_true", help="leave out unreadable images; recorded")
 
@@ -239,15 +277,28 @@ def execute(request: "Request") -> int:
     """Measure; print the results, and what failed; return the exit status."""
     from imagenet_biases.engine.evaluate import Run
 
-    outcome = Run(request).execute()
-    if outcome.records:
-        headlines = {job.name: job.benchmark.headline for job in request.jobs}
-        print(table([record.content for record in outcome.records], headlines))
-    for name, reason in outcome.failed.items():
+    measuring = Run(request)
+    records: list[Any] = []
+    try:
+        for of_round in measuring.rounds():
+            records = of_round
+    except (KeyboardInterrupt, Terminated):
+        print_results(request, list(measuring.outcome.records.values()))
+        raise
+    print_results(request, records)
+    failed = measuring.outcome.failed
+    for name, reason in failed.items():
         print(f"error: {name}: {clean(reason)}", file=sys.stderr)
-    if outcome.failed:
-        print(f"error: {len(outcome.failed)} networks could not be measured, see above", file=sys.stderr)
-    return 1 if outcome.failed else 0
+    if failed:
+        print(f"error: {len(failed)} networks could not be measured, see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def print_results(request: "Request", records: Sequence[Any]) -> None:
+    """Print what a run's records report first."""
+    if records:
+        headlines = {job.name: job.benchmark.headline for job in request.jobs}
+        print(table([record.content for record in records], headlines))
 
 
 def report_without_network(benchmark: Benchmark, options: Mapping[str, Any], args: argparse.Namespace) -> bool:
@@ -286,17 +337,37 @@ def print_plan(request: "Request") -> None:
     number, count = runtime.shard
     part = f", shard {number} of {count}" if count > 1 else ""
     print(f"Plan: {len(request.jobs)} benchmarks x {networks} networks on {runtime.device}, {runtime.precision}{part}")
-    rows, total = [], 0.0
+    rows, costs = [], []
     for job, cost in forecast(request):
-        total += cost.seconds
+        costs.append((job, cost))
         rows.append(
             f"  {job.name:16} {len(job.image_sets):4} image sets, {cost.images:>11,} images, "
-            f"{cost.passes:>15,} forward passes, {cost.todo:>15,} to do, about {duration(cost.seconds)}"
+            f"{cost.passes:>15,} forward passes, {sum(cost.todo):>15,} to do, about {duration(sum(cost.seconds))}"
         )
     print("\n".join(rows))
     for line in request.missing:
         print(f"  left out: {line}")
+    total = 0.0
+    for number, share in enumerate(request.shares):
+        total += sum(cost.seconds[number] for _, cost in costs)
+        if len(request.shares) > 1:
+            widest = _widest(number, [job for job, _ in costs])
+            print(f"  round {number + 1}, {share:g} %: after about {duration(total)}{widest}")
     print(f"  to do: about {duration(total)}", flush=True)
+
+
+def _widest(number: int, jobs: Iterable[Any]) -> str:
+    """Return in words how uncertain an accuracy of 50 % is after a round, on the smallest sample and by benchmark."""
+    from imagenet_biases.estimate import Z95
+
+    widths: dict[str, float] = {}
+    for job in jobs:
+        images = [(job.goals[images.name][number], images.population) for images in job.image_sets]
+        variance = sum(2500 / shown * (1 - shown / population) for shown, population in images)
+        if variance:
+            widths[job.name] = Z95 * variance**0.5 / len(images)
+    listed = ", ".join(f"{name} {width:.2g}" for name, width in widths.items())
+    return f"; accuracies to within points: {listed}" if listed else ""
 
 
 # Results as text ------------------------------------------------------------------------------------------------------
@@ -319,6 +390,9 @@ def table(records: Sequence[Mapping[str, Any]], headlines: Mapping[str, Sequence
         if subset := record["subset"]:
             part = f"{subset['images']} of {subset['of']} images"
             notes.append(f"{record['model']}, {record['benchmark']}: a subset, {part}")
+        if share := record.get("share"):
+            part = f"{100 * share['images'] / share['of']:.3g} %, {share['images']:,} of {share['of']:,} images"
+            notes.append(f"{record['model']}, {record['benchmark']}: a sample, {part}")
     models = list(dict.fromkeys(record["model"] for record in records))
     rows = [["", *models]]
     for metric, cells in by_metric.items():
@@ -330,8 +404,10 @@ def table(records: Sequence[Mapping[str, Any]], headlines: Mapping[str, Sequence
 
 
 def _cell(record: Mapping[str, Any], metric: str) -> str:
-    """Return a metric's value with its interval."""
+    """Return a metric's value with its interval: on a sample, that of what the whole sets would give."""
     value, bounds = record["metrics"][metric], record["intervals"].get(metric)
     if value is None:
         return "-"
+    if sampled := record.get("sampled", {}).get(metric):
+        bounds = None if sampled["low"] is None else (sampled["low"], sampled["high"])
     return f"{value:.4g}" + (f" [{bounds[0]:.4g}, {bounds[1]:.4g}]" if bounds else "")

@@ -1,6 +1,7 @@
 """A value with its interval, apart from vocabulary.py so that tables and figures need not import torch."""
 
 import functools
+import math
 from dataclasses import dataclass
 
 
@@ -8,19 +9,38 @@ from dataclasses import dataclass
 class Estimate:
     """A value with its 95 % interval (None where there is none).
 
-    `sets`: names of the image sets it rests on; None: all that its benchmark shows. A value that rests on whole sets is
-    whole, whatever else its benchmark lacks.
+    Attributes:
+        sets: names of the image sets it rests on; None: all that its benchmark shows. A value that rests on whole sets
+            is whole, whatever else its benchmark lacks.
+        whole_set: the interval of what the whole sets would give, for a value on samples; None: as for a sample from
+            one set (`for_whole_set`).
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     sets: tuple[str, ...] | None = None
+    whole_set: tuple[float, float] | None = None
 
     def as_share(self) -> "Estimate":
         """Return an estimate in per cent as one in 0...1."""
         value, low, high = (number and number / 100 for number in (self.value, self.low, self.high))
-        return Estimate(value, low, high, self.sets)
+        whole_set = None if self.whole_set is None else (self.whole_set[0] / 100, self.whole_set[1] / 100)
+        return Estimate(value, low, high, self.sets, whole_set)
+
+    def for_whole_set(self, unseen: float) -> tuple[float, float] | None:
+        """Return the 95 % interval of what the whole image sets would give; None where there is no interval.
+
+        For simple random samples without replacement the variance has the factor 1 - n / N (Cochran 1977, Sampling
+        Techniques, 2.6); the distance of each bound from the value has its root.
+
+        Args:
+            unseen: 1 - n / N, the share of the N images that the sample of n leaves out.
+        """
+        if self.whole_set is not None or self.value is None or self.low is None or self.high is None:
+            return self.whole_set
+        narrower = math.sqrt(unseen)
+        return self.value - narrower * (self.value - self.low), self.value + narrower * (self.high - self.value)
 
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution

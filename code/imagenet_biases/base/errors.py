@@ -98,7 +98,9 @@ def signals_deferred() -> Iterator[None]:
         yield
         return
     waiting: list[tuple[int, Any]] = []
-    before = {number: signal.signal(number, lambda *call: waiting.append(call)) for number in STOP_SIGNALS}
+    before: dict[int, Any] = {}
+    for number in STOP_SIGNALS:
+        before[number] = signal.signal(number, lambda *call: waiting.append(call))
     try:
         yield
     finally:

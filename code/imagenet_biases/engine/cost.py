@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class BenchmarkCost:
-    """One benchmark's part: images, forward passes in total and still to do, seconds."""
+    """One benchmark's part: images, forward passes in total, those to do and their seconds by round."""
 
-    images: int = 0
-    passes: int = 0
-    todo: int = 0
-    seconds: float = 0.0
+    images: int
+    passes: int
+    todo: list[int]
+    seconds: list[float]
 
 
 def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
@@ -36,43 +36,47 @@ def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
     same weights shows when they load.
     """
     paces: dict[Network, float] = {}
-    counted = set()
-    store = request.store()
-    stored = {label: _stored(store.labelled(label)) for _, label in request.labels()}
+    shown: dict[tuple[str, Identity], int] = {}  # images that an earlier job, or round, shows
+    store, rounds = request.store(), len(request.shares)
+    for _, label in request.labels():
+        for identity, answered in _stored(store.labelled(label)).items():
+            shown[label, identity] = answered
+    of_shard = 1 / request.runtime.shard[1]
     for job in request.jobs:
-        cost = BenchmarkCost(sum(len(images) for images in job.image_sets))
+        cost = BenchmarkCost(sum(map(len, job.image_sets)), 0, [0] * rounds, [0.0] * rounds)
         for name, label, image_pass, condition in _presentations(request, job):
-            identity = _identity(image_pass, condition, request.runtime)
-            if (label, identity[:3]) in counted:
-                continue
-            counted.add((label, identity[:3]))
-            cost.passes += len(image_pass.images) * condition.cost
-            todo = (len(image_pass.images) - stored[label].get(identity, 0)) * condition.cost
-            if todo:
-                cost.todo += todo
-                pace = _pace(request.built(name), request.runtime, paces)
-                cost.seconds += todo / pace / request.runtime.world
+            key = label, _identity(image_pass, condition, request.runtime)
+            images = image_pass.images
+            cost.passes += round(len(images) * condition.cost * of_shard)
+            for number, goal in enumerate(job.goals[images.name]):
+                passes = round(max(goal - shown.get(key, 0), 0) * condition.cost * of_shard)
+                shown[key] = max(goal, shown.get(key, 0))
+                if passes:
+                    cost.todo[number] += passes
+                    cost.seconds[number] += passes / _pace(request.built(name), request.runtime, paces)
         yield job, cost
 
 
 def _presentations(request: "Request", job: Job) -> Iterator[tuple[str, str, Pass, Condition]]:
-    """Yield (name, label, pass, condition) of all that this shard shows for a job."""
+    """Yield (name, label, pass, condition) of all that is shown for a job, once whatever the readouts."""
     for name, label in request.labels():
+        yielded = set()
         for image_pass in job.passes:
-            for condition in image_pass.conditions_for(
-                request.built(name) if callable(image_pass.conditions) else None
-            ):
-                if request.has(name, image_pass.images.name, condition.kind):
+            network = request.built(name) if callable(image_pass.conditions) else None
+            for condition in image_pass.conditions_for(network):
+                key = image_pass.images.name, repr(condition.identity())
+                if key not in yielded:
+                    yielded.add(key)
                     yield name, label, image_pass, condition
 
 
-Identity = tuple[str, str, str, str]
+Identity = tuple[str, str, str]
 
 
 def _identity(image_pass: Pass, condition: Condition, runtime: Runtime) -> Identity:
-    """What tells stored responses apart, except the weights and the preprocessing; the readout comes last."""
+    """What tells stored responses apart, except the weights, the preprocessing and the readout."""
     words = [condition.identity(), runtime.precision, runtime.seed if condition.seeded else None]
-    return image_pass.images.name, image_pass.images.fingerprint, repr(words), repr(image_pass.readout.identity())
+    return image_pass.images.name, image_pass.images.fingerprint, repr(words)
 
 
 def _stored(entries: Iterable[Mapping[str, Any]]) -> dict[Identity, int]:
@@ -83,7 +87,7 @@ def _stored(entries: Iterable[Mapping[str, Any]]) -> dict[Identity, int]:
         keys = ("condition", "kind", "settings", "function", "version")
         condition = {key: identity[key] for key in keys if key in identity}
         words = [condition, identity["precision"], identity.get("seed")]
-        key = identity["images"], identity["fingerprint"], repr(words), repr(identity["readout"])
+        key = identity["images"], identity["fingerprint"], repr(words)
         answered[key] = max(answered.get(key, 0), entry["answered"])
     return answered
 

@@ -106,10 +106,46 @@ def evaluate(
     request = Request(
         networks, benchmarks, data, settings or Settings(), options=options, loading=loading, recording=recording
     )
-    outcome = Run(request).execute()
-    if outcome.failed:
-        raise UserError("; ".join(f"{name}: {reason}" for name, reason in outcome.failed.items()))
-    return outcome.records
+    run = Run(request)
+    *_, records = run.rounds()
+    if run.outcome.failed:
+        raise UserError("; ".join(f"{name}: {reason}" for name, reason in run.outcome.failed.items()))
+    return records
+
+
+def evaluate_rounds(
+    networks: Networks,
+    benchmarks: str | Benchmark | Sequence[str | Benchmark],
+    data: Data,
+    settings: Settings | None = None,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    loading: "Loading | None" = None,
+    recording: "Recording | None" = None,
+) -> Iterator[list[Record]]:
+    """Measure networks on benchmarks; yield all records, as they are by then, after each round.
+
+    For a notebook, or a training loop that stops when it has seen enough: what was measured is kept. A network that
+    fails is missing among the records.
+
+    Args:
+        networks, benchmarks, data, settings, options: as for `evaluate`.
+        loading: how networks are loaded.
+        recording: where records go, and what is shown meanwhile.
+
+    Raises:
+        UserError: something is wrong with the input.
+    """
+    request = Request(
+        networks,
+        benchmarks,
+        data,
+        settings or Settings(),
+        options=options,
+        loading=loading or Loading(),
+        recording=recording or Recording(),
+    )
+    yield from Run(request).rounds()
 
 
 @dataclass(frozen=True)
@@ -183,7 +219,7 @@ class Request:
         self.data = data
         self.jobs, self.missing = _jobs(chosen, data, options or {}, skip_missing)
         images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
-        self.settings = settings
+        self.settings, self.started = settings, time.monotonic()
         self.runtime: Runtime = make_runtime(settings, sum(images.values()))
         self._built: dict[str, Network] = {}
         if self.runtime.shard[1] > 1 and recording.results is None:
@@ -312,6 +348,7 @@ class Run:
         self.store = request.store()
         self.outcome = Outcome()
         self.names: dict[Network, str] = {}  # what each network was asked for by
+        self.told: set[tuple[Network, str, str]] = set()  # warnings, each once in all rounds
 
     def execute(self) -> Outcome:
         """Measure; return the outcome."""
@@ -328,8 +365,10 @@ class Run:
             networks = self._load()
             if networks:
                 yield from self._measured(networks)
-            elif not self.outcome.failed:
+                return
+            if not self.outcome.failed:
                 logger.info("%s has nothing to do: there is less to measure than shards", self._shard_name())
+            yield []
 
     def _shard_name(self) -> str:
         return "shard {}/{}".format(*self.runtime.shard)
@@ -374,7 +413,7 @@ class Run:
                 rehearse(job, networks[0])
         wandb = self._wandb(loop, pairs)
         loop.observer = Observer(wandb.watch, self._check_clean_accuracy)
-        schedule = Schedule(self.request.settings, loop, pairs)
+        schedule = Schedule(self.request.settings, loop, pairs, self.request.started)
         try:
             with float32_precision(self.runtime.precision):
                 for answered in loop.run(schedule, pairs):
@@ -446,9 +485,10 @@ class Run:
         expected = {"scored_from": source, "seed": self.runtime.seed, "collection": collection}
         for path in sorted((Path(folder) / answered.network.name).glob(f"{job.name}.*json")):
             record = read_record(path)
-            if record and record.get("options") == _plain(job.options):
-                if all(record["provenance"].get(key) == value for key, value in expected.items()):
-                    return record
+            if record is None or record.get("options") != _plain(job.options):
+                continue
+            if all(record["provenance"].get(key) == value for key, value in expected.items()):
+                return record
         return None
 
     def _check_clean_accuracy(self, group: Group) -> None:
@@ -507,8 +547,10 @@ class Run:
             content, path, new = write_record(self.recording.results, content)
             if new and job.benchmark.export:
                 job.benchmark.export(results, network.name, path.parent)
-        for note in content["warnings"] if answered.last else []:
-            logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
+        for note in content["warnings"]:
+            if (network, job.name, note) not in self.told:
+                self.told.add((network, job.name, note))
+                logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
         if new and answered.last:
             wandb.finish(job, network, content, results, loop.pictures_of(cells))
         elif new:

@@ -144,11 +144,11 @@ class Loop:
 
     def _has(self, cell: Cell, goal: int) -> bool:
         """Whether the first images up to a goal are answered, by this shard or another."""
-        if cell.answered < goal and cell.ranges is not None:
-            if self.store.answered(cell.identity, cell.network.name) >= goal:
-                cell.stored.values = None
-                self._fetch([cell])
-                self._free([cell])
+        elsewhere = cell.answered < goal and cell.ranges is not None
+        if elsewhere and self.store.answered(cell.identity, cell.network.name) >= goal:
+            cell.stored.values = None
+            self._fetch([cell])
+            self._free([cell])
         return cell.answered >= goal
 
     def missing(self, pair: Pair) -> bool:
@@ -169,7 +169,7 @@ class Loop:
         self.granted = dict.fromkeys(pairs, 0)
         with self.progress, ThreadPoolExecutor(1) as writer:
             try:
-                self.progress.total = _passes(self._slices(dict.fromkeys(self.granted, self.plan.rounds)))
+                self.progress.total = self.passes(dict.fromkeys(self.granted, self.plan.rounds))
                 yield from self._completed()
                 for step in steps:
                     for pair in step:
@@ -203,6 +203,10 @@ class Loop:
                 split[key] = np.split(order[places], np.flatnonzero(np.diff(turns)) + 1)
             slices.append(Slice(replace(group, cells=[cell for cell in group.cells if cell in goals]), split[key]))
         return slices
+
+    def passes(self, rounds: Mapping[Pair, int]) -> int:
+        """Return the forward passes that are left until so many rounds of each pair are over."""
+        return _passes(self._slices(rounds))
 
     def _goals(self, rounds: Mapping[Pair, int]) -> dict[Cell, tuple[int, int]]:
         """Return {cell: (how many images it is to have, after how many rounds)} of the pairs that go on."""

@@ -1,4 +1,4 @@
-"""From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, rounds, their order."""
+"""From benchmarks and networks to what has to be shown: cells, groups that share decoded batches, goals of rounds."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ class Job:
         return list({image_pass.images.name: image_pass.images for image_pass in self.passes}.values())
 
     def passes_per_image(self, network: Network | None = None) -> Counter[str]:
-        """Return {image set: forward passes per image}; conditions that depend on the network count as two without one."""
+        """Return {image set: forward passes per image}; conditions that depend on a network count as two without."""
         presented: dict[tuple[str, Any], int] = {}
         for image_pass in self.passes:
             name = image_pass.images.name
@@ -76,19 +76,20 @@ class Job:
     def set_goals(self, shares: Sequence[float], batch_size: int) -> None:
         """Set how many images are shown by the end of each round, from its share in per cent.
 
-        Sets of one pass per image, that of all variants together, are whole in the first round. A round has at least as many images as an interval
-        needs, and whole batches where answers depend on the batch.
+        Sets of one pass per image, that of all variants together, are whole in the first round. A round has at least
+        as many images as an interval needs, and whole batches where answers depend on the batch.
         """
-        passes: Counter[str] = Counter()
-        for name, count in self.passes_per_image().items():
-            passes[name.partition("/")[0]] += count
+        own, of_variants = self.passes_per_image(), Counter[str]()
+        for images in self.image_sets:
+            if images.variant:
+                of_variants[images.name.partition("/")[0]] += own[images.name]
         for image_pass in self.passes:
             images, goals = image_pass.images, []
             conditions = [] if callable(image_pass.conditions) else image_pass.conditions
             multiple = batch_size if any(condition.batched for condition in conditions) else 1
             for share in shares:
                 count = max(math.ceil(images.population * share / 100 - 1e-9), FEWEST)
-                if passes[images.name.partition("/")[0]] == 1:
+                if max(own[images.name], of_variants[images.name.partition("/")[0]]) == 1:
                     count = len(images)
                 goals.append(min(-(-count // multiple) * multiple, len(images)))
             before = self.goals.get(images.name, goals)

@@ -96,12 +96,12 @@ class ImageSet:
         """The images, by their positions in this set, in the whole set's order (images.order)."""
         if self.whole is not None:
             return np.searchsorted(self.rows, self.whole.order[: len(self)])
-        labels, variant = self.labels, self.name.partition("/")[2]
+        labels = self.labels
         if accepted := self.variables.get("accepted"):  # an image of several classes: with those of its folder
             folders = {folder: -number for number, folder in enumerate(sorted(map(os.path.dirname, self.files)), 1)}
             several = [len(accepted[position]) > 1 for position in self.chosen]
             labels = np.where(several, [folders[os.path.dirname(file)] for file in self.files], labels)
-        return stratified_order(self.keys, labels, self.files, variant)
+        return stratified_order(self.keys, labels, self.files, self.variant)
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " N"]:
@@ -109,9 +109,20 @@ class ImageSet:
         return np.arange(len(self)) if self.whole is None else np.sort(self.whole.order[: len(self)])
 
     @property
+    def variant(self) -> str:
+        """Which variant this is of a set of variants (CORRUPTION/SEVERITY), '' for other sets."""
+        base, _, variant = self.name.partition("/")
+        return variant if base in DECLARATIONS and DECLARATIONS[base].variants else ""
+
+    @property
     def population(self) -> int:
         """How many images a sample stands for: those that the benchmark asks for, or all."""
         return self.asked or len(self.whole or self)
+
+    @property
+    def unseen(self) -> float:
+        """The share of the population that a sample leaves out, 1 - n / N; 0 for a whole set."""
+        return 1 - len(self) / self.population
 
     def first(self, count: int) -> "ImageSet":
         """Return the sample of the first `count` images of the order; this set where it has no more."""

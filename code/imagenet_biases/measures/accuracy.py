@@ -7,6 +7,7 @@ bool [N] (which images count), and `images` with `labels` int64 [N] and `keys` i
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -20,8 +21,13 @@ def within(estimate: Estimate, lowest: float, highest: float) -> Estimate:
     """Return an Estimate whose interval does not leave [lowest, highest], where the quantity lies by its definition."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return estimate
-    low, high = max(estimate.low, lowest), min(estimate.high, highest)
-    return replace(estimate, low=min(low, estimate.value), high=max(high, estimate.value))
+    value = estimate.value
+
+    def inside(bounds: tuple[float, float]) -> tuple[float, float]:
+        return min(max(bounds[0], lowest), value), max(min(bounds[1], highest), value)
+
+    low, high = inside((estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high, whole_set=estimate.whole_set and inside(estimate.whole_set))
 
 
 def mean_over_images(values: Float[np.ndarray, " N"], lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
@@ -50,9 +56,13 @@ def ratio(parts: Shaped[np.ndarray, " N"], wholes: Shaped[np.ndarray, " N"], hig
 
 
 def resampled_means(
-    values: Float[np.ndarray, "labels draws N"], count: int = 1000, seed: int = 0, at_once: int = 50
+    values: Float[np.ndarray, "labels draws N"],
+    count: int = 1000,
+    seed: int = 0,
+    at_once: int = 50,
+    fixed_draws: bool = False,
 ) -> Float[np.ndarray, "resamples labels"]:
-    """Return the mean of values over draws and images, both resampled, by label.
+    """Return the mean of values over draws and images, both resampled (or images alone), by label.
 
     Images and draws are resampled independently and the same for all labels (Owen 2007, Annals of Applied Statistics 1,
     the pigeonhole bootstrap). The same seed and shape give the same resamples, so ratios can be taken.
@@ -60,7 +70,9 @@ def resampled_means(
     (_, draws, images), random, means = values.shape, np.random.default_rng(seed), []
     for _ in range(count // at_once):
         of_images = random.multinomial(images, np.full(images, 1 / images), at_once) / images
-        of_draws = random.multinomial(draws, np.full(draws, 1 / draws), at_once) / draws
+        of_draws = np.full((at_once, draws), 1 / draws)
+        if not fixed_draws:
+            of_draws = random.multinomial(draws, np.full(draws, 1 / draws), at_once) / draws
         means.append(np.einsum("ldr,rd->rl", values @ of_images.T, of_draws))
     return np.concatenate(means) if means else np.empty((0, len(values)))
 
@@ -106,10 +118,12 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
 
     The interval treats images as the unit: the same photograph under several corruptions is one draw, so its share of
     every part goes into one term (the cluster-robust variance of a weighted mean; Cameron & Miller 2015, section II).
+    What the whole sets would give depends on samples that are drawn for each set by itself: there sets are strata.
     """
     parts = list(parts)
     sets = tuple(dict.fromkeys(responses.images.name for _, responses in parts))
     value, keys, shares = constant, [], []
+    by_set: dict[str, Any] = {}
     for weight, responses in parts:
         counted = responses.counts
         hits = correct(responses)[counted]
@@ -118,9 +132,19 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
         value += weight * 100 * int(hits.sum()) / len(hits)
         keys.append(responses.images.keys[counted])
         shares.append(weight * 100 * (hits - hits.mean()) / len(hits))
+        factor, whole_share = _without_replacement(responses), np.zeros(len(responses.counts))
+        whole_share[responses.counts] = math.sqrt(factor) * shares[-1]
+        by_set[responses.images.name] = by_set.get(responses.images.name, 0) + whole_share
     _, image = np.unique(np.concatenate(keys), return_inverse=True)
     half = Z95 * math.sqrt(float((np.bincount(image, np.concatenate(shares)) ** 2).sum()))
-    return Estimate(value, value - half, value + half, sets)
+    stratified = Z95 * math.sqrt(sum(float((of_images**2).sum()) for of_images in by_set.values()))
+    return Estimate(value, value - half, value + half, sets, (value - stratified, value + stratified))
+
+
+def _without_replacement(responses: Responses) -> float:
+    """Return the factor on sum((x - mean)^2) / n^2 in the variance of a sample's mean: (1 - n / N) n / (n - 1)."""
+    count = int(responses.counts.sum())
+    return responses.images.unseen * count / max(count - 1, 1)
 
 
 def mean_accuracy(parts: Iterable[Responses]) -> Estimate:

@@ -14,7 +14,7 @@ import fnmatch
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -374,24 +374,40 @@ def outcomes(results: Results) -> dict[str, tuple[dict[str, Estimate], Estimate]
     intact, count = correct(clean)[clean.counts], results.resamples(RESAMPLES)
     estimates = {}
     for column, measure in enumerate(("", "/l1", "/l2")):
-        estimates[measure] = _estimates({label: rows[..., column] for label, rows in distances.items()}, count)
-    estimates["/recovered"] = _estimates(hits, count, intact.astype(np.float64))
+        of_column = {label: rows[..., column] for label, rows in distances.items()}
+        estimates[measure] = _estimates(of_column, count, clean.images.unseen)
+    estimates["/recovered"] = _estimates(hits, count, clean.images.unseen, intact.astype(np.float64))
     return estimates
 
 
 def _estimates(
-    values: Mapping[str, Draws], count: int, reference: Float[np.ndarray, " N"] | None = None
+    values: Mapping[str, Draws], count: int, unseen: float, reference: Float[np.ndarray, " N"] | None = None
 ) -> tuple[dict[str, Estimate], Estimate]:
-    """Return the Estimates of values by label and of their mean, relative to the reference's mean if there is one."""
+    """Return the Estimates of values by label and of their mean, relative to the reference's mean if there is one.
+
+    What the whole set would give (of a sample, which leaves a share `unseen` of it out) has the same draws.
+    """
     stacked = np.stack(list(values.values()))
-    means, resampled = stacked.mean(2).mean(1), resampled_means(stacked, count)
+    if reference is not None and not reference.any():
+        return {label: Estimate(None) for label in values}, Estimate(None)
+
+    def resampled(fixed_draws: bool) -> Float[np.ndarray, "resamples labels"]:
+        means = resampled_means(stacked, count, fixed_draws=fixed_draws)
+        return means if reference is None else means / resampled_means(reference[None, None], count)
+
+    means = stacked.mean(2).mean(1)
     if reference is not None:
-        if not reference.any():
-            return {label: Estimate(None) for label in values}, Estimate(None)
         means = means / reference.mean()
-        resampled = resampled / resampled_means(reference[None, None], count)
-    by_label = {label: with_percentiles(means[n], resampled[:, n]) for n, label in enumerate(values)}
-    return by_label, with_percentiles(means.mean(), resampled.mean(1))
+    of_both, of_images = resampled(False), resampled(True) if unseen and count else None
+
+    def estimate(value: float, columns: Any) -> Estimate:
+        whole = with_percentiles(value, of_both[:, columns].mean(1))
+        if of_images is None:
+            return whole
+        return replace(whole, whole_set=with_percentiles(value, of_images[:, columns].mean(1)).for_whole_set(unseen))
+
+    by_label = {label: estimate(means[number], [number]) for number, label in enumerate(values)}
+    return by_label, estimate(means.mean(), slice(None))
 
 
 def accuracy(results: Results, ks: Iterable[int] = (1, 5)) -> dict[int, Estimate]:
@@ -399,7 +415,8 @@ def accuracy(results: Results, ks: Iterable[int] = (1, 5)) -> dict[int, Estimate
     accuracies = {}
     for k in ks:
         hits = _by_label(results, TopClasses, lambda responses, k=k: 100 * correct(responses, k))
-        accuracies[k] = _estimates(hits, results.resamples(RESAMPLES))[1]
+        unseen = results["imagenet", CLEAN.name].images.unseen
+        accuracies[k] = _estimates(hits, results.resamples(RESAMPLES), unseen)[1]
     return accuracies
 
 

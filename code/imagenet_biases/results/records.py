@@ -22,7 +22,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import safe_name, sweep, write_json
 from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.estimate import Estimate
-from imagenet_biases.measures.split_half import as_text, halves
+from imagenet_biases.measures.split_half import FEWEST, as_text, halves
 from imagenet_biases.results.provenance import circumstances, commit
 from imagenet_biases.results.record_schema import FORMAT, check_record
 
@@ -104,7 +104,6 @@ def make_record(
         image_sets: those that were presented.
         notes: warnings.
     """
-    partial = _partial(metrics, image_sets)
     left_out = _left_out(results)
     layers = benchmark.layers(results) if benchmark.layers else {}
     for name in layers:
@@ -114,10 +113,12 @@ def make_record(
         "model": label,
         "benchmark": benchmark.name,
         **_values(metrics),
-        "partial": partial,
+        "partial": _partial(metrics, image_sets),
+        "sampled": _sampled(metrics, image_sets),
         "layers": _layers(layers),
         "halves": {name: as_text(values) for name, values in halves(benchmark, results).items()},
         "images": sum(map(len, image_sets)),
+        "share": _share(image_sets),
         "subset": _subset(image_sets, left_out),
         "warnings": list(notes),
         "left_out": left_out,
@@ -151,7 +152,7 @@ def _provenance(
             "fingerprint": images.fingerprint,
             "images": len(images),
             "subset": images.subset,
-            "sample": images.sample,
+            "share": images.share(),
         }
     return provenance
 
@@ -210,7 +211,7 @@ def _layers(layers: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str,
 
 
 def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") -> dict[str, Content]:
-    """Return {metric: {images, of}} of the metrics that rest on less than whole sets (declared samples are whole)."""
+    """Return {metric: {images, of}} of the metrics that rest on incomplete sets."""
     sets = {images.name: images for images in image_sets}
     partial: dict[str, Content] = {}
     for name, estimate in metrics.items():
@@ -223,17 +224,44 @@ def _partial(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") 
     return partial
 
 
+def _sampled(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") -> dict[str, Content]:
+    """Return {metric: {images, of, low, high}} of metrics on samples, with what the whole sets would give."""
+    sets = {images.name: images for images in image_sets}
+    sampled: dict[str, Content] = {}
+    for name, estimate in metrics.items():
+        used = [images for images in sets.values() if estimate.sets is None or images.name in estimate.sets]
+        if not any(images.unseen for images in used):
+            continue
+        bounds = None
+        if min(map(len, used)) >= FEWEST:
+            bounds = estimate.for_whole_set(max(images.unseen for images in used))
+        low, high = (_number(bound) for bound in bounds or (None, None))
+        of = sum(images.population for images in used)
+        sampled[name] = {"images": sum(map(len, used)), "of": of, "low": low, "high": high}
+    return sampled
+
+
+def _share(image_sets: "Sequence[ImageSet]") -> Content | None:
+    """Return how many of the images that the benchmark asks for were shown, {images, of, order}; None for all."""
+    orders = [share["order"] for images in image_sets if images.unseen and (share := images.share())]
+    if not orders:
+        return None
+    of = sum(images.population for images in image_sets)
+    return {"images": sum(map(len, image_sets)), "of": of, "order": orders[0]}
+
+
 def _whole(image_sets: "Iterable[ImageSet]") -> int:
-    """Return how many images the whole sets have."""
-    return sum((images.subset or {}).get("of", len(images)) for images in image_sets)
+    """Return how many images the complete sets have."""
+    return sum((images.subset or {}).get("of", len(images.whole or images)) for images in image_sets)
 
 
 def _subset(image_sets: "Sequence[ImageSet]", left_out: Collection[str]) -> Content | bool:
-    """Return what of the image sets was measured, or False where all of it was."""
+    """Return what of the complete image sets is there and readable, or False where all of it is."""
     parts = {images.name: images.subset for images in image_sets if images.subset}
     if not parts and not left_out:
         return False
-    subset = {"images": sum(map(len, image_sets)) - len(left_out), "of": _whole(image_sets)}
+    there = sum(len(images.whole or images) for images in image_sets)
+    subset = {"images": there - len(left_out), "of": _whole(image_sets)}
     return subset | ({"left_out": len(left_out)} if left_out else {}) | {"sets": parts}
 
 
@@ -246,17 +274,23 @@ def variant(record: Mapping[str, Any]) -> str:
     words = [provenance["view"], provenance["precision"], f"seed{provenance['seed']}"]
     words.append(provenance["collection"].replace("+", "_"))
     words += [provenance["frontend"]] if provenance.get("frontend") else []
-    words += [f"{subset['images']}of{subset['of']}"] if subset else []
+    if subset:  # how many images are left out may differ from round to round
+        words.append(f"{subset['images'] + subset.get('left_out', 0)}of{subset['of']}")
     words += [provenance["network"][:8]] if provenance.get("network") else []
     return safe_name("-".join(re.sub(r"[^\w.]", "_", word) for word in words))
 
 
-def _precedence(record: Mapping[str, Any]) -> tuple[bool, int, str]:
-    """Which record owns BENCHMARK.json: whole before subset, the study's way before others, then the newest."""
+def _precedence(record: Mapping[str, Any]) -> tuple[bool, bool, int, str]:
+    """Which record owns BENCHMARK.json: complete sets, whole sets, the study's way before others, then the newest."""
     provenance = record["provenance"]
     of_study = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
     deviations = sum(provenance.get(key) != value for key, value in of_study.items())
-    return not record["subset"], -deviations - bool(provenance.get("frontend")), provenance["time"]
+    return (
+        not record["subset"],
+        not record.get("share"),
+        -deviations - bool(provenance.get("frontend")),
+        provenance["time"],
+    )
 
 
 def read_record(path: Path) -> Content | None:
@@ -315,7 +349,8 @@ def _written(folder: Path, record: Content) -> tuple[Content, Path, bool]:
         _check_ours(path)
         before = read_record(path)
         if before and variant(before) == variant(record):
-            record = _joined(before, record)
+            # the values of a longer run stay
+            record = _completed(before, record) if _shown(before) > _shown(record) else _joined(before, record)
             if record == before:
                 return record, path, False
     before = read_record(owner)
@@ -329,6 +364,12 @@ def _written(folder: Path, record: Content) -> tuple[Content, Path, bool]:
     with suppress(FileNotFoundError):
         beside.unlink()
     return record, owner, True
+
+
+def _shown(record: Mapping[str, Any]) -> float:
+    """Return the share of the images that a record rests on."""
+    share = record.get("share")
+    return share["images"] / share["of"] if share else 1.0
 
 
 def _joined(before: Content, record: Content) -> Content:
@@ -345,16 +386,27 @@ def _joined(before: Content, record: Content) -> Content:
     }
     if before.get("format") != FORMAT:
         return record
-    same_responses = _moments(record) <= _moments(before)
+    same_responses = _moments(record) <= _moments(before) and _shown(record) == _shown(before)
     if same_responses or not record["provenance"]["image_sets"]:
         return _rescored(before, record)
     return record
 
 
+def _completed(before: Content, record: Content) -> Content:
+    """Return the record of a longer run with the metrics that only a later, shorter one has; `before` without any."""
+    new = [name for name in record["metrics"] if name not in before["metrics"]]
+    if not new:
+        return before
+    options = before.get("metric_options", {})
+    if record["options"] != before["options"]:
+        options = options | dict.fromkeys(new, record["options"])
+    return _with_metrics_of(record, before) | {"metric_options": options}
+
+
 def _with_metrics_of(before: Content, record: Content) -> Content:
     """Return the record with the metrics that only the record before it has."""
     merged = dict(record)
-    for part in ("metrics", "intervals", "partial", "layers", "halves"):
+    for part in ("metrics", "intervals", "partial", "sampled", "layers", "halves"):
         merged[part] = {
             name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]
         } | record.get(part, {})

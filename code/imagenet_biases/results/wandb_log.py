@@ -115,6 +115,12 @@ class WandbLogger:
             if so_far:
                 _guarded("progress", run.log, counts | so_far)
 
+    def round(self, job: Any, network: "Network", record: dict[str, Any]) -> None:
+        """Log what a record says first after a round, with bounds, over the share measured, to a run that is open."""
+        run = self.runs.get((job, network))
+        if run is not None:
+            _guarded("a round", run.log, _scalars(record, job.benchmark.headline))
+
     def finish(
         self, job: Any, network: "Network", record: dict[str, Any], results: "Results", pictures: Pictures
     ) -> None:
@@ -147,7 +153,7 @@ class WandbLogger:
         if by_class:
             media["per_class"] = wandb.Table(*by_class)
         scalars = {name: metrics[name] for name in first_of(metrics, headline)}
-        run.log(scalars | media)
+        run.log(_scalars(record, headline) | media)
         run.summary.update(scalars | {"state": "complete"})
         file = Path(run.dir) / "record.json"
         file.write_text(json.dumps(record), "utf-8")
@@ -168,6 +174,19 @@ class WandbLogger:
             folders = self.offline[0].parent / "offline-run-*"
             logger.warning("%d W&B runs are offline; upload them with: wandb sync %s", len(self.offline), folders)
             self.offline = []
+
+
+def _scalars(record: Mapping[str, Any], headline: Sequence[str]) -> dict[str, float]:
+    """Return the metrics to show first, for a record on samples with their bounds, and the per cent measured."""
+    metrics = {name: value for name, value in record["metrics"].items() if value is not None}
+    share = record.get("share")
+    scalars = {"progress/share": 100 * share["images"] / share["of"] if share else 100.0}
+    for name in first_of(metrics, headline):
+        bounds = record.get("sampled", {}).get(name, {"low": metrics[name], "high": metrics[name]})
+        scalars[name] = metrics[name]
+        if bounds["low"] is not None:
+            scalars |= {f"bounds/{name}/low": bounds["low"], f"bounds/{name}/high": bounds["high"]}
+    return scalars
 
 
 def _guarded(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
