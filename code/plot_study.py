@@ -126,8 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = highlights(table, names)  # a mistyped name is reported before anything is computed
     trials = read_observers(args.trials or results_folder())
     associations = shared(networks, args.out)
-    layers = read_beside(files, "layers")
-    for name, figure in [*figures(table, associations, layers, names), *people_figures(table, trials, chosen)]:
+    layers, uncertainty = read_beside(files, "layers"), read_beside(files, "uncertainty")
+    drawings = figures(table, associations, layers, names, uncertainty)
+    for name, figure in [*drawings, *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     save(language_models(language_rows(table)), args.out, "language_models")

@@ -620,3 +620,20 @@ def test_a_channels_curve_has_the_published_numbers():
     peak = curve.argmax()
     assert frequencies[peak] == pytest.approx(14) and 2 ** (curve[peak] - 4) == pytest.approx(0.5)
     assert np.interp(4.0, report.OCTAVES, curve) == pytest.approx(curve[peak] / 2, abs=1e-3)
+
+
+def test_values_on_samples_have_a_range_of_ranks_and_their_share():
+    table = read_table(PUBLISHED)
+    own = pd.DataFrame([{"model": "mine", "category": "", "source": "measured", "shape-bias": 0.5, CONTROL: 75.0}])
+    row = {"model": "mine", "source": "measured", "metric": "shape-bias", "low": 0.2, "high": 0.8, "seeds": 1}
+    bounds = {"share": 0.25, "whole_low": 0.3, "whole_high": 0.7}
+    uncertainty = pd.DataFrame([row | bounds], columns=UNCERTAINTY)
+    data = report.page_data(pd.concat([table, own]), uncertainty, pd.DataFrame(), [])
+    (mine,) = [one for one in data["rows"] if one["model"] == "mine"]
+    place = {one["name"]: number for number, one in enumerate(data["columns"])}
+    published = study(table)["shape-bias"]
+    rank, best, worst = (1 + int((published > bound).sum()) for bound in (0.5, 0.7, 0.3))
+    assert mine["shares"] == {place["shape-bias"]: 0.25}
+    found = mine["ranks"][place["shape-bias"]]
+    assert (found[0], found[1], *found[3:]) == (rank, 49, best, worst) and best < rank < worst
+    assert mine["ranks"][place[CONTROL]][0] == mine["ranks"][place[CONTROL]][3] == mine["ranks"][place[CONTROL]][4]
