@@ -10,7 +10,8 @@ that were measured here are added to the figures, with their own colours and nam
   python code/plot_study.py --category dial --source measured --table raw-data/dial.csv   # does it find a known bias?
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can reveal
   python code/plot_study.py --power 40        # fewer of them
-  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
+  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here; on samples
+                                              # of the images also the correlations that all images would give
   python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
   python code/plot_study.py --interventions --treated a0,a1,a2 --untreated b0,b1,b2    # networks trained in two ways
   python code/plot_study.py --family          # families of adversarially trained networks besides: families.pdf, .csv
@@ -123,11 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     names = listed(args.highlight)
+    uncertainty = read_beside(files, "uncertainty")
+    partly = uncertainty.query("share < 1")["model"].nunique()
+    if args.source == "measured" and partly:
+        print(f"note: {partly} networks have values on samples: --reliability corrects the correlations for that")
     chosen = highlights(table, names)  # a mistyped name is reported before anything is computed
     trials = read_observers(args.trials or results_folder())
     associations = shared(networks, args.out)
-    layers, uncertainty = read_beside(files, "layers"), read_beside(files, "uncertainty")
-    drawings = figures(table, associations, layers, names, uncertainty)
+    drawings = figures(table, associations, read_beside(files, "layers"), names, uncertainty)
     for name, figure in [*drawings, *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
