@@ -182,6 +182,14 @@ def test_bars_are_on_the_axes_of_the_line(with_measured):
     assert not len(bars(figure.axes[1], plotting.STYLES[""].colour))
 
 
+def test_the_power_page_says_what_samples_tell():
+    power, samples = (pd.read_csv(ROOT / "raw-data" / f"{name}.csv") for name in ("power", "samples"))
+    figure = plotting.power_curves(power, samples)
+    assert len(figure.axes) == 5 and figure.axes[-1].get_title() == "from a sample"
+    for line, column in zip(figure.axes[-1].get_lines(), ("change", "worst"), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.stack([100 * samples["share"], samples[column]], axis=1))
+
+
 def test_any_network_can_be_highlighted(with_measured, quick):
     (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
     drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))

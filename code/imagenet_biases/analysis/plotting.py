@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from scipy.special import logit
 
 from imagenet_biases.analysis.power import METHOD_LABELS, STRENGTHS
@@ -344,6 +344,21 @@ def _of_study(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
 
 
+def _highlighted_curve(
+    ax: Axes, rows: pd.DataFrame, columns: Sequence[str], highlight: Highlight, samples: Projections | None
+) -> None:
+    """Draw a highlighted network's band-pass curve; on samples with open markers and bars."""
+    look: dict[str, Any] = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
+    by_name = (samples or {}).get((highlight.model, highlight.source), {})
+    for cutoff, column in zip(CUTOFFS, columns, strict=True):
+        part = by_name.get(column, whole(0))
+        if part.share < 1:
+            look["mfc"] = "white"
+        if part.share < 1 and part.low is not None and part.high is not None:
+            ax.vlines(cutoff, part.low, part.high, color=highlight.colour, lw=1, zorder=5)
+    ax.plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
+
+
 @laid_out
 def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None) -> Figure:
     """Draw accuracy under low- and high-pass relative to clean: highlighted networks, then category by category.
@@ -371,15 +386,7 @@ def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), sample
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             ax.set_ylim(bottom=-0.04)
         for highlight in chosen:
-            look = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
-            projected = (samples or {}).get((highlight.model, highlight.source), {})
-            for cutoff, column in zip(CUTOFFS, columns, strict=True):
-                part = projected.get(column, whole(0))
-                if part.share < 1:
-                    look["mfc"] = "white"
-                if part.share < 1 and part.low is not None and part.high is not None:
-                    line[0].vlines(cutoff, part.low, part.high, color=highlight.colour, lw=1, zorder=5)
-            line[0].plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
+            _highlighted_curve(line[0], rows, columns, highlight, samples)
         for ax, category in zip(line[bool(chosen) :], categories, strict=True):
             group = background.loc[background["category"] == category, columns]
             look = STYLES[category]
@@ -715,10 +722,14 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
 
 
 @laid_out
-def power_curves(table: pd.DataFrame) -> Figure:
+def power_curves(table: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     """Draw in how many simulated studies the analysis finds an effect of each strength, by mechanism.
 
-    `table`: as analysis.power returns it.
+    The last panel shows how far correlations and places move where only a share of the images is there.
+
+    Args:
+        table: as analysis.power returns it.
+        samples: raw-data/samples.csv.
     """
     panels = (
         ("within", "cause", "acts within categories"),
@@ -726,8 +737,10 @@ def power_curves(table: pd.DataFrame) -> Figure:
         ("accuracy", "cause", "acts through ImageNet accuracy only"),
         ("nothing", "company", "does nothing"),
     )
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=(4.3, 1))
+    studies, sampled = subfigures
+    axes = studies.subplots(1, len(panels), sharex=True, sharey=True)
     x = [*STRENGTHS.values()]
     for ax, (mechanism, predictor, title) in zip(axes, panels, strict=True):
         for (method, label), style in zip(METHOD_LABELS, STYLES.values(), strict=False):
@@ -741,7 +754,18 @@ def power_curves(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("strength of the effect")
     axes[0].set_ylim(0, 1.02)
     axes[0].set_ylabel("studies with p < 0.05")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    studies.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    ax = sampled.subplots()
+    for column, label, marker in (("change", "median draw", "o"), ("worst", f"worst of {samples['draws'].max()}", "^")):
+        ax.plot(100 * samples["share"], samples[column], marker=marker, ms=4, lw=1.1, color="black", label=label)
+    ax.set_xscale("log")
+    ax.set_xticks(100 * samples["share"], [f"{100 * share:g}" for share in samples["share"]])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(bottom=0)
+    ax.set_title("from a sample")
+    ax.set_xlabel("images that are shown [%]")
+    ax.set_ylabel("largest change of a correlation\nwithin categories")
+    sampled.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -24,9 +24,7 @@ from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGOR
 MEASURED = HOME / "raw-data" / "measured.csv"
 KEYS = ("model", "category", "source")
 UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread", "share", "whole_low", "whole_high")
-SAMPLE = UNCERTAINTY[
-    -3:
-]  # the share of the images, and the interval of what all of them would give; older files lack it
+SAMPLE = UNCERTAINTY[-3:]  # share of the images, and the interval of what all would give; older files lack them
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
 Paths = str | Path | Sequence[str | Path]
 LINEAGES = RAW_DATA / "lineages.csv"  # model, lineage: networks of the same group and recipe
