@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from imagenet_biases.base.schema import Malformed
 from imagenet_biases.estimate import Z95
 from imagenet_biases.measures.split_half import SPLITS, T95
 from imagenet_biases.results.measurements import Projection, derived_projections, measurements, whole
@@ -124,6 +125,16 @@ def test_the_larger_share_wins_and_the_whole_for_good():
     assert found.values["shape-bias"] == 0.52 and found.projections["shape-bias"] == whole(0.52)
     newer = record({"shape-bias": 0.53}, time="2026-02-01")
     assert only(all_of_it, newer).values["shape-bias"] == 0.53
+
+
+@pytest.mark.parametrize("images", [0, -1, 2.5, "10", None])
+def test_a_share_of_nothing_is_a_damaged_record(images):
+    sampled = on_sample(record({"shape-bias": 0.4}), 100, 1000)
+    with pytest.raises(Malformed, match="share/of is"):
+        check_record(sampled | {"share": sampled["share"] | {"of": images}})
+    sampled["sampled"]["shape-bias"]["of"] = images
+    with pytest.raises(Malformed, match="sampled/shape-bias/of is"):
+        check_record(sampled)
 
 
 def test_a_score_has_the_smallest_share_and_its_reported_interval():

@@ -92,7 +92,8 @@ class Measurement:
     def minus(self, other: "Measurement", name: str) -> Estimate | None:
         """Return the difference to another measurement's value, paired over the images.
 
-        None where either has no value; without an interval where the two rest on different images.
+        None where either has no value; without an interval where the two rest on different image sets. Samples of
+        different size are paired, too: the smaller is part of the larger, and its halves of the larger's halves.
         """
         if name not in self.values or name not in other.values:
             return None
