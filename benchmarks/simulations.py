@@ -7,6 +7,7 @@ Run:  python benchmarks/simulations.py checkpoint    48 networks x 23 conditions
       python benchmarks/simulations.py networks      48 networks, at once by one process, then as two shards
       python benchmarks/simulations.py cache         16 processes open and fill one cache of decoded images at once
       python benchmarks/simulations.py shared-memory decoding processes where /dev/shm has 64 MB, as in a container
+      python benchmarks/simulations.py sample        what a study on a sample of the images tells (samples.py)
 
 The listing and plan of a full-size set: startup.py.
 """
@@ -28,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import samples
 import torch
 
 from common import on, photographs
@@ -292,6 +294,8 @@ if __name__ == "__main__":
     }
     if sys.argv[1:] == ["checkpoint"]:
         checkpoint()
+    elif sys.argv[1:] == ["sample"]:
+        samples.main()
     elif len(sys.argv) == 2 and sys.argv[1] in wanted:
         with tempfile.TemporaryDirectory() as place:
             draw(Path(place) / "drawn")

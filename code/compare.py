@@ -6,7 +6,8 @@
   python code/compare.py my_network --benchmark spectral   # all numbers of one benchmark that are there
 
 Nothing is measured. standing: value with its 95 % interval, rank and percentile among the 48 published networks (best
-first; biases, where neither end is better: largest first), difference to the baseline, and for scores the points above
+first; biases, where neither end is better: largest first; on a sample of the images with the range of ranks that all of
+them may give, and the share), difference to the baseline, and for scores the points above
 what ImageNet accuracy predicts (the line of the 48 on logit axes: effective robustness). nearest: the networks of the
 48 with the most similar biases. differences: between each pair of networks that were both measured, from half-samples
 of the same images (measures/split_half.py); published rows have no responses and so no interval.
@@ -21,12 +22,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from imagenet_biases.analysis.ranking import standing
 from imagenet_biases.analysis.statistics import accuracy_on_the_line
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error, nearest
 from imagenet_biases.results.measurements import measurements
 from imagenet_biases.results.merge import local_records, select
-from imagenet_biases.results.table import derived, read_beside, read_table, study, tables
+from imagenet_biases.results.places import standing
+from imagenet_biases.results.table import Projections, derived, projections, read_beside, read_table, study, tables
 from imagenet_biases.results.text_tables import FORMATS, interval, number
 from imagenet_biases.study import (
     BIASES,
@@ -90,26 +91,34 @@ def bounds_of(uncertainty: pd.DataFrame) -> Bounds:
     return bounds
 
 
-def standing_table(rows: Iterable[pd.Series], networks: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """Return one row per network and measure: value, interval, rank, percentile, gap to the baseline, residual."""
+def standing_table(
+    rows: Iterable[pd.Series], networks: pd.DataFrame, bounds: Bounds, projected: Projections
+) -> pd.DataFrame:
+    """Return one row per network and measure: value, interval, rank, percentile, gap to the baseline, residual.
+
+    Values on samples have a range of ranks; then there is a column with the share of the images, too.
+    """
     lines = []
     baseline = networks[networks["category"] == "baseline"].iloc[0]
     for row in rows:
         photographs = row["category"] not in DRAWN_CATEGORIES
+        samples = projected.get((row["model"], row["source"]), {})
         peers = networks[networks["model"] != row["model"]]
         for measure in MEASURES:
             value = row.get(measure, np.nan)
             if pd.isna(value):
                 continue
             digits = about(measure).digits
-            position = standing(peers[measure], measure, value) if photographs else None
+            position = standing(peers[measure], measure, samples.get(measure, value)) if photographs else None
             line = {"network": row["model"], "source": row["source"], "measure": measure}
             line["value"] = number(value, digits)
             line["95 %"] = interval(*bounds.get((row["model"], row["source"], measure), (None, None)), digits)
-            line["rank"] = f"{position.rank}/{position.of}" if position else ""
+            line["rank"] = position.text if position else ""
             line["percentile"] = f"{position.percentile:.0f}" if position else ""
             line["vs baseline"] = number(value - baseline[measure], digits, sign=True) if photographs else ""
             line["above the line"] = _above_the_line(row, measure, networks) if photographs else ""
+            if projected:
+                line["images"] = f"{samples[measure].share:.2%}" if measure in samples else "100%"
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -208,13 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = args.table or tables()
     table = read_table(files)
     rows = chosen_rows(derived(table), list(dict.fromkeys(args.networks)), args.source, args.results)
-    networks, bounds = study(table), bounds_of(read_beside(files, "uncertainty"))
+    uncertainty = read_beside(files, "uncertainty")
+    networks, bounds = study(table), bounds_of(uncertainty)
     if args.benchmark:
         frames = {args.benchmark: benchmark_table(rows, args.benchmark, bounds)}
     else:
         records = local_records(args.results) if args.results.is_dir() else []
         makers = {
-            "standing": lambda: standing_table(rows, networks, bounds),
+            "standing": lambda: standing_table(rows, networks, bounds, projections(pd.DataFrame(rows), uncertainty)),
             "nearest": lambda: nearest_table(rows, networks),
             "differences": lambda: difference_table(rows, records),
         }

@@ -1,11 +1,11 @@
 """Merge what was measured into raw-data/measured.csv, or compare it with the published figures.
 
 Reads every record in results/NETWORK/*.json, and with the options below those that W&B runs carry. Only metrics of
-whole image sets, one preprocessing, one precision and no front end go into a row; what is left out is listed with the
-reason. A network's measured row is replaced as a whole, rows of other networks stay. Several seeds of one benchmark
-become their mean; of repetitions the newest counts. measured_uncertainty.csv holds intervals and the spread over seeds,
-measured_layers.csv the values by layer. Running it twice changes nothing; raw-data/benchmark.csv, the published rows,
-never changes.
+whole image sets or of samples, one preprocessing, one precision and no front end go into a row; what is left out is
+listed with the reason. A network's measured row is replaced as a whole, rows of other networks stay. Several seeds of
+one benchmark become their mean; of repetitions the one with the larger share of the images counts, then the newest.
+measured_uncertainty.csv holds intervals, shares and the spread over seeds, measured_layers.csv the values by layer.
+Running it twice changes nothing; raw-data/benchmark.csv, the published rows, never changes.
 
   python code/merge_results.py                                       # results/ -> raw-data/measured*.csv
   python code/merge_results.py --out DIR                             # ... -> DIR/measured*.csv

@@ -10,7 +10,8 @@ that were measured here are added to the figures, with their own colours and nam
   python code/plot_study.py --category dial --source measured --table raw-data/dial.csv   # does it find a known bias?
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can reveal
   python code/plot_study.py --power 40        # fewer of them
-  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
+  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here; on samples
+                                              # of the images also the correlations that all images would give
   python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
   python code/plot_study.py --interventions --treated a0,a1,a2 --untreated b0,b1,b2    # networks trained in two ways
   python code/plot_study.py --family          # families of adversarially trained networks besides: families.pdf, .csv
@@ -48,7 +49,7 @@ from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.base.files import atomic
 from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
 from imagenet_biases.results.merge import local_records
-from imagenet_biases.results.table import read_beside, read_table, study, tables, write_frame
+from imagenet_biases.results.table import RAW_DATA, read_beside, read_table, study, tables, write_frame
 
 
 def of_category(table: pd.DataFrame, args: argparse.Namespace) -> None:
@@ -84,6 +85,13 @@ def from_records(args: argparse.Namespace) -> None:
         save(chart(table), args.out, name)
         print(table.to_string(index=False, float_format="{:.3f}".format))
         print(args.out / f"{name}.csv")
+
+
+def note_samples(uncertainty: pd.DataFrame, source: str) -> None:
+    """Print that statistics of measured networks rest on samples, and what corrects for it."""
+    partly = uncertainty.loc[uncertainty["share"] < 1, "model"].nunique()
+    if source == "measured" and partly:
+        print(f"note: {partly} networks have values on samples: --reliability corrects the correlations for that")
 
 
 @exit_on_user_error
@@ -123,11 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(networks) < FEWEST:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     names = listed(args.highlight)
+    uncertainty = read_beside(files, "uncertainty")
+    note_samples(uncertainty, args.source)
     chosen = highlights(table, names)  # a mistyped name is reported before anything is computed
     trials = read_observers(args.trials or results_folder())
     associations = shared(networks, args.out)
-    layers = read_beside(files, "layers")
-    for name, figure in [*figures(table, associations, layers, names), *people_figures(table, trials, chosen)]:
+    drawings = figures(table, associations, read_beside(files, "layers"), names, uncertainty)
+    for name, figure in [*drawings, *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)
         print(args.out / f"{name}.pdf")
     save(language_models(language_rows(table)), args.out, "language_models")
@@ -141,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.power:
         simulated = power(networks, args.power, workers=os.cpu_count(), progress=True)
         write_power(simulated, args.out / "power.csv")
-        save(power_curves(simulated), args.out, "power")
+        save(power_curves(simulated, pd.read_csv(RAW_DATA / "samples.csv")), args.out, "power")
         print(args.out / "power.csv")
 
 

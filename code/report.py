@@ -46,7 +46,17 @@ from imagenet_biases.humans.agreement import (
 from imagenet_biases.measures.spatial_channel import FREQUENCIES, FWHM, Channel
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.provenance import commit
-from imagenet_biases.results.table import KEYS, RAW_DATA, derived, read_beside, read_table, study, tables
+from imagenet_biases.results.table import (
+    KEYS,
+    RAW_DATA,
+    Projections,
+    derived,
+    projections,
+    read_beside,
+    read_table,
+    study,
+    tables,
+)
 from imagenet_biases.study import (
     BIASES,
     CONTROL,
@@ -95,11 +105,12 @@ def page_data(
     main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
+    samples = projections(table, uncertainty)
     return {
         "columns": list(map(_column, columns)),
         "sets": _sets(networks, main, place, set(table.columns)),
         "categories": {category: vars(look) for category, look in STYLES.items()},
-        "rows": _rows(networks, columns, _bounds(uncertainty), _standings(table, place), chosen),
+        "rows": _rows(networks, columns, _bounds(uncertainty), _standings(table, place, samples), samples, chosen),
         "ranked": [place[column] for column in RANKED],
         "control": CONTROL,
         "scores": SCORES,
@@ -145,10 +156,12 @@ def _rows(
     columns: Sequence[str],
     bounds: Mapping[Key, Mapping[str, list[float]]],
     standings: Mapping[Key, dict],
+    samples: Projections,
     chosen: Iterable[Highlight],
 ) -> list[dict[str, Any]]:
     """Return the networks: keys, values and intervals by column number, ranks, channel, and how they are shown.
 
+    `shares`: {column number: share of the images} of values on samples.
     `study`: one of the 48 published networks; `drawn`: made for drawn images, so without a place among photographs.
     """
     looks_of = {}
@@ -157,7 +170,7 @@ def _rows(
     rows = []
     for _, row in networks.iterrows():
         key, drawn = (row["model"], row["source"]), row["category"] in DRAWN_CATEGORIES
-        intervals = dict(bounds.get(key, {}))
+        intervals, projected = dict(bounds.get(key, {})), samples.get(key, {})
         for name, definition in DERIVED.items():
             if definition.reported in intervals:
                 intervals[name] = intervals[definition.reported]
@@ -167,6 +180,11 @@ def _rows(
                 "values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns],
                 "bounds": {number: intervals[name] for number, name in enumerate(columns) if name in intervals},
                 "ranks": standings.get(key, {}),
+                "shares": {
+                    number: projected[name].share
+                    for number, name in enumerate(columns)
+                    if name in projected and projected[name].share < 1
+                },
                 "channel": _channel(row["bw_norm"], row["cf_norm"], row["pns_norm"]),
                 "study": row["source"] == "published" and row["category"] in STUDY_CATEGORIES,
                 "drawn": drawn,
@@ -176,11 +194,14 @@ def _rows(
     return rows
 
 
-def _standings(table: pd.DataFrame, place: Mapping[str, int]) -> dict[Key, dict[int, tuple[int, int, float]]]:
-    """Return {(model, source): {column number: (rank, of, percentile)}}."""
-    standings: dict[Key, dict[int, tuple[int, int, float]]] = {}
-    for row in ranks(table, RANKED).itertuples():
-        standings.setdefault((row.model, row.source), {})[place[row.column]] = (row.rank, row.of, row.percentile)
+def _standings(
+    table: pd.DataFrame, place: Mapping[str, int], samples: Projections
+) -> dict[Key, dict[int, tuple[int, int, float, int, int]]]:
+    """Return {(model, source): {column number: (rank, of, percentile, best, worst)}}."""
+    standings: dict[Key, dict[int, tuple[int, int, float, int, int]]] = {}
+    for row in ranks(table, RANKED, samples).itertuples():
+        place_and_range = (row.rank, row.of, row.percentile, row.best, row.worst)
+        standings.setdefault((row.model, row.source), {})[place[row.column]] = place_and_range
     return standings
 
 

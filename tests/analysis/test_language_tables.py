@@ -7,7 +7,7 @@ import pytest
 
 from common import ROOT, TABLES
 from imagenet_biases.analysis.language import language_models, language_rows
-from imagenet_biases.results.table import read_table
+from imagenet_biases.results.table import UNCERTAINTY, read_table
 
 TABLE = ROOT / "raw-data" / "benchmark.csv"
 ANSWERS = ROOT / "raw-data" / "vlm_answers.csv"
@@ -53,7 +53,7 @@ def test_the_report_and_the_figures_have_them():
     from imagenet_biases.analysis.statistics import COLUMNS
 
     table = read_table(TABLE)
-    empty = pd.DataFrame(columns=["model", "source", "metric", "low", "high"])
+    empty = pd.DataFrame(columns=UNCERTAINTY)
     data = report.page_data(table, empty, pd.DataFrame(columns=COLUMNS), [])
     assert len(data["language"]) == 70
     internvl = next(row for row in data["language"] if row["network"] == "internvl_chat" and row["task"] == "vqa")

@@ -1,5 +1,6 @@
 """Figures: the notebook runs as committed, a fresh clone shows 48 networks, merged calibration networks show up."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,14 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
 
 from common import CODE, ROOT, run
 from imagenet_biases.analysis import plotting
 from imagenet_biases.analysis.statistics import statistics
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.results.table import LAYERS, LINEAGES, PUBLISHED, derived, read_table, study, write_table
+from imagenet_biases.results.measurements import Projection
+from imagenet_biases.results.table import (
+    LAYERS,
+    LINEAGES,
+    PUBLISHED,
+    UNCERTAINTY,
+    derived,
+    read_table,
+    study,
+    write_table,
+)
 from imagenet_biases.study import BIASES, CUTOFFS, FURTHER_BIASES, SCORES
 
 
@@ -124,6 +135,61 @@ def test_what_was_measured_is_highlighted(with_measured, quick):
 
 
 @pytest.mark.slow
+def bars(ax, colour):
+    """The ends [n, 2, 2] of the bars in a colour."""
+    rgba = np.array(to_rgba(colour))
+    found = [segment for lines in ax.collections if isinstance(lines, LineCollection)
+             for segment in lines.get_segments() if np.allclose(lines.get_color()[0], rgba)]  # fmt: skip
+    return np.reshape(found, (-1, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def on_samples():
+    """The uncertainty of two values of my.net that rest on samples: a bias with an interval, a score without."""
+    row = {"model": "my.net", "source": "measured", "low": np.nan, "high": np.nan, "seeds": 1, "spread": np.nan}
+    shape = row | {"metric": "shape-bias", "share": 0.2, "whole_low": 0.1, "whole_high": 0.4}
+    attack = row | {"metric": "top1_acc/PGD-40/low", "share": 0.01, "whole_low": np.nan, "whole_high": np.nan}
+    curve = row | {"metric": "metric/bandpass/LFC/0.3", "share": 0.05, "whole_low": 0.4, "whole_high": 0.7}
+    return pd.DataFrame([shape, attack, curve], columns=UNCERTAINTY)
+
+
+def test_values_on_samples_are_open_and_have_bars(with_measured, quick, on_samples):
+    chosen = plotting.highlights(with_measured)
+    figures = plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), uncertainty=on_samples)
+    drawn = dict(itertools.islice(figures, 2))
+    row = derived(with_measured).set_index("model").loc["my.net"]
+    for number, ax in enumerate(drawn["biases_and_scores"].axes):
+        bias, score = BIASES[number % len(BIASES)], SCORES[number // len(BIASES)]
+        partly = {"shape-bias", "Adversarial", "LPP", "spectral bias"} & {bias, score}
+        assert len(own(ax, chosen[1].colour)) == (0 if partly else 1)
+        assert len(own(ax, "white")) == (1 if partly else 0)
+        expected = [[[0.1, row[score]], [0.4, row[score]]]] if bias == "shape-bias" else np.empty((0, 2, 2))
+        if bias not in ("LPP", "spectral bias"):
+            np.testing.assert_allclose(bars(ax, chosen[1].colour), expected)
+    ends = bars(drawn["bandpass_curves"].axes[0], chosen[1].colour)
+    np.testing.assert_allclose(ends, [[[0.3, 0.4], [0.3, 0.7]]])
+    labels = [text.get_text() for text in drawn["biases_and_scores"].legends[0].get_texts()]
+    assert any("from a sample" in label for label in labels)
+
+
+def test_bars_are_on_the_axes_of_the_line(with_measured):
+    score = Projection(50.0, 40.0, 60.0, share=0.05)
+    own_rows = derived(with_measured)[with_measured["model"] == "my.net"].assign(category="")
+    rows = pd.concat([study(with_measured), own_rows], ignore_index=True)
+    figure = plotting.accuracy_on_the_line(rows, samples={("my.net", "measured"): {"Robustness": score}})
+    ends = bars(figure.axes[0], plotting.STYLES[""].colour)
+    np.testing.assert_allclose(ends, [[[0, np.log(2 / 3)], [0, np.log(3 / 2)]]], atol=1e-12)
+    assert not len(bars(figure.axes[1], plotting.STYLES[""].colour))
+
+
+def test_the_power_page_says_what_samples_tell():
+    power, samples = (pd.read_csv(ROOT / "raw-data" / f"{name}.csv") for name in ("power", "samples"))
+    figure = plotting.power_curves(power, samples)
+    assert len(figure.axes) == 5 and figure.axes[-1].get_title() == "from a sample"
+    for line, column in zip(figure.axes[-1].get_lines(), ("change", "worst"), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.stack([100 * samples["share"], samples[column]], axis=1))
+
+
 def test_any_network_can_be_highlighted(with_measured, quick):
     (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
     drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))

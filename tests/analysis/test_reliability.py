@@ -6,10 +6,12 @@ import pytest
 
 from common import run
 from imagenet_biases.analysis import interventions
-from imagenet_biases.analysis.reliability import CORRECTED, RAW, SEEDS, SPLIT_HALF, VIEWS, reliability
+from imagenet_biases.analysis.reliability import CORRECTED, RAW, SAMPLED, SEEDS, SPLIT_HALF, VIEWS, reliability
+from imagenet_biases.analysis.statistics import WITHIN, rank_correlations
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.split_half import SPLITS, as_text
 from imagenet_biases.results.measurements import measurements
+from sampled import on_sample
 
 LPP, ACCURACY = "metric/bandpass/LFC/{}", "top1_acc/imagenet"
 NETWORKS = 400  # more than there are, so that the estimates are near the truth
@@ -63,6 +65,43 @@ def test_reliability_and_attenuation_are_those_of_the_simulation(studied):
     observed, corrected = (table.loc["shape-bias", "Adversarial", method] for method in (RAW, CORRECTED))
     assert observed.estimate == pytest.approx(0.3, abs=0.1)  # 0.6 x 1/2
     assert corrected.estimate == pytest.approx(0.6, abs=0.15) and corrected.low < 0.6 < corrected.high
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """Records of a bias and a score on the first 5 % of the same images, and the same networks' values on all."""
+    random, networks, images, first = np.random.default_rng(3), 48, 4000, 200
+    truth = random.normal(size=(2, networks))
+    truth[1] = 0.7 * truth[0] + np.sqrt(1 - 0.7**2) * truth[1]
+    difficulty, halves = random.normal(size=images), random.random((first, SPLITS)) < 0.5
+    names, records, wholes = ("shape-bias", "top1_acc/PGD-40/low"), [], []
+    for number, ends in enumerate(truth.T):
+        latent = np.sqrt(0.6) * difficulty + np.sqrt(0.4) * random.normal(size=(2, images))
+        right = latent < 0.1 * ends[:, None]
+        start = right[:, :first].astype(float)
+        of_halves = [start @ half / half.sum(0) for half in (halves, ~halves)]
+        values = dict(zip(names, start.mean(1).tolist(), strict=True))
+        one = record(f"n{number}", values, category=f"c{number % 2}", image_sets={})
+        by_name = dict(zip(names, np.stack(of_halves, axis=-1), strict=True))
+        records.append(on_sample(one, first, images, halves=by_name))
+        wholes.append(right.mean(1))
+    return records, np.array(wholes)
+
+
+def test_correlations_of_samples_stand_beside_what_the_whole_sets_give(sampled):
+    records, wholes = sampled
+    table = reliability(records, resamples=100).set_index(["measure", "score", "method"]).sort_index()
+    by_method = table.loc["shape-bias", "Adversarial"]
+    groups = np.arange(48) % 2
+    for method, expected in (
+        (RAW, rank_correlations(wholes.T)[0, 1]),
+        (WITHIN, rank_correlations(wholes.T, groups=groups)[0, 1]),
+    ):
+        raw, corrected = by_method.loc[method], by_method.loc[f"{method} {SAMPLED}"]
+        assert raw.estimate < corrected.estimate - 0.05 and corrected.networks == 48
+        assert corrected.low < expected < corrected.high and raw.low < raw.estimate < raw.high
+    unsampled = [{key: value for key, value in one.items() if key not in ("share", "sampled")} for one in records]
+    assert not reliability(unsampled, resamples=100)["method"].str.contains(SAMPLED).any()
 
 
 def test_seeds_and_views(studied):

@@ -19,8 +19,9 @@ from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import partial, rank_correlations
 from imagenet_biases.humans.agreement import bias_by_category, read_observers
 from imagenet_biases.humans.trials import write_trials
-from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, read_table, study
+from imagenet_biases.results.table import KEYS, PUBLISHED, UNCERTAINTY, projections, read_beside, read_table, study
 from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
+from sampled import on_sample
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +75,7 @@ def pages(tmp_path_factory):
     records = [
         record("tv_resnet50", "imagenet", {"top1_acc/imagenet": 76.1}),
         *(record(name, "imagenet", {"top1_acc/imagenet": 50.0}, file=f"{i}") for i, name in enumerate(HOSTILE)),
-        record("tv_resnet50", "spectral", bandpass),
+        on_sample(record("tv_resnet50", "spectral", bandpass), 2500, 50_000, dict.fromkeys(bandpass, (0.4, 0.6))),
         record("calibration_texture", "imagenet", {"top1_acc/imagenet": 99.0}, **drawn),
         record("calibration_silhouette", "imagenet", {"top1_acc/imagenet": 98.0}, **drawn),
         record("calibration_silhouette", "spectral", bandpass, **drawn),
@@ -417,6 +418,21 @@ def test_ranks_of_own_networks_are_those_of_the_table(page, pages):
         assert float(cells[1 + 2 * number]) == pytest.approx(one["value"], abs=0.005)
 
 
+def test_ranks_on_samples_have_a_range(page, pages):
+    if page.kind == "published":
+        assert "images may give" not in ask(page, "document.querySelector('#own p').textContent")
+        return
+    files = [PUBLISHED, pages / "measured.csv"]
+    table = read_table(files)
+    expected = ranks(table, ["LPP"], projections(table, read_beside(files, "uncertainty")))
+    (place,) = expected.query("source == 'measured' and model == 'tv_resnet50'").to_dict("records")
+    assert place["best"] < place["rank"] < place["worst"]
+    find = "find(row => row.cells[0].textContent === 'LPP')"
+    texts = ask(page, f"[...document.querySelectorAll('#own tbody tr')].{find}.innerText")
+    assert "from 5.0 %" in texts and f"{place['rank']} of {place['of']} ({place['best']} to {place['worst']})" in texts
+    assert "that all of the images may give" in ask(page, "document.querySelector('#own p').textContent")
+
+
 def test_any_network_can_be_highlighted(pages, browser):
     run(
         "report.py",
@@ -620,3 +636,20 @@ def test_a_channels_curve_has_the_published_numbers():
     peak = curve.argmax()
     assert frequencies[peak] == pytest.approx(14) and 2 ** (curve[peak] - 4) == pytest.approx(0.5)
     assert np.interp(4.0, report.OCTAVES, curve) == pytest.approx(curve[peak] / 2, abs=1e-3)
+
+
+def test_values_on_samples_have_a_range_of_ranks_and_their_share():
+    table = read_table(PUBLISHED)
+    own = pd.DataFrame([{"model": "mine", "category": "", "source": "measured", "shape-bias": 0.5, CONTROL: 75.0}])
+    row = {"model": "mine", "source": "measured", "metric": "shape-bias", "low": 0.2, "high": 0.8, "seeds": 1}
+    bounds = {"share": 0.25, "whole_low": 0.3, "whole_high": 0.7}
+    uncertainty = pd.DataFrame([row | bounds], columns=UNCERTAINTY)
+    data = report.page_data(pd.concat([table, own]), uncertainty, pd.DataFrame(), [])
+    (mine,) = [one for one in data["rows"] if one["model"] == "mine"]
+    place = {one["name"]: number for number, one in enumerate(data["columns"])}
+    published = study(table)["shape-bias"]
+    rank, best, worst = (1 + int((published > bound).sum()) for bound in (0.5, 0.7, 0.3))
+    assert mine["shares"] == {place["shape-bias"]: 0.25}
+    found = mine["ranks"][place["shape-bias"]]
+    assert (found[0], found[1], *found[3:]) == (rank, 49, best, worst) and best < rank < worst
+    assert mine["ranks"][place[CONTROL]][0] == mine["ranks"][place[CONTROL]][3] == mine["ranks"][place[CONTROL]][4]

@@ -17,6 +17,7 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     _correlations,
     _holm,
+    corrected_rank_correlations,
     effective_robustness,
     intraclass_correlation,
     kendall,
@@ -470,3 +471,67 @@ def test_published_criticality_is_the_released_one():
     rows = study(read_table(PUBLISHED)).set_index("model")
     assert rows["criticality"].notna().all()
     assert (100 * rows["criticality"]).to_numpy() == pytest.approx(released[rows.index].to_numpy(), rel=1e-5)
+
+
+# Values on samples ----------------------------------------------------------------------------------------------------
+
+
+def answered(random, correlation, common, shown, networks=48, images=4000, splits=16):
+    """Simulate two measures, accuracies on the same images, whose true values correlate over networks.
+
+    Images are hard for all networks alike (0.6 of the latent variance), and a part `common` of a network's own
+    difficulties is that of both measures.
+
+    Returns: the measures on the first `shown` images [2], their gaps between half-samples, the measures on all images.
+    """
+    truth = random.normal(size=(2, networks))
+    truth[1] = correlation * truth[0] + np.sqrt(1 - correlation**2) * truth[1]
+    image, own = random.normal(size=images), random.normal(size=(networks, images))
+    halves = random.random((images, splits)) < 0.5
+    values, gaps, wholes = [], [], []
+    for thresholds, first in zip(0.15 * truth, shown, strict=True):
+        apart = random.normal(size=(networks, images))
+        latent = np.sqrt(0.6) * image + np.sqrt(0.4 * common) * own + np.sqrt(0.4 * (1 - common)) * apart
+        right = (latent < thresholds[:, None]).astype(float)
+        start, half = right[:, :first], halves[:first]
+        values.append(start.mean(1))
+        gaps.append(start @ half / half.sum(0) - start @ ~half / (~half).sum(0))
+        wholes.append(right.mean(1))
+    return np.array(values), np.array(gaps), np.array(wholes)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "common", "shown", "bias"),
+    [
+        (0.7, 0.0, (200, 200), -0.1),  # errors of the two measures apart: they attenuate
+        (0.0, 0.9, (200, 200), 0.08),  # errors in common: they make a correlation up
+        (-0.3, 0.9, (200, 800), 0.03),  # nested samples of different size
+        (0.7, 0.9, (100, 4000), -0.1),  # one measure is whole
+    ],
+)
+def test_correlations_of_samples_are_corrected_to_those_of_the_whole_sets(correlation, common, shown, bias):
+    random, studies, off = np.random.default_rng(0), 40, []
+    shares = np.repeat(np.array(shown)[:, None] / 4000, 48, axis=1)
+    for _ in range(studies):
+        values, gaps, wholes = answered(random, correlation, common, shown)
+        truth = rank_correlations(wholes)[0, 1]
+        found = rank_correlations(values), corrected_rank_correlations(values, gaps, shares)
+        off.append([matrix[0, 1] - truth for matrix in found])
+    (raw, corrected), errors = np.mean(off, axis=0), np.std(off, axis=0, ddof=1) / np.sqrt(studies)
+    assert abs(corrected) < 3 * errors[1]
+    assert np.sign(raw) == np.sign(bias) and abs(raw) > abs(bias) / 2 and abs(raw) > 3 * errors[0]
+
+
+def test_the_correction_of_samples_with_weights_groups_and_whole_values():
+    random = np.random.default_rng(1)
+    values, gaps, _ = answered(random, 0.5, 0.5, (300, 300), networks=30)
+    shares, weights, groups = np.full((2, 30), 0.1), random.integers(1, 3, (4, 30)), np.arange(30) % 4
+    once = corrected_rank_correlations(values, gaps, shares, groups=groups)
+    twice = corrected_rank_correlations(values, gaps, shares, np.full(30, 2), groups)
+    np.testing.assert_allclose(once, twice)
+    one_group = corrected_rank_correlations(values, gaps, shares, weights, np.zeros(30, int))
+    np.testing.assert_allclose(one_group, corrected_rank_correlations(values, gaps, shares, weights))
+    whole = corrected_rank_correlations(values, gaps, np.ones((2, 30)), weights, groups)
+    np.testing.assert_allclose(whole, rank_correlations(values, weights, groups))
+    nothing_but_error = corrected_rank_correlations(values[:, ::-1] * 0 + 0.5 + gaps[..., 0], 50 * gaps, shares)
+    assert np.isnan(nothing_but_error).all()

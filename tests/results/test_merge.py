@@ -14,7 +14,7 @@ import merge_results
 from common import ROOT, run
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.results.merge import online_records
-from imagenet_biases.results.table import PUBLISHED, read_table
+from imagenet_biases.results.table import PUBLISHED, SAMPLE, projections, read_beside, read_table
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def place(tmp_path):
     (tmp_path / "results").mkdir()
 
     def add(model, benchmark, metrics, file=None, intervals=None, warnings=(), subset=False, first=False, **more):
-        own = {key: more.pop(key) for key in ("partial", "layers") if key in more}
+        own = {key: more.pop(key) for key in ("partial", "layers", "share", "sampled") if key in more}
         known = {"network": "a1", "category": "", "collection": "imagenet", "view": "study", "precision": "fp32"}
         record = {
             **({} if first else {"format": 2}),
@@ -120,6 +120,55 @@ def test_completeness_is_judged_by_metric(place, capsys):
     assert set(row.dropna().index) == {"category", "top1_acc/imagenet-c-15", "top1_acc/fog_1"}
     (line,) = left_out(capsys)
     assert "net imagenet_c: a subset (100 of 50000 images): top1_acc/imagenet-c, top1_acc/fog_1" in line
+
+
+def sample(images, of, **bounds):
+    """The keys of a record on a sample: `bounds` is {metric: (low, high)} or {metric: None}."""
+    parts = {name: dict(zip(("low", "high"), pair or (None, None), strict=True)) for name, pair in bounds.items()}
+    counts = {"images": images, "of": of}
+    return {"share": counts | {"order": 1}, "sampled": {name: counts | part for name, part in parts.items()}}
+
+
+def test_the_larger_share_is_merged_with_what_the_whole_sets_would_give(place, capsys):
+    names = {"metric/bandpass/LPP": 0.6, "metric/bandpass/HPP": 0.2, "top1_acc/imagenet": 70.0}
+    bounds = {"metric/bandpass/LPP": (0.58, 0.63), "metric/bandpass/HPP": None}
+    intervals = {"metric/bandpass/LPP": [0.57, 0.64]}
+    place.add("net", "spectral", names, intervals=intervals, **sample(2500, 50_000, **bounds))
+    newer = dict(zip(bounds, (0.5, 0.1), strict=True)) | {"top1_acc/imagenet": 70.0}
+    later = "2026-02-01T00:00:00+00:00"
+    place.add("net", "spectral", newer, "smaller", time=later, **sample(500, 50_000, **bounds))
+    row = place.merge().loc[("net", "measured")]
+    assert row[[*names]].tolist() == [*names.values()]
+    found = read(place, "uncertainty").drop(columns=["source", "seeds", "spread"])
+    assert found.loc[("net", "metric/bandpass/LPP")].tolist() == [0.57, 0.64, 0.05, 0.58, 0.63]
+    assert found.loc[("net", "metric/bandpass/HPP"), "share"] == 0.05
+    assert found.loc[("net", "metric/bandpass/HPP")].isna().sum() == 4
+    assert ("net", "top1_acc/imagenet") not in found.index  # whole, and without an interval
+    assert "3 values, 2 of them on samples (from 5.00% of the images)" in capsys.readouterr().out
+    place.add("net", "spectral", {"metric/bandpass/LPP": 0.61}, "whole", time="2025-01-01T00:00:00+00:00",
+              intervals={"metric/bandpass/LPP": [0.605, 0.615]})  # fmt: skip
+    assert place.merge().loc[("net", "measured"), "metric/bandpass/LPP"] == 0.61  # older, but whole
+    found = read(place, "uncertainty").loc[("net", "metric/bandpass/LPP"), ["share", "whole_low", "whole_high"]]
+    assert found.tolist() == [1, 0.61, 0.61]
+
+
+def test_of_two_benchmarks_the_larger_share_counts_and_no_disagreement_is_noted(place, capsys):
+    adversarial = {"top1_acc/imagenet": 71.0}
+    place.add("net", "imagenet", {"top1_acc/imagenet": 70.0})
+    place.add("net", "imagenet_adv", adversarial, time="2026-02-01T00:00:00+00:00",
+              **sample(2500, 50_000, **{"top1_acc/imagenet": (70.0, 72.0)}))  # fmt: skip
+    assert place.merge().loc[("net", "measured"), "top1_acc/imagenet"] == 70.0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_uncertainty_of_earlier_editions_is_read_as_that_of_whole_sets(place):
+    place.add("net", "imagenet", {"top1_acc/imagenet": 70.0}, intervals={"top1_acc/imagenet": [69.0, 71.0]})
+    place.merge()
+    path = place.path / "measured_uncertainty.csv"
+    pd.read_csv(path).drop(columns=[*SAMPLE]).to_csv(path, index=False)
+    uncertainty = read_beside(place.path / "measured.csv", "uncertainty")
+    assert uncertainty[[*SAMPLE]].isna().all(axis=None) and uncertainty["low"].tolist() == [69.0]
+    assert projections(read_table(place.path / "measured.csv"), uncertainty) == {}
 
 
 def test_values_by_layer_go_into_a_table_of_their_own(place):

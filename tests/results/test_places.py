@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from imagenet_biases.base.schema import Malformed
 from imagenet_biases.estimate import Z95
 from imagenet_biases.measures.split_half import SPLITS, T95
-from imagenet_biases.results.measurements import Projection, derived_projections, measurements, whole
+from imagenet_biases.results.measurements import Measurement, Projection, derived_projections, measurements, whole
 from imagenet_biases.results.places import COUNTED, FINE, missing, standing, standings, unsettled, widths
 from imagenet_biases.results.record_schema import check_record
 from imagenet_biases.results.table import PUBLISHED, read_table, study
@@ -126,6 +127,16 @@ def test_the_larger_share_wins_and_the_whole_for_good():
     assert only(all_of_it, newer).values["shape-bias"] == 0.53
 
 
+@pytest.mark.parametrize("images", [0, -1, 2.5, "10", None])
+def test_a_share_of_nothing_is_a_damaged_record(images):
+    sampled = on_sample(record({"shape-bias": 0.4}), 100, 1000)
+    with pytest.raises(Malformed, match="share/of is"):
+        check_record(sampled | {"share": sampled["share"] | {"of": images}})
+    sampled["sampled"]["shape-bias"]["of"] = images
+    with pytest.raises(Malformed, match="sampled/shape-bias/of is"):
+        check_record(sampled)
+
+
 def test_a_score_has_the_smallest_share_and_its_reported_interval():
     spectral = {LPP.format(cutoff): 0.6 for cutoff in (0.1, 0.2, 0.3, 0.4, 0.5)} | {"metric/bandpass/LPP": 0.6}
     sampled = on_sample(record(spectral), 100, 1000, {"metric/bandpass/LPP": (0.55, 0.66)})
@@ -150,6 +161,26 @@ def test_a_ratio_without_an_interval_of_its_own_has_that_of_its_halves():
     gaps = np.subtract(*derive("spectral bias", rounded).T)
     reach = T95 * np.sqrt(np.mean(gaps**2)) / 2 * 0.8  # the root of 1 - 0.36
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25 - reach, 0.25 + reach))
+
+
+def test_samples_of_different_size_are_paired():
+    """Two networks on the first 200 and 800 images: most of an image's difficulty is shared."""
+    random, errors, gaps = np.random.default_rng(2), [], []
+    halves = random.random((800, SPLITS)) < 0.5
+    for _ in range(300):
+        difficulty = random.normal(size=800)
+        measured = [difficulty[:count] + 0.3 * random.normal(size=count) for count in (200, 800)]
+        sides = [[y @ half[: len(y)] / half[: len(y)].sum(0) for half in (halves, ~halves)] for y in measured]
+        first, second = (
+            Measurement({"ID": y.mean()}, halves={"ID": np.transpose(pair)})
+            for y, pair in zip(measured, sides, strict=True)
+        )
+        gap = first.minus(second, "ID")
+        gaps.append(gap.value)
+        errors.append((gap.high - gap.low) / 2 / T95)
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(gaps), rel=0.1)
+    apart = math.sqrt(1.09 / 200 + 1.09 / 800)
+    assert np.std(gaps) < 0.85 * apart
 
 
 @pytest.mark.parametrize("score", ["Robustness", "ID"])

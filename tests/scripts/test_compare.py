@@ -89,6 +89,26 @@ def test_measured_networks_differ_with_a_paired_interval(measured):
     assert unpaired["95 %"].isna().all()
 
 
+def test_values_on_samples_have_a_range_of_ranks(networks, tmp_path):
+    """Robustness from three sets, two of them on samples: variances are added, whole parts add nothing."""
+    parts = {"top1_acc/imagenet-a": 3.0, "top1_acc/imagenet-c": 45.0, "top1_acc/imagenet-cbar": 42.0}
+    row = {"model": "mine", "category": "", "source": "measured"} | parts
+    pd.DataFrame([row]).to_csv(tmp_path / "measured.csv", index=False)
+    bounds = {"low": 40, "high": 50, "seeds": 1, "spread": np.nan, "share": 0.05}
+    keys = {"model": "mine", "source": "measured"}
+    pd.DataFrame([
+        keys | {"metric": "top1_acc/imagenet-c", "whole_low": 42.0, "whole_high": 48.0} | bounds,
+        keys | {"metric": "top1_acc/imagenet-cbar", "whole_low": 38.0, "whole_high": 46.0} | bounds,
+    ]).to_csv(tmp_path / "measured_uncertainty.csv", index=False)  # fmt: skip
+    where = ("--table", PUBLISHED, tmp_path / "measured.csv", "--what", "standing")
+    line = as_frame("mine", *where).set_index("measure").loc["Robustness"]
+    others = networks["Robustness"]
+    worst, rank, best = (1 + int((others > bound).sum()) for bound in (30 - 5 / 3, 30, 30 + 5 / 3))
+    assert best < rank < worst and line["rank"] == f"{rank}/49 ({best} to {worst})" and line["images"] == "5.00%"
+    whole = as_frame("tv_resnet50", *where)
+    assert "images" not in whole and not whole["rank"].str.contains("to").any()
+
+
 def test_every_number_of_a_benchmark_without_measuring(measured):
     where = ("--table", PUBLISHED, measured / "measured.csv")
     table = as_frame("calibration_texture", "tv_resnet50", *where, "--benchmark", "spectral").set_index("metric")

@@ -1,7 +1,8 @@
 """The study's figures and ours, one function per figure: table and statistics in, a matplotlib Figure out.
 
 Every category has a distinct marker and a colour that people with colour-vision deficiencies can tell apart (Okabe &
-Ito 2008), so that the figures also work in black and white. Published values are filled, measured ones open.
+Ito 2008), so that the figures also work in black and white. Published values are filled, measured ones open. Values on
+samples are open, with bars over the 95 % interval of what the whole image sets would give.
 Highlighted networks have their own colour and name and lie on top; curves have the study's 48 networks behind them.
 Networks that were made for drawn images appear in one separate figure only.
 """
@@ -9,8 +10,8 @@ Networks that were made for drawn images appear in one separate figure only.
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -20,7 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from scipy.special import logit
 
 from imagenet_biases.analysis.power import METHOD_LABELS, STRENGTHS
@@ -37,7 +38,8 @@ from imagenet_biases.base.errors import UserError, nearest
 from imagenet_biases.base.files import atomic
 from imagenet_biases.base.paths import HOME
 from imagenet_biases.networks.registry import registry
-from imagenet_biases.results.table import KEYS, RAW_DATA, derived
+from imagenet_biases.results.measurements import Projection, whole
+from imagenet_biases.results.table import KEYS, RAW_DATA, Projections, derived, projections
 from imagenet_biases.study import (
     BIASES,
     CONTROL,
@@ -189,13 +191,37 @@ def _background(rows: pd.DataFrame, chosen: Iterable[Highlight]) -> pd.DataFrame
     return rows[[key not in keys for key in zip(rows["model"], rows["source"], strict=True)]]
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, x: str, y: str, chosen: Sequence[Highlight] = ()) -> None:
-    """Scatter rows, category by category, and the highlighted ones on top of them."""
+def _draw(
+    ax: Axes, rows: pd.DataFrame, x: str, y: str, chosen: Sequence[Highlight] = (), samples: Projections | None = None
+) -> None:
+    """Scatter rows, category by category, and the highlighted ones on top of them; values on samples with bars."""
     _draw_categories(ax, _background(rows, chosen), x, y)
+    colours = {(highlight.model, highlight.source): highlight.colour for highlight in chosen}
+    partly = _draw_bars(ax, rows, x, y, samples or {}, colours)
     for highlight in chosen:
         points = highlight.of(rows)
-        look = {"marker": highlight.marker, "color": highlight.colour, "edgecolor": "black", "linewidth": 0.8}
-        ax.scatter(points[x], points[y], s=46, zorder=6, clip_on=False, **look)
+        look = {"facecolor": highlight.colour, "edgecolor": "black", "linewidth": 0.8}
+        if (highlight.model, highlight.source) in partly:
+            look = {"facecolor": "white", "edgecolor": highlight.colour, "linewidth": 1.4}
+        ax.scatter(points[x], points[y], s=46, zorder=6, clip_on=False, marker=highlight.marker, **look)
+
+
+def _draw_bars(
+    ax: Axes, rows: pd.DataFrame, x: str, y: str, samples: Projections, colours: Mapping[tuple[str, str], str]
+) -> set[tuple[str, str]]:
+    """Draw the intervals of points on samples; return the (model, source) of these."""
+    partly: set[tuple[str, str]] = set()
+    for row in rows.to_dict("records"):
+        key = row["model"], row["source"]
+        for name, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
+            projection = samples.get(key, {}).get(name)
+            if projection is None or projection.share == 1 or pd.isna(row[other]):
+                continue
+            partly.add(key)
+            if projection.low is not None and projection.high is not None:
+                colour = colours.get(key, STYLES[str(row["category"])].colour)
+                draw(row[other], projection.low, projection.high, color=colour, lw=1, zorder=5)
+    return partly
 
 
 def _draw_categories(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
@@ -220,7 +246,13 @@ def _key(look: Style | Highlight, label: str, **face: Any) -> Line2D:
     return Line2D([], [], ls="", marker=look.marker, ms=size, label=label, **face)
 
 
-def _legend(figure: Figure, rows: pd.DataFrame, chosen: Sequence[Highlight] = (), **settings: Any) -> None:
+def _legend(
+    figure: Figure,
+    rows: pd.DataFrame,
+    chosen: Sequence[Highlight] = (),
+    samples: Projections | None = None,
+    **settings: Any,
+) -> None:
     background = _background(rows, chosen)
     sized = {"adversarial_training": ", small to large ε"}
     keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (background["category"] == c).any()]
@@ -231,6 +263,9 @@ def _legend(figure: Figure, rows: pd.DataFrame, chosen: Sequence[Highlight] = ()
         for highlight in chosen
         if len(highlight.of(rows))
     ]
+    if samples:
+        bar = {"ls": "-", "color": "#444444", "lw": 1, "marker": "o", "ms": 6, "mfc": "white"}
+        keys.append(Line2D([], [], label="with bars: from a sample, 95 % of what all images give", **bar))
     columns = columns_of(figure, [str(key.get_label()) for key in keys])
     figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, **settings)
 
@@ -273,11 +308,16 @@ def _pick(statistics: pd.DataFrame, method: str, excluded: str = "none") -> Any:
 
 @laid_out
 def biases_and_scores(
-    rows: pd.DataFrame, statistics: pd.DataFrame, biases: Sequence[str] = BIASES, chosen: Sequence[Highlight] = ()
+    rows: pd.DataFrame,
+    statistics: pd.DataFrame,
+    biases: Sequence[str] = BIASES,
+    chosen: Sequence[Highlight] = (),
+    samples: Projections | None = None,
 ) -> Figure:
     """Draw each bias against each score, one point per network, with Spearman's ρ within categories.
 
-    `rows`: networks with derived columns; `statistics`: as analysis.statistics returns them.
+    `rows`: networks with derived columns; `statistics`: as analysis.statistics returns them; `samples`: as
+    results.table.projections returns them, here and below.
     """
     figure = Figure(figsize=(1.2 + 1.6 * len(biases), 7.4), layout="constrained")
     axes = figure.subplots(len(SCORES), len(biases), sharex="col", sharey="row")
@@ -285,7 +325,7 @@ def biases_and_scores(
     for line, score in zip(axes, SCORES, strict=True):
         line[0].set_ylabel(about(score).label)
         for ax, bias in zip(line, biases, strict=True):
-            _draw(ax, rows, bias, score, chosen)
+            _draw(ax, rows, bias, score, chosen, samples)
             ax.margins(0.08)
             _bias_axis(ax, bias)
             if (bias, score) in within.index:
@@ -296,7 +336,7 @@ def biases_and_scores(
     for ax, bias in zip(axes[-1], biases, strict=True):
         ax.set_xlabel(about(bias).label.replace(" [", "\n["))
     text = "Spearman's ρ within categories, 95 % interval, and over all networks;{}bold: p < 0.05 within, after Holm's"
-    _legend(figure, rows, chosen, title=text.format(" " if len(biases) > 5 else "\n") + " correction")
+    _legend(figure, rows, chosen, samples, title=text.format(" " if len(biases) > 5 else "\n") + " correction")
     return figure
 
 
@@ -304,8 +344,23 @@ def _of_study(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
 
 
+def _highlighted_curve(
+    ax: Axes, rows: pd.DataFrame, columns: Sequence[str], highlight: Highlight, samples: Projections | None
+) -> None:
+    """Draw a highlighted network's band-pass curve; on samples with open markers and bars."""
+    look: dict[str, Any] = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
+    by_name = (samples or {}).get((highlight.model, highlight.source), {})
+    for cutoff, column in zip(CUTOFFS, columns, strict=True):
+        part = by_name.get(column, whole(0))
+        if part.share < 1:
+            look["mfc"] = "white"
+        if part.share < 1 and part.low is not None and part.high is not None:
+            ax.vlines(cutoff, part.low, part.high, color=highlight.colour, lw=1, zorder=5)
+    ax.plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
+
+
 @laid_out
-def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None) -> Figure:
     """Draw accuracy under low- and high-pass relative to clean: highlighted networks, then category by category.
 
     Behind all of them: the study's networks (5 to 95 %, median) and the baseline. Bold: the median of a category.
@@ -331,8 +386,7 @@ def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Fig
             ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             ax.set_ylim(bottom=-0.04)
         for highlight in chosen:
-            look = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
-            line[0].plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
+            _highlighted_curve(line[0], rows, columns, highlight, samples)
         for ax, category in zip(line[bool(chosen) :], categories, strict=True):
             group = background.loc[background["category"] == category, columns]
             look = STYLES[category]
@@ -519,7 +573,9 @@ def prediction(statistics: pd.DataFrame, lowest: float = -1.0) -> Figure:
 
 
 @laid_out
-def accuracy_on_the_line(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+def accuracy_on_the_line(
+    rows: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None
+) -> Figure:
     """Draw each score against ImageNet accuracy on logit axes with the fitted line (distance: effective robustness).
 
     The line is that of the study's published networks.
@@ -531,7 +587,7 @@ def accuracy_on_the_line(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -
     percent = FuncFormatter(lambda value, _: f"{100 / (1 + np.exp(-value)):.0f}")
     for ax, score in zip(axes, scores, strict=True):
         points = rows.assign(**{name: logit(rows[name].clip(0.01, 99.99) / 100) for name in (CONTROL, score)})
-        _draw(ax, points, CONTROL, score, chosen)
+        _draw(ax, points, CONTROL, score, chosen, _on_logits(samples or {}, (CONTROL, score)))
         residual = effective_robustness(published[CONTROL], published[score])
         x = points.loc[published.index, CONTROL]
         line = points.loc[published.index, score] - residual
@@ -543,12 +599,26 @@ def accuracy_on_the_line(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -
         ax.margins(0.08)
         ax.set_ylabel(about(score).label)
         ax.set_xlabel("ImageNet top-1 [%]")
-    _legend(figure, rows, chosen)
+    _legend(figure, rows, chosen, samples)
     return figure
 
 
+def _on_logits(samples: Projections, names: Iterable[str]) -> Projections:
+    """Return the projections of percentages on the axes of accuracy_on_the_line."""
+    mapped: dict[tuple[str, str], dict[str, Projection]] = {}
+    for key, by_name in samples.items():
+        for name in names:
+            if name in by_name:
+                part = by_name[name]
+                low, high = (
+                    None if end is None else logit(np.clip(end, 0.01, 99.99) / 100) for end in (part.low, part.high)
+                )
+                mapped.setdefault(key, {})[name] = replace(part, low=low, high=high)
+    return mapped
+
+
 @laid_out
-def bias_spread(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+def bias_spread(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None) -> Figure:
     """Draw each bias by category, networks and median; highlighted networks in a separate column."""
     background = _background(rows, chosen)
     categories = [category for category in STYLES if (background["category"] == category).any()]
@@ -561,11 +631,12 @@ def bias_spread(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
             group = background.loc[background["category"] == category, [*KEYS, bias]]
             group = group.assign(place=number + random.uniform(-0.25, 0.25, len(group)) * (len(group) > 1))
             _draw_categories(ax, group, "place", bias)
+            _draw_bars(ax, group, "place", bias, samples or {}, {})
             if len(group) > 2:
                 ax.hlines(group[bias].median(), number - 0.35, number + 0.35, color="black", lw=1, zorder=5)
         places = len(categories) + np.linspace(-0.25, 0.25, len(chosen) + 2)[1:-1]
         for place, highlight in zip(places, chosen, strict=True):
-            _draw(ax, highlight.of(rows).assign(place=place), "place", bias, [highlight])
+            _draw(ax, highlight.of(rows).assign(place=place), "place", bias, [highlight], samples)
         ax.margins(y=0.08)
         if about(bias).logarithmic:
             ax.set_yscale("log")
@@ -577,7 +648,7 @@ def bias_spread(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
     for ax in axes[len(BIASES) :]:
         ax.set_visible(False)
     figure.supxlabel("category", fontsize=8)
-    _legend(figure, rows, chosen)
+    _legend(figure, rows, chosen, samples)
     return figure
 
 
@@ -651,10 +722,14 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
 
 
 @laid_out
-def power_curves(table: pd.DataFrame) -> Figure:
+def power_curves(table: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     """Draw in how many simulated studies the analysis finds an effect of each strength, by mechanism.
 
-    `table`: as analysis.power returns it.
+    The last panel shows how far correlations and places move where only a share of the images is there.
+
+    Args:
+        table: as analysis.power returns it.
+        samples: raw-data/samples.csv.
     """
     panels = (
         ("within", "cause", "acts within categories"),
@@ -662,8 +737,10 @@ def power_curves(table: pd.DataFrame) -> Figure:
         ("accuracy", "cause", "acts through ImageNet accuracy only"),
         ("nothing", "company", "does nothing"),
     )
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=(4.3, 1))
+    studies, sampled = subfigures
+    axes = studies.subplots(1, len(panels), sharex=True, sharey=True)
     x = [*STRENGTHS.values()]
     for ax, (mechanism, predictor, title) in zip(axes, panels, strict=True):
         for (method, label), style in zip(METHOD_LABELS, STYLES.values(), strict=False):
@@ -677,7 +754,18 @@ def power_curves(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("strength of the effect")
     axes[0].set_ylim(0, 1.02)
     axes[0].set_ylabel("studies with p < 0.05")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    studies.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    ax = sampled.subplots()
+    for column, label, marker in (("change", "median draw", "o"), ("worst", f"worst of {samples['draws'].max()}", "^")):
+        ax.plot(100 * samples["share"], samples[column], marker=marker, ms=4, lw=1.1, color="black", label=label)
+    ax.set_xscale("log")
+    ax.set_xticks(100 * samples["share"], [f"{100 * share:g}" for share in samples["share"]])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(bottom=0)
+    ax.set_title("from a sample")
+    ax.set_xlabel("images that are shown [%]")
+    ax.set_ylabel("largest change of a correlation\nwithin categories")
+    sampled.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -744,7 +832,11 @@ def _enough(table: pd.DataFrame, intervention: str) -> bool:
 
 
 def figures(
-    table: pd.DataFrame, statistics: pd.DataFrame, layers: pd.DataFrame, names: Sequence[str] | None = None
+    table: pd.DataFrame,
+    statistics: pd.DataFrame,
+    layers: pd.DataFrame,
+    names: Sequence[str] | None = None,
+    uncertainty: pd.DataFrame | None = None,
 ) -> Iterator[tuple[str, Figure]]:
     """Yield (name, figure) of all figures but those with people (plotting_people).
 
@@ -753,8 +845,10 @@ def figures(
         statistics: of its study networks.
         layers: as read_beside returns them.
         names: of networks to highlight (default: see `highlights`).
+        uncertainty: as read_beside returns it; without, all values count as those of whole image sets.
     """
     chosen = highlights(table, names)
+    samples = {} if uncertainty is None else projections(table, uncertainty)
     everything = derived(table)
     drawn = everything["category"].isin(DRAWN_CATEGORIES)
     everything["category"] = everything["category"].where(everything["category"].isin(STYLES), "")
@@ -763,14 +857,14 @@ def figures(
     photographs = everything[included & ~drawn].reset_index(drop=True)
     on_photographs = everything[~drawn].reset_index(drop=True)
     chosen = [highlight for highlight in chosen if len(highlight.of(photographs))]
-    yield "biases_and_scores", biases_and_scores(photographs, statistics, chosen=chosen)
-    yield "bandpass_curves", bandpass_curves(photographs, chosen)
+    yield "biases_and_scores", biases_and_scores(photographs, statistics, chosen=chosen, samples=samples)
+    yield "bandpass_curves", bandpass_curves(photographs, chosen, samples)
     yield "rank_correlations", rank_correlations(statistics)
     yield "leave_one_out", leave_one_out(statistics)
     yield "prediction", prediction(statistics)
-    yield "accuracy_on_the_line", accuracy_on_the_line(photographs, chosen)
-    yield "bias_spread", bias_spread(photographs, chosen)
-    yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES, chosen)
+    yield "accuracy_on_the_line", accuracy_on_the_line(photographs, chosen, samples)
+    yield "bias_spread", bias_spread(photographs, chosen, samples)
+    yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES, chosen, samples)
     yield (
         "criticality_by_layer",
         criticality_by_layer(layers[~layers["model"].isin(everything["model"][drawn])], chosen),

@@ -2,18 +2,19 @@
 
 A bias that would order the networks differently on other images, with other noise or under other preprocessing cannot
 correlate with a score more closely than with itself. Published rows are numbers without responses: their reliability
-is unknown.
+is unknown. Values on samples of the images are less reliable than those of the whole sets: what the whole sets would
+give stands beside their correlations.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int, Num
 
-from imagenet_biases.analysis.statistics import FEWEST, rank_correlations
+from imagenet_biases.analysis.statistics import FEWEST, WITHIN, corrected_rank_correlations, rank_correlations
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.split_half import SPLITS
 from imagenet_biases.results.measurements import Measurement, MeasurementKey, measurements
@@ -23,6 +24,7 @@ COLUMNS = ("measure", "score", "method", "estimate", "low", "high", "networks")
 MEASURES = (*BIASES, *FURTHER_BIASES, *SCORES, CONTROL)
 SPLIT_HALF, SEEDS, VIEWS = "split-half", "between seeds", "between views"
 RAW, CORRECTED = "spearman", "spearman corrected for attenuation"
+SAMPLED = "corrected for sampling"
 
 Correlations = Float[np.ndarray, "... m m"]
 
@@ -36,8 +38,10 @@ def reliability(records: Iterable[Mapping[str, Any]], resamples: int = 500, seed
       smallest and the next seed, and under the study's and the networks' own preprocessing.
     - `spearman`, `spearman corrected for attenuation`: of a bias with a score over the same networks, and divided by
       the root of the product of their split-half reliabilities (Spearman 1904), at most 1 in size.
+    - `spearman within categories`, and both Spearman's with ` corrected for sampling`, where values rest on samples:
+      what the whole image sets would give (statistics.corrected_rank_correlations).
 
-    Intervals: networks resampled.
+    Intervals: networks resampled, within categories inside each.
 
     Raises:
         UserError: no measure has half-samples of enough networks.
@@ -53,10 +57,8 @@ def reliability(records: Iterable[Mapping[str, Any]], resamples: int = 500, seed
         table, number = np.reshape(values, (len(values), -1)).T, len(values)
         weights = np.vstack([np.ones(number), random.multinomial(number, np.full(number, 1 / number), resamples)])
         with np.errstate(invalid="ignore", divide="ignore"):
-            estimate, *resampled = statistic(rank_correlations(table, weights))
-        finite = [value for value in resampled if np.isfinite(value)]
-        low, high = np.quantile(finite, (0.025, 0.975)) if len(finite) > 0.9 * resamples else (np.nan, np.nan)
-        rows.append((bias, score, method, estimate, low, high, number))
+            correlations = statistic(rank_correlations(table, weights))
+        rows.append((bias, score, method, *_with_interval(correlations), number))
 
     for measure in MEASURES:
         halved = [measurement.halves[measure] for measurement in _with_halves(of_study, measure)]
@@ -64,14 +66,16 @@ def reliability(records: Iterable[Mapping[str, Any]], resamples: int = 500, seed
         for method, key in ((SEEDS, "seed"), (VIEWS, "preprocessing")):
             add(measure, "", method, _pairs(by_key, measure, key), _spearman)
     for bias, score in product((*BIASES, *FURTHER_BIASES), SCORES):
-        values, with_halves = [], []
-        for measurement in _with_halves(of_study, bias, score):
+        values, with_halves, complete = [], [], _with_halves(of_study, bias, score)
+        for measurement in complete:
             pair = [measurement.values[bias], measurement.values[score]]
             x, y = (measurement.halves[measure].ravel() for measure in (bias, score))
             values.append(pair)
             with_halves.append(np.concatenate([pair[:1], x, pair[1:], y]))
         add(bias, score, RAW, values, _spearman)
         add(bias, score, CORRECTED, with_halves, _disattenuated)
+        for method, *numbers in _of_samples(complete, (bias, score), resamples, random):
+            rows.append((bias, score, method, *numbers, len(complete)))
     if not rows:
         raise UserError(
             f"no measure has half-samples of {FEWEST} networks: measure them first (published rows have no responses, "
@@ -88,6 +92,44 @@ def _with_halves(candidates: Iterable[Measurement], *measures: str) -> list[Meas
         if all(name in values and np.isfinite(halves.get(name, np.nan)).all() for name in measures):
             complete.append(measurement)
     return complete
+
+
+def _of_samples(
+    networks: list[Measurement], pair: tuple[str, str], resamples: int, random: np.random.Generator
+) -> Iterator[tuple[str, float, float, float]]:
+    """Yield (method, estimate, low, high) of the correlations of two measures, if any value rests on a sample."""
+    shares = np.array([[network.projections[name].share for network in networks] for name in pair])
+    if len(networks) < FEWEST or (shares == 1).all():
+        return
+    values = np.array([[network.values[name] for network in networks] for name in pair])
+    halves = np.array([[network.halves[name] for network in networks] for name in pair])
+    gaps = halves[..., 0] - halves[..., 1]
+    categories = np.unique([network.category for network in networks], return_inverse=True)[1]
+    for name, groups in ((RAW, None), (WITHIN, categories)):
+        weights = _resampled(np.zeros_like(categories) if groups is None else groups, resamples, random)
+        if groups is not None:
+            if len(networks) - groups.max() - 1 < FEWEST:
+                return
+            yield name, *_with_interval(rank_correlations(values, weights, groups)[:, 0, 1])
+        corrected = corrected_rank_correlations(values, gaps, shares, weights, groups)
+        yield f"{name} {SAMPLED}", *_with_interval(corrected[:, 0, 1])
+
+
+def _resampled(groups: Int[np.ndarray, " n"], resamples: int, random: np.random.Generator) -> Num[np.ndarray, "r n"]:
+    """Return how often each network counts: once, then resampled within groups."""
+    weights = np.ones((1 + resamples, len(groups)))
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        weights[1:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
+    return weights
+
+
+def _with_interval(correlations: Float[np.ndarray, " r"]) -> tuple[float, float, float]:
+    """Return the first number and the central 95 % of the others; no interval if they are missing too often."""
+    estimate, *resampled = correlations
+    finite = [value for value in resampled if np.isfinite(value)]
+    low, high = np.quantile(finite, (0.025, 0.975)) if len(finite) > 0.9 * len(resampled) else (np.nan, np.nan)
+    return float(estimate), float(low), float(high)
 
 
 def _pairs(by_key: Mapping[MeasurementKey, Measurement], measure: str, key: str) -> list[tuple[float, float]]:

@@ -69,6 +69,58 @@ def rank_correlations(
     return _divide(products, scale[..., :, None] * scale[..., None, :])
 
 
+def corrected_rank_correlations(
+    values: Float[np.ndarray, "m n"],
+    gaps: Float[np.ndarray, "m n S"],
+    shares: Float[np.ndarray, "m n"],
+    weights: Num[np.ndarray, "... n"] | None = None,
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> Float[np.ndarray, "... m m"]:
+    """Return Spearman's rank correlations that the whole image sets would give, from values on samples.
+
+    Sampling errors add to the sums of squares and products of the ranks; what they add is subtracted (attenuation with
+    correlated errors: Zimmerman & Williams 1977, Journal of Mathematical Psychology 16). Errors correlate between
+    networks and between measures, which share images: what all networks have in common cancels, and what the two
+    measures have in common makes a correlation up instead of attenuating it. The gap between half-samples stands for a
+    network's error (measures.split_half), on the scale of ranks. Samples are nested, so that the (co)variance of two
+    errors has the factor 1 - the larger share.
+
+    Args:
+        gaps: value on the first less that on the second half of the sample, by network and split; any number for whole
+            values.
+        shares: of the images that each value rests on, 1 for whole values.
+        weights, groups: as `rank_correlations` takes them.
+
+    Returns:
+        NaN where the errors leave no variance of a measure; else within -1...1.
+    """
+    weights = np.ones(values.shape[1]) if weights is None else np.asarray(weights, float)
+    errors = _rank_errors(values, gaps)
+    covariances = np.einsum("ais,bjs->abij", errors, errors) / errors.shape[-1]
+    covariances *= 1 - np.maximum(shares[:, None, :, None], shares[None, :, None, :])
+    ranks = _centred(_midranks(values, weights), weights, groups)
+    products = (ranks * weights[..., None, :]) @ np.swapaxes(ranks, -1, -2)
+    member = np.ones((values.shape[1], 1)) if groups is None else np.eye(groups.max() + 1)[groups]
+    own = np.einsum("...i,abii->...ab", weights, covariances)
+    for group in member.T:
+        counted = weights * group
+        common = np.einsum("...i,abij,...j->...ab", counted, covariances, counted, optimize=True)
+        own = own - common / counted.sum(-1)[..., None, None]
+    own = own * (weights.sum(-1) / weights.shape[-1])[..., None, None] ** 2  # ranks run to the sum of the weights
+    scale = np.sqrt(np.maximum(np.diagonal(products - own, axis1=-2, axis2=-1), 0))
+    return np.clip(_divide(products - own, scale[..., :, None] * scale[..., None, :]), -1, 1)
+
+
+def _rank_errors(values: Float[np.ndarray, "m n"], gaps: Float[np.ndarray, "m n S"]) -> Float[np.ndarray, "m n S"]:
+    """Return by how much errors of half the gaps move each value's rank, ranks interpolated between the values."""
+    errors = np.empty_like(gaps)
+    for row, ranks, of_row, moved in zip(values, _midranks(values), gaps, errors, strict=True):
+        order = np.argsort(row, kind="stable")
+        up, down = (np.interp(row[:, None] + sign * of_row / 2, row[order], ranks[order]) for sign in (1, -1))
+        moved[:] = (up - down) / 2
+    return errors
+
+
 def partial(correlations: Float[np.ndarray, "... m m"], control: int) -> Float[np.ndarray, "... m m"]:
     """Return the partial correlations given the variable of number `control`."""
     with_control = correlations[..., control]

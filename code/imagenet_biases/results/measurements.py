@@ -92,7 +92,8 @@ class Measurement:
     def minus(self, other: "Measurement", name: str) -> Estimate | None:
         """Return the difference to another measurement's value, paired over the images.
 
-        None where either has no value; without an interval where the two rest on different images.
+        None where either has no value; without an interval where the two rest on different image sets. Samples of
+        different size are paired, too: the smaller is part of the larger, and its halves of the larger's halves.
         """
         if name not in self.values or name not in other.values:
             return None
@@ -205,32 +206,42 @@ def derived_projections(
         projections: of metrics.
         halves: half-samples, also of the scores and biases, by name.
     """
-    known = dict(projections)
+    available = dict(projections)
     for raw, corrected in CORRECTED.items():
-        if raw in known:
-            known[corrected] = known[raw]
+        if raw in available:
+            available[corrected] = available[raw]
     derived: dict[str, Projection] = {}
-    for name, definition in DERIVED.items():
-        parts = [known.get(part) for part in definition.parts]
-        present = [part for part in parts if part is not None and part.value is not None]
-        if len(present) < len(parts):
-            continue
-        try:
-            value = definition.combine(*(part.value for part in present))
-        except ZeroDivisionError:
-            continue
-        share = min(part.share for part in present)
-        reported = known.get(definition.reported)
-        if share == 1:
-            low = high = value
-        elif reported is not None and reported.share == share:
-            low, high = reported.low, reported.high
-        elif definition.combine is mean:
-            low, high = _mean_bounds(value, dict(zip(definition.parts, present, strict=True)))
-        else:
-            low, high = _half_bounds(value, share, halves or {}, name)
-        derived[name] = known[name] = Projection(value, low, high, share=share)
+    for name in DERIVED:
+        projection = _derived_projection(name, available, halves or {})
+        if projection is not None:
+            derived[name] = available[name] = projection
     return derived
+
+
+def _derived_projection(
+    name: str, available: Mapping[str, Projection], halves: Mapping[str, Float[np.ndarray, "S 2"]]
+) -> Projection | None:
+    """Return the projection of a score or bias; None where a part is missing."""
+    definition = DERIVED[name]
+    parts = {part: available[part] for part in definition.parts if part in available}
+    values = [part.value for part in parts.values() if part.value is not None]
+    if len(values) < len(definition.parts):
+        return None
+    try:
+        value = definition.combine(*values)
+    except ZeroDivisionError:
+        return None
+    share = min(part.share for part in parts.values())
+    reported = available.get(definition.reported)
+    if share == 1:
+        return whole(value)
+    if reported is not None and reported.share == share:
+        low, high = reported.low, reported.high
+    elif definition.combine is mean:
+        low, high = _mean_bounds(value, parts)
+    else:
+        low, high = _half_bounds(value, share, halves, name)
+    return Projection(value, low, high, share=share)
 
 
 Bounds = tuple[float | None, float | None]

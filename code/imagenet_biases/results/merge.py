@@ -1,7 +1,8 @@
 """From records to rows: which records count, what they give together, and how that compares with the published figures.
 
 A record is what one benchmark measured of one network (results/NETWORK/*.json). Two editions are read: the first, whose
-`subset` speaks for all its metrics, and format 2, whose `partial` names the metrics that rest on part of their images.
+`subset` speaks for all its metrics, and format 2, whose `partial` names the metrics of incomplete image sets. Values on
+samples are merged with their share and the interval of what the whole sets would give; the largest share counts.
 """
 
 import logging
@@ -9,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import pandas as pd
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import Malformed, is_object, read_json
 from imagenet_biases.estimate import proportion
+from imagenet_biases.results.measurements import Projection, projected, whole
 from imagenet_biases.results.record_schema import FORMAT, check_record
 from imagenet_biases.results.table import (
     KEYS,
@@ -133,7 +135,7 @@ def checked(record: Content, origin: str | Path) -> Content:
         subset = record["subset"] if is_object(record["subset"]) else {}
         part = {key: subset[key] for key in ("images", "of") if key in subset}
         record["partial"] = dict.fromkeys(record["metrics"], part)
-    for name in [*record["partial"], *(name for name, *_ in _values(record))]:
+    for name in [*record["partial"], *record["metrics"], *record["layers"]]:
         try:
             place(name)
         except UserError as error:
@@ -153,14 +155,28 @@ def _completed(record: Content) -> Content:
     return record
 
 
-def _values(record: Content) -> Iterator[tuple[str, str | None, float | None, float | None, float | None]]:
-    """Yield (metric, layer or None, value, low, high) of all that a record holds."""
+class Value(NamedTuple):
+    """A number of a record, with its interval, and what the whole image sets would give."""
+
+    value: float
+    low: float | None
+    high: float | None
+    projection: Projection
+
+
+def _values(record: Content) -> Iterator[tuple[str, str | None, Value]]:
+    """Yield (metric, layer or None, number) of all that a record holds."""
+    share = record.get("share")
+    of_layers = share["images"] / share["of"] if share else 1.0  # no sample has an interval by layer
     for name, value in record["metrics"].items():
-        low, high = record["intervals"].get(name) or (None, None)
-        yield name, None, value, low, high
+        if value is not None:
+            low, high = record["intervals"].get(name) or (None, None)
+            yield name, None, Value(value, low, high, projected(record, name, value))
     for name, layers in record["layers"].items():
         for layer, (value, low, high) in layers.items():
-            yield name, layer, value, low, high
+            if value is not None:
+                projection = Projection(value, share=of_layers) if share else whole(value)
+                yield name, layer, Value(value, low, high, projection)
 
 
 # From records to rows ------------------------------------------------------------------------------------------------
@@ -268,18 +284,19 @@ def merge(
     layers: list[Content] = []
     notes: list[str] = []
     for (model, metric, layer), by_benchmark in sorted(_by_benchmark(records).items(), key=_position):
-        (benchmark, cell), *older = ((name, _cell(by_seed)) for name, by_seed in reversed(by_benchmark.items()))
+        cells = [(name, _cell(by_seed)) for name, by_seed in reversed(by_benchmark.items())]
+        (benchmark, cell), *older = sorted(cells, key=lambda pair: -pair[1]["share"])
         key = {"model": model, "source": source, "metric": metric}
         if layer is not None:
             layers.append(key | {"layer": layer, "value": cell["value"], "low": cell["low"], "high": cell["high"]})
             continue
         rows[model][metric] = cell["value"]
-        if cell["low"] is not None or cell["seeds"] > 1:
+        if cell["low"] is not None or cell["seeds"] > 1 or cell["share"] < 1:
             uncertainty.append(key | cell)
         value = f"{cell['value']:.6g}"
         for other_benchmark, other_cell in older:
             other_value = f"{other_cell['value']:.6g}"
-            if other_value != value:
+            if other_value != value and other_cell["share"] == cell["share"]:
                 notes.append(f"note: {model} {metric}: {other_value} in {other_benchmark}, {value} in {benchmark}")
     # sorted: a record that does not know the category (older, or from elsewhere) does not hide one that does
     categories = dict(sorted((record["model"], record["provenance"]["category"]) for record in records))
@@ -298,15 +315,21 @@ def merge(
 CellKey = tuple[str, str, str | None]  # model, metric, layer
 
 
-def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[int, list[Any]]]]:
-    """Return {cell: {benchmark: {seed: [value, low, high]}}}; the benchmark that was measured last comes last."""
-    cells: dict[CellKey, dict[str, dict[int, list[Any]]]] = defaultdict(dict)
+def _by_benchmark(records: Iterable[Content]) -> dict[CellKey, dict[str, dict[int, Value]]]:
+    """Return {cell: {benchmark: {seed: number}}}; the benchmark that was measured last comes last.
+
+    Of records of one benchmark and seed the one with the larger share of the images counts, of equal ones the last.
+    """
+    cells: dict[CellKey, dict[str, dict[int, Value]]] = defaultdict(dict)
     for record in records:
-        for metric, layer, *values in _values(record):
-            if values[0] is not None:
-                by_benchmark = cells[record["model"], metric, layer]
-                by_seed = by_benchmark.pop(record["benchmark"], {})
-                by_benchmark[record["benchmark"]] = by_seed | {record["provenance"]["seed"]: values}
+        seed = record["provenance"]["seed"]
+        for metric, layer, value in _values(record):
+            by_benchmark = cells[record["model"], metric, layer]
+            by_seed = by_benchmark.get(record["benchmark"], {})
+            if seed in by_seed and by_seed[seed].projection.share > value.projection.share:
+                continue
+            by_benchmark.pop(record["benchmark"], None)
+            by_benchmark[record["benchmark"]] = by_seed | {seed: value}
     return cells
 
 
@@ -315,13 +338,28 @@ def _position(item: tuple[CellKey, Any]) -> tuple[Any, ...]:
     return model, place(metric), layer is not None  # layers stay in the network's order
 
 
-def _cell(by_seed: Mapping[int, list[Any]]) -> Content:
-    """Return the mean over seeds with the mean interval, and the standard deviation between seeds."""
-    values = [value for value, _, _ in by_seed.values()]
-    bounds = [(low, high) for _, low, high in by_seed.values() if low is not None]
-    low, high = np.mean(bounds, axis=0).tolist() if bounds else (None, None)
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"value": float(np.mean(values)), "low": low, "high": high, "seeds": len(values), "spread": spread}
+def _cell(by_seed: Mapping[int, Value]) -> Content:
+    """Return the mean over seeds with the mean intervals, the smallest share, and the SD between seeds."""
+    values = [value.value for value in by_seed.values()]
+    low, high = _mean_bounds([(value.low, value.high) for value in by_seed.values() if value.low is not None])
+    projections = [value.projection for value in by_seed.values()]
+    bounds = [(projection.low, projection.high) for projection in projections]
+    whole_low, whole_high = _mean_bounds([] if (None, None) in bounds else bounds)
+    return {
+        "value": float(np.mean(values)),
+        "low": low,
+        "high": high,
+        "seeds": len(values),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "share": min(projection.share for projection in projections),
+        "whole_low": whole_low,
+        "whole_high": whole_high,
+    }
+
+
+def _mean_bounds(bounds: Sequence[tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+    low, high = np.mean(np.array(bounds, float), axis=0).tolist() if bounds else (None, None)
+    return low, high
 
 
 def update(
@@ -356,7 +394,9 @@ def update(
             write_beside(both, path, kind)
     lines: list[str] = []
     for _, row in rows.iterrows():
-        lines.append(f"{row['model']} ({row['source']}): {row.drop(list(KEYS)).notna().sum()} values")
+        shares = uncertainty.loc[(uncertainty["model"] == row["model"]) & (uncertainty["share"] < 1), "share"]
+        samples = f", {len(shares)} of them on samples (from {shares.min():.2%} of the images)" if len(shares) else ""
+        lines.append(f"{row['model']} ({row['source']}): {row.drop(list(KEYS)).notna().sum()} values{samples}")
     stay = f"; {len(old)} of before stay (--rebuild drops them)" if len(old) else ""
     return [*lines, f"{path}: {len(rows)} measured rows{stay}"]
 

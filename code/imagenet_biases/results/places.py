@@ -42,8 +42,9 @@ class Standing(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The place with its range: '7', '7 (5 to 9)'."""
-        return f"{self.rank}" if self.best == self.worst else f"{self.rank} ({self.best} to {self.worst})"
+        """The place with its range: '7/48', '7/48 (5 to 9)'."""
+        place = f"{self.rank}/{self.of}"
+        return place if self.best == self.worst else f"{place} ({self.best} to {self.worst})"
 
 
 def standing(

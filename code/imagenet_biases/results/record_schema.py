@@ -19,6 +19,7 @@ Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which 
 Object = InstanceOf[dict[str, Any]]
 Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**53)]
 Bounds = Annotated[list[Number], Len(2, 2)] | Annotated[list[None], Len(2, 2)]
 Row = Strict(False)  # JSON has lists where Python has tuples
 Layer = (
@@ -40,17 +41,17 @@ class Part(TypedDict):
 class Share(TypedDict):
     """The first images of a set, in the fixed order of its images."""
 
-    images: Count
-    of: Count
+    images: Size
+    of: Size
     order: int
-    asked: NotRequired[Count | None]
+    asked: NotRequired[Size | None]
 
 
 class Sample(TypedDict):
     """How many images a metric rests on, and the 95 % interval of what all of them would give."""
 
-    images: Count
-    of: Count
+    images: Size
+    of: Size
     low: Number | None
     high: Number | None
 

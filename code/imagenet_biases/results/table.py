@@ -7,8 +7,10 @@ belong to a table STEM.csv: STEM_uncertainty.csv (columns UNCERTAINTY) and STEM_
 
 import io
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +18,13 @@ import pandas as pd
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import atomic, read_bytes
 from imagenet_biases.base.paths import HOME, PUBLISHED, RAW_DATA
+from imagenet_biases.results.measurements import Projection, derived_projections, whole
 from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGORIES, derive, place
 
 MEASURED = HOME / "raw-data" / "measured.csv"
 KEYS = ("model", "category", "source")
-UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread")
+UNCERTAINTY = ("model", "source", "metric", "low", "high", "seeds", "spread", "share", "whole_low", "whole_high")
+SAMPLE = UNCERTAINTY[-3:]  # share of the images, and the interval of what all would give; older files lack them
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
 Paths = str | Path | Sequence[str | Path]
 LINEAGES = RAW_DATA / "lineages.csv"  # model, lineage: networks of the same group and recipe
@@ -127,7 +131,9 @@ def read_beside(paths: Paths, kind: str) -> pd.DataFrame:
 def _read_beside(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     texts = [name for name in columns if name in ("model", "source", "metric", "layer")]
     numbers = [name for name in columns if name not in texts]
-    frame = _csv(file, texts)[[*columns]].astype(dict.fromkeys(numbers, float))
+    frame = _csv(file, texts)
+    frame = frame.assign(**{name: np.nan for name in SAMPLE if name in columns and name not in frame})
+    frame = frame[[*columns]].astype(dict.fromkeys(numbers, float))
     if frame[texts].isna().to_numpy().any() or np.isinf(frame[numbers].to_numpy()).any():
         raise ValueError("a key is missing, or a number is infinite")
     return frame
@@ -153,6 +159,36 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
             values[corrected] = table[corrected].where(table["source"] == "published", table[raw])
     columns = {name: derive(name, values) for name in DERIVED}
     return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1).copy()
+
+
+Projections = Mapping[tuple[str, str], Mapping[str, Projection]]
+"""{(model, source): {metric, score or bias: what its whole image sets would give}}"""
+
+
+def projections(table: pd.DataFrame, uncertainty: pd.DataFrame) -> Projections:
+    """Return what whole image sets would give of each value, of the networks that have values on samples.
+
+    Args:
+        table: as read_table gives it.
+        uncertainty: as read_beside gives it.
+    """
+    sampled: dict[tuple[str, str], dict[str, Projection]] = {}
+    row: Any
+    for row in uncertainty[uncertainty["share"] < 1].itertuples():
+        bounds = (None, None) if np.isnan(row.whole_low) else (row.whole_low, row.whole_high)
+        sampled.setdefault((row.model, row.source), {})[row.metric] = Projection(np.nan, *bounds, share=row.share)
+    by_network: dict[tuple[str, str], dict[str, Projection]] = {}
+    for values in table.to_dict("records"):
+        key = (values["model"], values["source"])
+        if key not in sampled:
+            continue
+        parts: dict[str, Projection] = {}
+        for name, value in values.items():
+            if name not in KEYS and pd.notna(value):
+                sample = sampled[key].get(str(name))
+                parts[str(name)] = replace(sample, value=value) if sample else whole(value)
+        by_network[key] = parts | derived_projections(parts)
+    return by_network
 
 
 def study(

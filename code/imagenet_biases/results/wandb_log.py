@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.accuracy import per_class
+from imagenet_biases.results.measurements import projected
 from imagenet_biases.results.records import variant
 from imagenet_biases.study import wordnet_ids
 
@@ -143,8 +144,12 @@ class WandbLogger:
         context = {key: record[key] for key in ("model", "benchmark", "images", "subset", "warnings", "options")}
         run.config.update(record["provenance"] | context | {"variant": variant(record)}, allow_val_change=True)
         metrics = {name: value for name, value in record["metrics"].items() if value is not None}
-        rows = [[name, value, *record["intervals"].get(name, (None, None))] for name, value in metrics.items()]
-        media: dict[str, Any] = {"metrics": wandb.Table(["metric", "value", "low", "high"], [*rows])}
+        rows: list[list[Any]] = []
+        for name, value in metrics.items():
+            part = projected(record, name, value)
+            rows.append([name, value, *record["intervals"].get(name, (None, None)), part.share, part.low, part.high])
+        columns = ("metric", "value", "low", "high", "share", "whole_low", "whole_high")
+        media: dict[str, Any] = {"metrics": wandb.Table([*columns], [*rows])}
         for title, (x, lines) in curves(metrics).items():
             media[f"curves/{title}"] = wandb.plot.line_series(x, [*lines.values()], [*lines], title)
         for base, of_set in _by_set(pictures).items():
