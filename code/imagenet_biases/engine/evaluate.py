@@ -65,7 +65,7 @@ def evaluate(
     fresh: bool = False,
     label: str | None = None,
     arch: str = "resnet50",
-    normalization: str = "imagenet",
+    normalization: str = "auto",
     checkpoints: str | Path | None = None,
     allow_unstable: bool = False,
     frontend: str | None = None,
@@ -116,7 +116,7 @@ class Loading:
 
     label: str | None = None
     arch: str = "resnet50"
-    normalization: str = "imagenet"
+    normalization: str = "auto"
     checkpoints: str | Path | None = None
     allow_unstable: bool = False
     frontend: str | None = None
@@ -210,7 +210,10 @@ class Request:
             network = copy.copy(module)  # loaded by load_model: the same parameters under this label
             network.name = safe_name(name)
         else:
-            network = from_module(module, name, allow_unstable=self.loading.allow_unstable)
+            loading = self.loading
+            network = from_module(
+                module, name, allow_unstable=loading.allow_unstable, normalization=loading.normalization
+            )
         return behind(network, self.loading.frontend) if self.loading.frontend else network
 
     def loaders(self) -> dict[str, Callable[[], Network]]:

@@ -25,6 +25,7 @@ from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.safe_pickle import read
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import packages, registry
+from imagenet_biases.networks.normalization import Normalization, Statements, beside, decide, statements
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.networks.state_dict import fill, find
@@ -291,8 +292,11 @@ def from_module(
     expected_top1: float | None = None,
     category: str = "",
     allow_unstable: bool = False,
+    normalization: str = "auto",
 ) -> Network:
     """Return the Network of a torch module on RGB pixels in [0, 1] (normalization inside) that gives 1,000 logits.
+
+    A bare network of timm or torchvision gets the normalization of its library, with a warning.
 
     The module itself stays as it is; keep `borrowed(network)` open while the Network is used. Its identity is its state
     dict, its architecture as text and the source code of its classes, as far as available.
@@ -303,6 +307,7 @@ def from_module(
         expected_top1: per cent on the ImageNet validation images, if known.
         category: of the network, '' for none.
         allow_unstable: accept a network whose answers are not a function of the image, with a warning.
+        normalization: auto, imagenet, inception, clip, none or builtin, as for `load_model`.
 
     Raises:
         UserError: it is not such a module.
@@ -313,19 +318,36 @@ def from_module(
         raise UserError(
             f"{label}: some of its weights have no shape yet (lazy modules); run one batch through it first"
         )
-    facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
-    mean, std = NORMALIZATIONS["none"]
     with borrowed(module):
+        chosen = _of_module(module.cpu(), normalization, label)
         return Network(
-            module.cpu(),
+            module,
             name=label,
-            mean=mean,
-            std=std,
+            **_constants(chosen),
             category=category,
             expected_top1=expected_top1,
             allow_unstable=allow_unstable,
-            facts={**facts, "normalization": "its own"},
+            facts={**PYTHON, "arch": type(module).__qualname__, "normalization": _own(chosen)},
         )
+
+
+PYTHON: dict[str, Any] = {"checkpoint_sha256": None, "source": "Python"}
+
+
+def _of_module(body: torch.nn.Module, choice: str, label: str, default: str = "builtin", **stated: Any) -> Normalization:
+    """Return the normalization of a module; `stated` is what its file states (`beside`)."""
+    with blaming(f"{label}, given an image,"):
+        return decide(choice, statements(body.eval(), stated.get("beside", {}), STUDY.crop), default, label)
+
+
+def _constants(chosen: Normalization) -> dict[str, Any]:
+    """Return Network's arguments for a normalization."""
+    return {"mean": chosen.mean, "std": chosen.std}
+
+
+def _own(chosen: Normalization) -> str:
+    """Return how the record names the normalization of a module from Python."""
+    return "its own" if chosen.name == "builtin" else chosen.name
 
 
 def load_model(
@@ -333,7 +355,7 @@ def load_model(
     *,
     label: str | None = None,
     arch: str = "resnet50",
-    normalization: str = "imagenet",
+    normalization: str = "auto",
     checkpoints: str | Path | None = None,
     allow_unstable: bool = False,
     frontend: str | None = None,
@@ -346,7 +368,9 @@ def load_model(
             `hf:ID` (networks.vlm).
         label: the name of its results (default: `registry.network_name(name)`).
         arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
-        normalization: for a checkpoint file: imagenet, inception or none.
+        normalization: of pixels before the network: imagenet, inception, clip, none, builtin (the module does it), or
+            auto: what the network's file or attributes say, then its library, else imagenet for a checkpoint file and
+            builtin for a function. What it does not follow, or follows instead of the default, is a warning.
         checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
         allow_unstable: accept a network whose answers are not a function of the image, with a warning.
         frontend: what stands before it, as text (networks.frontends). An entry of the registry may have its own.
@@ -362,13 +386,15 @@ def load_model(
     elif kind == "zero-shot":
         parts = _from_open_clip(name, checkpoints)
     elif kind == "function":
-        parts = _from_function(name)
+        parts = _from_function(name, normalization)
     elif kind == "timm":
         parts = _from_timm(name, checkpoints)
     elif kind == "language":
         parts = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
         parts = _from_file(Path(name), arch, normalization)
+    if kind in ("registry", "zero-shot", "timm", "language") and normalization != "auto":
+        parts |= _instead(normalization, parts, name)
     network = Network(**parts, name=label, allow_unstable=allow_unstable)
     frontend_of_entry = registry.registry()[name].frontend if kind == "registry" else ""
     if frontend_of_entry:  # published as part of the network, so the expected accuracy applies behind it
@@ -429,22 +455,33 @@ def _from_registry(entry: registry.Entry, checkpoints: str | Path | None) -> dic
 
 def _from_file(path: Path, arch: str, normalization: str) -> dict[str, Any]:
     demand_file(path, "a checkpoint file")
-    if normalization not in NORMALIZATIONS:
-        raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
     body, code = build(arch)
-    fill(body, find(read(path), body, path), path)
-    facts = {"checkpoint_sha256": file_hash(path), "source": path.name, "arch": arch, "normalization": normalization}
-    mean, std = NORMALIZATIONS[normalization]
-    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
+    contents = read(path)
+    state = find(contents, body, path)
+    fill(body, state, path)
+    chosen = _of_module(body, normalization, path.name, "imagenet", beside=beside(contents, state))
+    facts = {"checkpoint_sha256": file_hash(path), "source": path.name, "arch": arch, "normalization": chosen.name}
+    return {"body": body, "code": code, **_constants(chosen), "facts": facts}
 
 
-def _from_function(name: str) -> dict[str, Any]:
+def _from_function(name: str, normalization: str) -> dict[str, Any]:
     path, function = registry.split_function(name)
     body, code = build(name)
     source = f"{path.name}:{function}"
-    facts = {"checkpoint_sha256": None, "source": source, "arch": source, "normalization": "its own"}
-    mean, std = NORMALIZATIONS["none"]  # the module takes pixels
-    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
+    chosen = _of_module(body, normalization, source)
+    facts = {"checkpoint_sha256": None, "source": source, "arch": source, "normalization": _own(chosen)}
+    return {"body": body, "code": code, **_constants(chosen), "facts": facts}
+
+
+def _instead(choice: str, parts: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what of Network's arguments a user's choice replaces, for a network whose normalization is known."""
+    facts = parts["facts"]
+    if facts["normalization"] == "its own":
+        warnings.warn(f"{name} normalizes its pixels itself; --normalization {choice} is not applied", stacklevel=3)
+        return {}
+    known = Normalization(parts["mean"], parts["std"], facts["normalization"])
+    chosen = decide(choice, Statements(beside={"its entry or configuration": known}), "imagenet", name)
+    return {**_constants(chosen), "facts": {**facts, "normalization": chosen.name}}
 
 
 def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:

@@ -43,8 +43,10 @@ PREFIXES = {"clip:": "zero-shot", "hf:": "language"}
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+NORMALIZATION_CHOICES = ("auto", *NORMALIZATIONS, "builtin")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Entry:
         category: '' outside the study's categories.
         files: their state dicts are joined; none: `arch` provides its own weights.
         arch: timm name, or module:function.
-        normalization: imagenet, inception, none, or timm (that of the timm name).
+        normalization: imagenet, inception, clip, none, or timm (that of the timm name).
         expected_top1: per cent on the ImageNet validation images, with the study's preprocessing.
         licence: '' where unknown.
         preprocessing: resize, crop, interpolation of its authors, where they are neither the study's nor timm's.
