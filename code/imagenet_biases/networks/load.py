@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from imagenet_biases.vocabulary import Batch
 
 VALIDATION_IMAGES = 50_000
+SMALLEST = torch.finfo(torch.float32).tiny  # a probability of 0 has no logarithm
 ROUNDING = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
 
 
@@ -51,6 +52,7 @@ class Network(torch.nn.Module):
         identity: JSON-able; `network` is a sha256 of weights, architecture and custom code, whatever its label.
         channels_last: whether it accepts weights and pixels in that memory order.
         overwrites: whether it writes into its pixels.
+        probabilities: whether the body gives probabilities, of which the logarithm is taken.
         frontends: what stands before it, first to last.
         notes: what loading it warned of.
     """
@@ -83,12 +85,15 @@ class Network(torch.nn.Module):
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.channels_last, self.overwrites = True, False
+        self.channels_last, self.overwrites, self.probabilities = True, False, False
         self.frontends: tuple[FrontEnd, ...] = ()
         with blaming(f"{name}, given two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
             if check:
                 self._check(allow_unstable)
+        if self.probabilities:
+            code += "\nlogarithm of probabilities"
+            facts = {**facts, "outputs": "probabilities: their logarithm is taken"}
         self.identity: dict[str, Any] = {"network": _fingerprint(self, code), **facts}
 
     @property
@@ -141,7 +146,8 @@ class Network(torch.nn.Module):
         arguments: dict[str, Any] = {"batch": batch} if self._body_wants_batch else {}
         if self.asks:  # other networks are traced without anything that depends on a prompt
             arguments |= {word: value for word, value in (prompt or {}).items() if word in self.asks}
-        return self.body(pixels, **arguments)
+        answers = self.body(pixels, **arguments)
+        return answers.float().clamp_min(SMALLEST).log() if self.probabilities else answers
 
     def behind(self, frontend: "FrontEnd") -> "Network":
         """Return the network behind a front end: another network with the same parameters and no expected accuracy."""
@@ -158,7 +164,7 @@ class Network(torch.nn.Module):
     def _check(self, allow_unstable: bool) -> None:
         """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
-        Sets `overwrites` and `channels_last`. Raises UserError for answers of another shape, and, unless
+        Sets `overwrites`, `probabilities` and `channels_last`. Raises UserError for answers of another shape, and, unless
         `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
@@ -195,6 +201,9 @@ class Network(torch.nn.Module):
         if problem:
             self.channels_last = False
             warnings.warn(f"{self.name} runs without the channels-last order, slower ({problem})", stacklevel=2)
+        if self.answers == "logits" and _probabilities(together):
+            self.probabilities = True
+            warnings.warn(f"{self.name} gives probabilities: their logarithm is measured as its logits", stacklevel=2)
 
     def _doubt(self, together: Any, ask: Callable[..., Any]) -> str:
         """Return how the answers depend on more than the image, '' if they do not."""
@@ -223,6 +232,17 @@ class Network(torch.nn.Module):
 
 def _kind(answers: Any) -> tuple[int, ...] | str:
     return tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+
+
+def _probabilities(answers: Tensor) -> bool:
+    """Whether answers are probabilities: none below 0, each row with the sum 1.
+
+    A row may lack the probability of a background class that was cut off. Answers of only 0 and 1 are taken as logits.
+    """
+    answers = answers.float()
+    sums = answers.sum(1)
+    graded = ((answers > 0) & (answers < 1)).any(1)
+    return bool((answers >= 0).all() and (sums > 0.5).all() and (sums < 1 + 1e-2).all() and graded.any())
 
 
 def _difference(answers: Any, reference: Any) -> str:
