@@ -472,3 +472,45 @@ def test_real_photographs_and_a_real_network_give_torchvisions_counts(tmp_path):
                     hits[k] += 10 * number in first[:k]  # one photograph of each tenth class
     assert record["images"] == 100 and record["subset"]["of"] == 50_000
     assert record["metrics"] == {f"top{k}_acc/imagenet": 100 * count / 100 for k, count in hits.items()}
+
+
+BACKGROUND = """
+import sys
+import torch
+sys.path.insert(0, {folder!r})
+import mobilenet
+
+class Cut(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.outputs = mobilenet.load(), []
+        *_, last = self.net.layers.values()
+        last.register_forward_hook(lambda module, pixels, outputs: self.outputs.append(outputs.flatten(1)))
+    def forward(self, x):
+        self.net(x)
+        outputs = self.outputs.pop()
+        assert outputs.shape[1] == 1001
+        return outputs{cut}
+def build():
+    return Cut()
+"""
+
+
+@needs_shared
+@pytest.mark.parametrize("cut", ["[:, :1000]", "[:, 1:]", "[:, 1:].softmax(1)", ".softmax(1)[:, 1:]"])
+def test_a_real_network_of_1001_outputs(cut, tmp_path):
+    """Cut at the wrong end, and its probabilities in place of its logits."""
+    (tmp_path / "net.py").write_text(BACKGROUND.format(folder=str(SHARED / "nets"), cut=cut))
+    words = ["--model", f"{tmp_path}/net.py:build", "--imagenet", SHARED / "imagenet_samples", "--allow-partial"]
+    run("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 25, "--wandb", "disabled", check=True)
+    record = json.loads((tmp_path / "net.build" / "imagenet.json").read_text())
+    near_chance = [warning for warning in record["warnings"] if "near chance" in warning]
+    probabilities = [warning for warning in record["warnings"] if "gives probabilities" in warning]
+    assert bool(probabilities) == ("softmax" in cut)
+    if cut == "[:, :1000]":
+        (warning,) = near_chance
+        assert "% on 100 clean images, near chance; likely causes: classes in another order: sh" in warning
+        assert warning.endswith("(give outputs[:, 1:]); so read, top-1 is 86.00 %")
+        assert record["metrics"]["top1_acc/imagenet"] < 5  # neighbouring classes look alike
+    else:
+        assert near_chance == [] and record["metrics"]["top1_acc/imagenet"] == 86

@@ -23,7 +23,7 @@ from imagenet_biases.engine.plan import Cell, Group, Job, make_job, make_jobs, m
 from imagenet_biases.engine.ranks import check_shared, ranks
 from imagenet_biases.engine.runtime import Runtime, make_runtime
 from imagenet_biases.engine.sharding import Unit, share
-from imagenet_biases.measures.accuracy import top
+from imagenet_biases.measures.accuracy import likely_order, top
 from imagenet_biases.networks.load import (
     Network,
     architecture,
@@ -425,20 +425,23 @@ class Run:
 
     def _check_clean_accuracy(self, group: Group) -> None:
         """Report at once a clean accuracy far from what is known of a network: it is loaded wrongly."""
-        whole = group.images.name == study.CLEAN_SET and not group.images.subset
-        if not whole or self.runtime.preprocessing != "study" or self.quiet:
+        if self.quiet:
             return
         for cell in group.cells:
-            if cell.condition.kind != "clean":
-                continue
-            if cell.readout.hits(cell.stored.values, cell.images.labels) is not None:
-                warning = self._clean_warning(cell.network, top(cell.responses()).value, len(cell.images))
-                if warning:
-                    logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
+            if warning := self._clean_warning(cell):
+                logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
 
-    @staticmethod
-    def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
-        return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
+    def _clean_warning(self, cell: Cell) -> str | None:
+        """Return what is wrong with a network's answers to the clean images; of a part of them, only chance is."""
+        if cell.condition.kind != "clean" or cell.images.name != study.CLEAN_SET:
+            return None
+        if cell.readout.hits(cell.stored.values, cell.images.labels) is None:
+            return None
+        network, responses = cell.network, cell.responses()
+        whole = self.runtime.preprocessing == "study" and not cell.images.subset
+        accuracy, count = top(responses).value, int(responses.counts.sum())
+        expected = network.expected_top1 if whole else None
+        return clean_accuracy_warning(network.name, expected, accuracy, count, likely_order(responses))
 
     def _finish(self, job: Job, network: Network, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
@@ -448,11 +451,8 @@ class Run:
             metrics = named(job.benchmark.report(results), job.name)
         notes = [*network.notes, *job.notes, *report_notes]
         notes += [note for responses in results.all() for note in responses.notes]
-        clean = metrics.get(study.CONTROL)
-        whole = not any(images.subset for images in job.image_sets)
-        if clean is not None and whole and self.runtime.preprocessing == "study":
-            warning = self._clean_warning(network, clean.value, len(job.image_sets[0]))
-            notes += [warning] if warning else []
+        if study.CONTROL in metrics:
+            notes += filter(None, map(self._clean_warning, cells))
         with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,

@@ -589,21 +589,27 @@ def _add_tensors(digest: Any, state: Mapping[str, Any]) -> None:
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------
 
 
-def clean_accuracy_warning(name: str, expected: float | None, measured: float | None, images: int) -> str | None:
+def clean_accuracy_warning(
+    name: str, expected: float | None, measured: float | None, images: int, order: str = ""
+) -> str | None:
     """Return a warning if a network's clean top-1 is far from the expected accuracy or near chance (0.1 %), else None.
 
-    Far is more than 1 point, and on fewer images than the whole validation set also more than 1.96 standard errors.
+    Far is more than 1 point, and on fewer images than the whole validation set also more than 1.96 standard errors;
+    near chance is below 1 %, or wrong but for the order of classes, from 50 images on.
 
     Args:
         name: of the network.
         expected: per cent, or None if unknown.
         measured: per cent, or None if no image counts.
         images: how many images were measured.
+        order: the order of classes in which the answers are right (measures.accuracy.likely_order), where it is known.
     """
     if measured is None:
         return None
-    if measured < 1 and images >= 1000 and (expected is None or expected > 2):
+    if (order or measured < 1) and images >= 50 and (expected is None or expected > 2):
         causes = "classes in another order, weights that were never filled, pixels in another range than [0, 1]"
+        if order:
+            causes = f"classes in another order: {order}"
     elif expected is None:
         return None
     else:
