@@ -384,7 +384,7 @@ def load_model(
     """Return the Network called `name`.
 
     Args:
-        name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
+        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
             `hf:ID` (networks.vlm).
         label: the name of its results (default: `registry.network_name(name)`).
         arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
@@ -412,7 +412,7 @@ def load_model(
     elif kind == "language":
         parts = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
-        parts = _from_file(Path(name), arch, normalization)
+        parts = _from_files(registry.checkpoint_files(name), arch, normalization)
     if kind in ("registry", "zero-shot", "timm", "language") and normalization != "auto":
         parts |= _instead(normalization, parts, name)
     network = Network(**parts, name=label, allow_unstable=allow_unstable)
@@ -473,14 +473,18 @@ def _from_registry(entry: registry.Entry, checkpoints: str | Path | None) -> dic
     return parts | facts_known
 
 
-def _from_file(path: Path, arch: str, normalization: str) -> dict[str, Any]:
-    demand_file(path, "a checkpoint file")
+def _from_files(paths: list[Path], arch: str, normalization: str) -> dict[str, Any]:
+    for path in paths:
+        demand_file(path, "a checkpoint file")
     body, code = build(arch)
-    contents = read(path)
-    state = find(contents, body, path)
-    fill(body, state, path)
-    chosen = _of_module(body, normalization, path.name, "imagenet", beside=beside(contents, state))
-    facts = {"checkpoint_sha256": file_hash(path), "source": path.name, "arch": arch, "normalization": chosen.name}
+    contents = {str(number): read(path) for number, path in enumerate(paths)} if len(paths) > 1 else read(paths[0])
+    source = "+".join(map(str, paths))
+    state = find(contents, body, source, len(paths))
+    fill(body, state, source)
+    names = "+".join(path.name for path in paths)
+    chosen = _of_module(body, normalization, names, "imagenet", beside=beside(contents, state))
+    sha256 = "+".join(map(file_hash, paths))
+    facts = {"checkpoint_sha256": sha256, "source": names, "arch": arch, "normalization": chosen.name}
     return {"body": body, "code": code, **_constants(chosen), "facts": facts}
 
 

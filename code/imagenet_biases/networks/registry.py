@@ -1,7 +1,7 @@
 """The registry of networks as data: models/zoo.toml, its groups, and what the names on a command line stand for.
 
-A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture)
-or `file.py:function`, your function that returns a module on [0, 1] pixels. Looking up an entry needs neither torch nor
+A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture;
+backbone.pth+head.pth for a network in two files) or `file.py:function`, your function that returns a module on [0, 1] pixels. Looking up an entry needs neither torch nor
 timm.
 """
 
@@ -398,9 +398,10 @@ def resolve(spec: str) -> list[str]:
     for name in names:
         network_name(name)
         kind = kind_of(name)
-        path = split_function(name)[0] if kind == "function" else Path(name)
-        if kind in ("function", "file"):
-            demand_file(path, "a checkpoint file" if kind == "file" else "a file of Python code")
+        if kind == "function":
+            demand_file(split_function(name)[0], "a file of Python code")
+        for path in checkpoint_files(name) if kind == "file" else ():
+            demand_file(path, "a checkpoint file")
     return names
 
 
@@ -436,10 +437,20 @@ def network_name(name: str) -> str:
         return safe_name(f"{path.stem}.{function}")
     if kind != "file":
         return safe_name(name)
-    result = Path(name).name
-    while result.endswith(SUFFIXES):
-        result = result.rpartition(".")[0]
-    return safe_name(result)
+    stems: list[str] = []
+    for path in checkpoint_files(name):
+        stem = path.name
+        while stem.endswith(SUFFIXES):
+            stem = stem.rpartition(".")[0]
+        stems.append(stem)
+    return safe_name("+".join(stems))
+
+
+def checkpoint_files(name: str) -> list[Path]:
+    """Return the paths in `path.pth`, or in `backbone.pth+head.pth`."""
+    parts = name.split("+")
+    several = all(part.endswith(SUFFIXES) for part in parts) and not os.path.isfile(name)
+    return [Path(part) for part in parts] if several else [Path(name)]
 
 
 def zero_shot(arch: str) -> bool:
