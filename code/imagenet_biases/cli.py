@@ -76,8 +76,8 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
         "--normalization",
         choices=NORMALIZATION_CHOICES,
         default="auto",
-        help="of pixels before the network; auto: as its file, its attributes or its library say, else ImageNet's for a "
-        "checkpoint file and none for your own module; builtin: the module does it",
+        help="of pixels before the network; auto: as its file, its attributes or its library say, else ImageNet's for "
+        "a checkpoint file and none for your own module; builtin: the module does it",
     )
     networks.add_argument(
         "--checkpoints", metavar="DIR", help="where checkpoints are kept (default: models/checkpoints)"

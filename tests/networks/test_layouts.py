@@ -59,7 +59,9 @@ def counted(state):
     return {**state, **counters, "total_ops": torch.zeros(1), "total_params": torch.zeros(1)}
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": zoo_layouts.prefixed("module.", state)}])
+@pytest.mark.parametrize(
+    "wrap", [lambda state: state, lambda state: {"state_dict": zoo_layouts.prefixed("module.", state)}]
+)
 def test_counters_of_thop_are_left_out_with_a_word(wrap, state, tmp_path):
     found, said = read_into(zoo_layouts.narrow, wrap(counted(state)), tmp_path / "x.pth")
     assert same(found, state)
@@ -104,7 +106,9 @@ def test_the_real_network_behind_wrappers_gives_the_same_logits(tmp_path):
     from imagenet_biases.networks.user_code import build
 
     network, _ = build(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
-    contents = {name.replace("layers.", "layers.module._orig_mod."): value for name, value in network.state_dict().items()}
+    contents = {
+        name.replace("layers.", "layers.module._orig_mod."): value for name, value in network.state_dict().items()
+    }
     torch.save({"state_dict": counted(contents)}, tmp_path / "x.pth")
     with pytest.warns(UserWarning, match="total_"):
         loaded = load_model(f"{tmp_path}/x.pth", arch=f"{SHARED / 'nets' / 'mobilenet.py'}:load", normalization="none")
@@ -138,7 +142,9 @@ def test_the_moving_average_beside_the_weights_is_named(state, tmp_path):
 def test_lightning_with_a_moving_average(state, tmp_path):
     """Heads and backbones of two copies are not mixed."""
     average = {name: value + 1 for name, value in state.items()}
-    contents = {"state_dict": mmpretrain(state, "model.") | mmpretrain(average, "ema.") | {"loss.weight": torch.ones(9)}}
+    contents = {
+        "state_dict": mmpretrain(state, "model.") | mmpretrain(average, "ema.") | {"loss.weight": torch.ones(9)}
+    }
     found, said = read_into(zoo_layouts.narrow, contents, tmp_path / "x.ckpt")
     assert same(found, state)
     assert "'state_dict.model.backbone.' is used, not state_dict.ema.backbone." in said[0]
@@ -183,7 +189,10 @@ AUTHORS = {  # {build: rules that turn timm's names into those of the published 
         (r"^head\.norm", "norm"),
         (r"^head\.fc", "head"),
     ],
-    swin: [(r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample"), (r"^head\.fc", "head")],
+    swin: [
+        (r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) - 1}.downsample"),
+        (r"^head\.fc", "head"),
+    ],
     deit3: [(r"ls(\d)\.gamma", r"gamma_\1")],
 }
 
@@ -241,7 +250,7 @@ def test_the_first_part_of_a_deeper_network_is_not_this_one(tmp_path):
     backbone, head = split(deeper)
     torch.save(backbone, tmp_path / "backbone.pth")
     torch.save(head, tmp_path / "head.pth")
-    with pytest.raises(UserError, match="left over: .*layer3"):
+    with pytest.raises(UserError, match=r"left over: .*layer3"):
         load_model(f"{tmp_path}/backbone.pth+{tmp_path}/head.pth", arch=ARCH)
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist: give a checkpoint file"):
         load_model(f"{tmp_path}/backbone.pth+{tmp_path}/nowhere.pth", arch=ARCH)

@@ -103,6 +103,10 @@ def test_answers_that_are_no_function_of_the_image(forward, seen, tmp_path):
         ("return self.fc(self.conv(x).mean((0, 2, 3)))[None]", r"answers 2 images with \(1, 1000\)"),
         ("return self.fc(self.conv(x).mean((2, 3)))[:, :len(x) * 500]", r"answers 1 images with \(1, 500\)"),
         ("return (self.fc(self.conv(x).mean((2, 3))),)", "answers 2 images with tuple"),
+        (
+            "h = self.fc(self.conv(x).mean((2, 3)))\nreturn torch.cat([h[:, :1], h], 1)",
+            r"with \(2, 1001\), not with 1000 logits each \(2, 1000\); the first of 1,001 is .* give outputs\[:, 1:\]",
+        ),
         ("return self.fc(self.conv(x).mean((2, 3))).argsort()", r"answers 2 images with \(2, 1000\)"),
     ],
 )

@@ -13,7 +13,6 @@ from typing import IO, Any, BinaryIO
 
 from imagenet_biases.base.errors import UserError
 
-
 POINTER = b"version https://git-lfs.github.com/spec/"
 A_POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned"
 

@@ -90,8 +90,8 @@ def likely_order(responses: Responses) -> str:
     """Return in which known order of classes a network with a top-1 below 10 % answers; '' if in none of them.
 
     Neighbouring classes look alike, so a shifted network is not always wrong. An order is named if it makes at least
-    three answers, 5 % of them and five times as many as the order at hand right: three of 50 come about by chance in one
-    case of 50,000.
+    three answers, 5 % of them and five times as many as the order at hand right: three of 50 come about by chance in
+    one case of 50,000.
     """
     answers, labels = responses.values.reshape(len(responses.values), -1)[:, 0], responses.labels
     counted = responses.counts & (labels >= 0)
@@ -101,7 +101,7 @@ def likely_order(responses: Responses) -> str:
     accuracy = float((answers == labels).mean())
     as_text = np.array(sorted(range(CLASSES), key=str))
     orders = {
-        "shifted by one, as when the last of 1,001 outputs is cut off, not the first (give outputs[:, 1:])": answers - 1,
+        "shifted by one, as when the last of 1,001 outputs is cut off (give outputs[:, 1:])": answers - 1,
         "shifted by one, as when the first class is cut off": answers + 1,
         "that of class numbers sorted as texts (0, 1, 10, 100, ...), such as names of folders": as_text[answers],
         "that of class numbers sorted as texts, the other way round": as_text.argsort()[answers],

@@ -164,8 +164,8 @@ class Network(torch.nn.Module):
     def _check(self, allow_unstable: bool) -> None:
         """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
-        Sets `overwrites`, `probabilities` and `channels_last`. Raises UserError for answers of another shape, and, unless
-        `allow_unstable`, for answers that are not a function of the image.
+        Sets `overwrites`, `probabilities` and `channels_last`. Raises UserError for answers of another shape, and,
+        unless `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
         images = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -224,9 +224,10 @@ class Network(torch.nn.Module):
             if not (isinstance(answers, list) and len(answers) == images and all(isinstance(a, str) for a in answers)):
                 raise UserError(f"{self.name} answers {images} images with {_kind(answers)}, not with a list of str")
         elif _kind(answers) != (images, CLASSES) or not answers.is_floating_point():
+            background = "; the first of 1,001 is usually the background: give outputs[:, 1:]"
             raise UserError(
                 f"{self.name} answers {images} images with {_kind(answers)}, not with {CLASSES} logits each "
-                f"({images}, {CLASSES})"
+                f"({images}, {CLASSES}){background if _kind(answers) == (images, CLASSES + 1) else ''}"
             )
 
 
@@ -354,7 +355,9 @@ def from_module(
 PYTHON: dict[str, Any] = {"checkpoint_sha256": None, "source": "Python"}
 
 
-def _of_module(body: torch.nn.Module, choice: str, label: str, default: str = "builtin", **stated: Any) -> Normalization:
+def _of_module(
+    body: torch.nn.Module, choice: str, label: str, default: str = "builtin", **stated: Any
+) -> Normalization:
     """Return the normalization of a module; `stated` is what its file states (`beside`)."""
     with blaming(f"{label}, given an image,"):
         return decide(choice, statements(body.eval(), stated.get("beside", {}), STUDY.crop), default, label)
@@ -384,8 +387,8 @@ def load_model(
     """Return the Network called `name`.
 
     Args:
-        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
-            `hf:ID` (networks.vlm).
+        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`,
+            `clip:ARCH/TAG` (networks.zero_shot) or `hf:ID` (networks.vlm).
         label: the name of its results (default: `registry.network_name(name)`).
         arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
         normalization: of pixels before the network: imagenet, inception, clip, none, builtin (the module does it), or

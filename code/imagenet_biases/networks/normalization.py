@@ -94,7 +94,7 @@ def statements(body: torch.nn.Module, beside: Mapping[str, Normalization], side:
 
 
 def decide(choice: str, stated: Statements, default: str, label: object) -> Normalization:
-    """Return the normalization of a network, and warn where it is not what would be assumed, or contradicts the network.
+    """Return the normalization of a network; warn where it is not what would be assumed, or contradicts the network.
 
     Args:
         choice: the user's, or auto.

@@ -1,8 +1,8 @@
 """The registry of networks as data: models/zoo.toml, its groups, and what the names on a command line stand for.
 
 A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture;
-backbone.pth+head.pth for a network in two files) or `file.py:function`, your function that returns a module on [0, 1] pixels. Looking up an entry needs neither torch nor
-timm.
+backbone.pth+head.pth for a network in two files) or `file.py:function`, your function that returns a module on [0, 1]
+pixels. Looking up an entry needs neither torch nor timm.
 """
 
 import ast

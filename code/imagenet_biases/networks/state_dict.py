@@ -2,8 +2,8 @@
 
 import collections
 import inspect
+import itertools
 import json
-import os
 import re
 import sys
 import warnings
@@ -156,7 +156,8 @@ def _beside(
         place = checkpoint.folders[original]
         near = place == folder or (checkpoint.files > 1 and place[0] != folder[0])
         if near and f".{original}".endswith(f".{name}") and tuple(tensor.shape) == shape:
-            shared[original] = len(os.path.commonprefix([original.split("."), prefix.split(".")]))
+            pairs = zip(original.split("."), prefix.split("."), strict=False)
+            shared[original] = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     closest = [original for original, length in shared.items() if length == max(shared.values())]
     same = all(torch.equal(checkpoint.tensors[original], checkpoint.tensors[closest[0]]) for original in closest)
     return closest[0] if closest and same else None
