@@ -51,7 +51,8 @@ def test_photographs(pointer, tmp_path):
     with pytest.raises(Unreadable, match=f"JPEG: {SAID.removeprefix('is ')}"):
         decode(path, STUDY)
     (tmp_path / "net.py").write_text(
-        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000))\n"
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000))\n"
     )
     words = ["--model", f"{tmp_path}/net.py:build", "--imagenet", tmp_path / "val", "--limit", 8, "--num-workers", 0]
     ended = run("eval_imagenet.py", *words, "--results", tmp_path / "results", "--wandb", "disabled")

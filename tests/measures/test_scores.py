@@ -11,6 +11,7 @@ from timm.data import RealLabelsImagenet
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures import accuracy
+from imagenet_biases.study import devkit_order, wordnet_ids
 from imagenet_biases.vocabulary import CLEAN, Responses
 
 
@@ -135,12 +136,15 @@ def test_a_ratio_of_nothing_has_no_interval_without_width():
     assert accuracy.ratio(np.zeros(3), np.zeros(3)).value is None
 
 
+DEVKIT = np.array(devkit_order())
 AS_TEXT = np.array(sorted(range(1000), key=str))
 ORDERS = {  # {what is said: how such a network numbers the classes}
     "1,001 outputs is cut off": lambda classes: np.minimum(classes + 1, 999),
     "first class is cut off": lambda classes: np.maximum(classes - 1, 0),
     r"sorted as texts \(0, 1, 10": lambda classes: AS_TEXT.argsort()[classes],
-    "sorted as texts, the other way round": lambda classes: AS_TEXT[classes],
+    "sorted as texts, in the labels": lambda classes: AS_TEXT[classes],
+    r"devkit \(ILSVRC2012_ID - 1\);": lambda classes: DEVKIT.argsort()[classes],
+    r"devkit \(ILSVRC2012_ID - 1\), in the labels": lambda classes: DEVKIT[classes],
 }
 
 
@@ -160,6 +164,13 @@ def test_the_order_in_which_a_network_answers_is_named(said, count, share):
     assert re.search(said, with_order)
     right = float(re.search(r"top-1 is ([\d.]+) %", with_order)[1])
     assert right == pytest.approx(100 * share, abs=100 * 2.5 / count)
+
+
+def test_the_order_of_the_devkit():
+    """Its numbers of the first two validation images are 490 and 361: a sea snake and an alp."""
+    assert sorted(DEVKIT) == list(range(1000))
+    assert [wordnet_ids()[DEVKIT[number - 1]] for number in (490, 361)] == ["n01751748", "n09193705"]
+    assert [wordnet_ids()[DEVKIT[number - 1]] for number in (1, 449, 1000)] == ["n02119789", "n01440764", "n03255030"]
 
 
 def test_no_order_is_named_without_need_or_by_chance():

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from imagenet_biases.estimate import Z95, Estimate, proportion
 from imagenet_biases.networks.packages import CLASSES
-from imagenet_biases.study import ALEXNET_ERROR
+from imagenet_biases.study import ALEXNET_ERROR, devkit_order
 from imagenet_biases.vocabulary import Responses
 
 
@@ -99,12 +99,14 @@ def likely_order(responses: Responses) -> str:
     if not len(labels):
         return ""
     accuracy = float((answers == labels).mean())
-    as_text = np.array(sorted(range(CLASSES), key=str))
+    as_text, devkit = np.array(sorted(range(CLASSES), key=str)), np.array(devkit_order())
     orders = {
         "shifted by one, as when the last of 1,001 outputs is cut off (give outputs[:, 1:])": answers - 1,
         "shifted by one, as when the first class is cut off": answers + 1,
         "that of class numbers sorted as texts (0, 1, 10, 100, ...), such as names of folders": as_text[answers],
-        "that of class numbers sorted as texts, the other way round": as_text.argsort()[answers],
+        "that of class numbers sorted as texts, in the labels": as_text.argsort()[answers],
+        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1)": devkit[answers],
+        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1), in the labels": devkit.argsort()[answers],
     }
     shares = {order: float((reordered == labels).mean()) for order, reordered in orders.items()}
     order = max(shares, key=lambda name: shares[name])
