@@ -68,13 +68,23 @@ def responses(passes, network, results=None, **settings):
 
 
 def answered(results):
-    """Return how many images a process has stored answers to so far; other ranks' files do not count."""
+    """Return how many images a process has stored answers to so far."""
     most = 0
     for path in Path(results).rglob("*.parts/*.npz"):
-        if "rank" not in path.name:
-            with contextlib.suppress(OSError), np.load(path) as kept:
-                most = max(most, *(int((kept[name] > 0).sum()) for name in kept.files if name.endswith("state")))
+        with contextlib.suppress(OSError), np.load(path) as kept:
+            most = max(most, *(int((kept[name] > 0).sum()) for name in kept.files if name.endswith("state")))
     return most
+
+
+def images_named(name, sizes, seed=0):
+    """Return a made-up image set with classes of such sizes; there are no files."""
+    from imagenet_biases.images.listing import ImageNames, Listing
+    from imagenet_biases.images.sets import ImageSet
+
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    files = [f"{seed}-{number}.png" for number in range(len(labels))]
+    listing = Listing(None, ImageNames(files, labels), np.zeros(len(labels), np.int64))
+    return ImageSet(name, listing, np.arange(len(labels)))
 
 
 class Ended(NamedTuple):

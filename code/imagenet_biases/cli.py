@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, exit_on_user_error
+from imagenet_biases.networks.registry import NORMALIZATION_CHOICES
 from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import IMAGE_FOLDERS
 from imagenet_biases.vocabulary import COMPILE, PRECISIONS, PREPROCESSINGS, Benchmark, Data, Option, Settings
@@ -99,7 +100,11 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
     networks.add_argument("--name", metavar="LABEL", help="your own name for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
     networks.add_argument(
-        "--normalization", choices=["imagenet", "inception", "none"], default="imagenet", help="of a checkpoint file"
+        "--normalization",
+        choices=NORMALIZATION_CHOICES,
+        default="auto",
+        help="of pixels before the network; auto: as its file, its attributes or its library say, else ImageNet's for "
+        "a checkpoint file and none for your own module; builtin: the module does it",
     )
     networks.add_argument(
         "--checkpoints", metavar="DIR", help="where checkpoints are kept (default: models/checkpoints)"

@@ -38,6 +38,12 @@ def wordnet_ids() -> tuple[str, ...]:
 
 
 @cache
+def devkit_order() -> tuple[int, ...]:
+    """Return the class numbers in the order of the ILSVRC2012 devkit (ILSVRC2012_ID 1 to 1,000)."""
+    return tuple(json.loads(Path(__file__).with_name("devkit_order.json").read_text("utf-8")))
+
+
+@cache
 def class_numbers(subset: str) -> tuple[int, ...]:
     """Return the sorted class numbers of a subset of ImageNet-1k that timm lists: 'imagenet-a' or 'imagenet-r'."""
     members = set(_class_list(subset.replace("-", "_") + "_synsets.txt"))

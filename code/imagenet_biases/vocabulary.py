@@ -110,11 +110,14 @@ class Settings:
             raise ValueError(f"--num-workers {self.workers}: give 0 (decode in the main process) to 1000")
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise ValueError(f"--shard {self.shard[0]}/{self.shard[1]}: give i/n with i from 1 to n")
-        if self.rounds is not None:
-            rising = all(before < after for before, after in itertools.pairwise((0, *self.rounds)))
-            if not (self.rounds and rising and self.rounds[-1] <= 100):
-                listed = ",".join(f"{share:g}" for share in self.rounds)
-                raise ValueError(f"--rounds {listed}: give rising shares above 0, up to 100 per cent, e.g. 1,5,20,100")
+        self._check_ends()
+
+    def _check_ends(self) -> None:
+        """Raise ValueError for rounds, a budget or an end that cannot be meant."""
+        rounds = (0.0, *(self.rounds or ())) if self.rounds is not None else (0.0, 100.0)
+        if len(rounds) < 2 or rounds[-1] > 100 or any(after <= before for before, after in itertools.pairwise(rounds)):
+            listed = ",".join(f"{share:g}" for share in rounds[1:])
+            raise ValueError(f"--rounds {listed}: give rising shares above 0, up to 100 per cent, e.g. 1,5,20,100")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"--budget {self.budget:g}: give a time above 0, e.g. 30m")
         if self.until is not None and self.until != "places" and not self.until > 0:
@@ -443,7 +446,6 @@ class Responses:
         values: [N, *readout.shape].
         counts: which images count; the others were left out as unreadable.
         measured: when, where and by what.
-        notes: what was odd while they were measured.
     """
 
     images: "ImageSet"
@@ -452,7 +454,6 @@ class Responses:
     counts: Bool[np.ndarray, " N"]
     readout: Readout = field(default_factory=TopClasses)
     measured: tuple[dict[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> Int64[np.ndarray, " N"]:

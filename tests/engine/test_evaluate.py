@@ -1,7 +1,6 @@
 """The forward loop: every image once, whatever the batches, workers, ranks, interruptions."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -142,10 +141,9 @@ def test_networks_take_turns_where_they_take_many_passes(validation):
     for body in bodies:
         body.shown = 0
     # (when it is complete, how often each network has been shown a whole set of images)
-    done = {
-        (job.name, network.name): [body.shown // len(validation) for body in bodies]
-        for job, network in loop.run(list(plan.cells))
-    }
+    done = {}
+    for part in filter(None, loop.run(list(plan.cells))):
+        done[part.job.name, part.network.name] = [body.shown // len(validation) for body in bodies]
     assert done["few", "one"] == done["few", "two"] == [3, 3]
     assert done["many", "one"] == [12, 3] and done["many", "two"] == [12, 12]
 
@@ -384,9 +382,11 @@ def test_nonfinite_answers_are_counted_and_reported_again_on_a_repeat(validation
     dark = sum(STUDY(Image.open(validation.path(i))).mean() / 255 < 0.45 for i in range(len(validation)))
     assert 0 < dark < len(validation)
     for _ in range(2):  # the second time from stored responses
-        found = responses([Pass(validation)], Broken(), tmp_path)
-        (note,) = found["imagenet", "clean"].notes
+        benchmark = Benchmark("probe", lambda data: [Pass(validation)], lambda results: ())
+        (record,) = evaluate(Broken(), benchmark, Data(), Settings(device="cpu"), results=tmp_path)
+        (note,) = [note for note in record["warnings"] if "finite" in note]
         assert note.startswith(f"{dark} answers to clean were not finite")
+        next(tmp_path.glob("*/probe.json")).unlink()
 
 
 NET = """
@@ -429,28 +429,6 @@ def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     assert _measured(tmp_path / "killed") == _measured(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_two_ranks_count_what_one_counts(drawn, tmp_path):
-    (tmp_path / "net.py").write_text(NET.format(pause=0))
-    words = [
-        "--model",
-        f"{tmp_path / 'net.py'}:build",
-        "--data",
-        str(drawn),
-        "--batch-size",
-        "7",
-        "--wandb",
-        "disabled",
-    ]
-    run("eval_imagenet.py", *words, "--results", tmp_path / "one", check=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(CODE / "eval_imagenet.py"), *words, "--split", "images", "--results", str(tmp_path / "two")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ})
-    assert result.returncode == 0, result.stderr
-    assert _measured(tmp_path / "two") == _measured(tmp_path / "one")
-    assert not list((tmp_path / "two").rglob("*.rank-*"))
-
-
 @needs_shared
 def test_real_photographs_and_a_real_network_give_torchvisions_counts(tmp_path):
     folder = SHARED / "imagenet_samples"
@@ -472,3 +450,45 @@ def test_real_photographs_and_a_real_network_give_torchvisions_counts(tmp_path):
                     hits[k] += 10 * number in first[:k]  # one photograph of each tenth class
     assert record["images"] == 100 and record["subset"]["of"] == 50_000
     assert record["metrics"] == {f"top{k}_acc/imagenet": 100 * count / 100 for k, count in hits.items()}
+
+
+BACKGROUND = """
+import sys
+import torch
+sys.path.insert(0, {folder!r})
+import mobilenet
+
+class Cut(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.outputs = mobilenet.load(), []
+        *_, last = self.net.layers.values()
+        last.register_forward_hook(lambda module, pixels, outputs: self.outputs.append(outputs.flatten(1)))
+    def forward(self, x):
+        self.net(x)
+        outputs = self.outputs.pop()
+        assert outputs.shape[1] == 1001
+        return outputs{cut}
+def build():
+    return Cut()
+"""
+
+
+@needs_shared
+@pytest.mark.parametrize("cut", ["[:, :1000]", "[:, 1:]", "[:, 1:].softmax(1)", ".softmax(1)[:, 1:]"])
+def test_a_real_network_of_1001_outputs(cut, tmp_path):
+    """Cut at the wrong end, and its probabilities in place of its logits."""
+    (tmp_path / "net.py").write_text(BACKGROUND.format(folder=str(SHARED / "nets"), cut=cut))
+    words = ["--model", f"{tmp_path}/net.py:build", "--imagenet", SHARED / "imagenet_samples", "--allow-partial"]
+    run("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 25, "--wandb", "disabled", check=True)
+    record = json.loads((tmp_path / "net.build" / "imagenet.json").read_text())
+    near_chance = [warning for warning in record["warnings"] if "near chance" in warning]
+    probabilities = [warning for warning in record["warnings"] if "gives probabilities" in warning]
+    assert bool(probabilities) == ("softmax" in cut)
+    if cut == "[:, :1000]":
+        (warning,) = near_chance
+        assert "% on 100 clean images, near chance; likely causes: classes in another order: sh" in warning
+        assert warning.endswith("(give outputs[:, 1:]); so read, top-1 is 86.00 %")
+        assert record["metrics"]["top1_acc/imagenet"] < 5  # neighbouring classes look alike
+    else:
+        assert near_chance == [] and record["metrics"]["top1_acc/imagenet"] == 86

@@ -181,12 +181,12 @@ def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
         plan = make_plan([job], [network], here)
         loop = Loop(plan, ResponseStore(None), here, runners=runners)
         loop.load()
-        (pair,) = loop.run(list(plan.cells))
+        (answered, _) = loop.run(list(plan.cells))
         runner = runners.get(network, 224)
         assert compiled == (runner.padded and runner.steps is runner.program)
         accuracies[compiled] = [
             (cell.stored.values[:, 0] == images.labels).mean()
-            for cell in plan.cells[pair]
+            for cell in plan.cells[answered.job, answered.network]
             if (cell.stored.state == 1).all()
         ]
     assert len(accuracies[True]) == len(conditions)

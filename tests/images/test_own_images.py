@@ -82,7 +82,7 @@ def test_an_archive_is_the_folder(objects, tmp_path):
     ]
     assert both[0].fingerprint == both[1].fingerprint and len(both[0]) == len(both[1]) > 10
     short = custom_set("mine", objects, Data(limit=4), labels=tmp_path / "labels.txt")
-    assert len(short) == len(accepted(short)) == 4 and short.subset["of"] == len(both[0])
+    assert len(short) == len(accepted(short)) == 4 and short.share()["of"] == len(both[0])
 
 
 @pytest.mark.parametrize(

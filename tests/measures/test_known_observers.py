@@ -299,10 +299,10 @@ def test_scripts_take_a_users_module(module, conditions, metric, words, textures
     record = json.loads((folder / f"{module.BENCHMARK.name}.json").read_text())
     assert metric in record["metrics"]
     assert record["images"] == 3
-    assert record["subset"]["of"] == 50_000
+    assert record["subset"]["of"] == 50_000 and record["share"] == {"images": 3, "of": 24, "order": 1}
     stored = [json.loads(str(np.load(file)["index"])) for file in folder.glob("responses/imagenet.*.npz")]
     assert sum(map(len, stored)) == conditions
     shown = capsys.readouterr().out
-    assert "a subset, 3 of 50000" in shown
+    assert "a subset, 24 of 50000" in shown and "a sample, 12.5 %, 3 of 24" in shown
     if "--eps" in words:  # settings of one's own never go by the published name
         assert not any(name.startswith("top1_acc/PGD-40") for name in record["metrics"])

@@ -13,7 +13,7 @@ from scipy.stats import binom
 import eval_criticalband
 import eval_criticality
 import eval_spectral
-from imagenet_biases.images.listing import ImageNames, Listing
+from common import images_named
 from imagenet_biases.images.order import stratified_order
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures import spatial_channel
@@ -26,13 +26,6 @@ pytestmark = pytest.mark.slow
 
 ORDERS = int(os.environ.get("ORDERS", "400"))
 SHARES = (0.05, 0.2, 0.5)
-
-
-def images_named(name, sizes, seed=0):
-    """Return a made-up set with classes of such sizes."""
-    labels = np.repeat(np.arange(len(sizes)), sizes)
-    files = [f"{seed}-{number}.png" for number in range(len(labels))]
-    return ImageSet(name, Listing(None, ImageNames(files, labels), np.zeros(len(labels), np.int64)), np.arange(len(files)))
 
 
 def in_order(images, seed):
@@ -78,10 +71,7 @@ def coverage(answers, sets, report, share, orders=ORDERS):
             held[name] += sampled["low"] <= whole[name] <= sampled["high"]
             halves[name].append((sampled["high"] - sampled["low"]) / 2)
             values[name].append(estimates[name].value)
-    return {
-        name: (held[name], len(halves[name]), np.mean(halves[name]), 1.96 * np.std(values[name]))
-        for name in whole
-    }
+    return {name: (held[name], len(halves[name]), np.mean(halves[name]), 1.96 * np.std(values[name])) for name in whole}
 
 
 def check(found, widest=1.3, orders=ORDERS):
@@ -174,7 +164,7 @@ def test_the_shape_bias(share):
 def noisy_observer(size=2000):
     """Return answers of an observer with a channel of two octaves around band 3."""
     images = images_named("imagenet", [50] * (size // 50))
-    hard, random = difficulties(images, 8, 0.5), np.random.default_rng(9)
+    hard, random = difficulties(images, 8), np.random.default_rng(9)
     answers = {("imagenet", eval_criticalband.PLAIN): hard < 1.5}
     for (sd, f), condition in eval_criticalband.MASKED.items():
         noise = 4 * np.log2(sd / 0.01) / 4 * np.exp(-((f - 3) ** 2) / (2 * 1.2**2))

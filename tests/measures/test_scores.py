@@ -1,6 +1,7 @@
 """Scores against scipy, closed forms and resampling."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from timm.data import RealLabelsImagenet
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures import accuracy
+from imagenet_biases.study import devkit_order, wordnet_ids
 from imagenet_biases.vocabulary import CLEAN, Responses
 
 
@@ -132,3 +134,50 @@ def test_a_ratio_of_nothing_has_no_interval_without_width():
     every = accuracy.ratio(np.ones(100), np.ones(100), highest=1.0)
     assert every.value == every.high == 1 and 0.9 < every.low < 0.99
     assert accuracy.ratio(np.zeros(3), np.zeros(3)).value is None
+
+
+DEVKIT = np.array(devkit_order())
+AS_TEXT = np.array(sorted(range(1000), key=str))
+ORDERS = {  # {what is said: how such a network numbers the classes}
+    "1,001 outputs is cut off": lambda classes: np.minimum(classes + 1, 999),
+    "first class is cut off": lambda classes: np.maximum(classes - 1, 0),
+    r"sorted as texts \(0, 1, 10": lambda classes: AS_TEXT.argsort()[classes],
+    "sorted as texts, in the labels": lambda classes: AS_TEXT[classes],
+    r"devkit \(ILSVRC2012_ID - 1\);": lambda classes: DEVKIT.argsort()[classes],
+    r"devkit \(ILSVRC2012_ID - 1\), in the labels": lambda classes: DEVKIT[classes],
+}
+
+
+def answered(number, count=50, share=0.8):
+    """Responses of a network that is right on a share of images but numbers the classes by a function."""
+    labels = np.arange(count) * (1000 // count) + 3
+    classes = np.where(np.arange(count) < share * count, labels, (labels * 7 + 500) % 1000)
+    return responses(number(classes)[:, None], labels)
+
+
+@pytest.mark.parametrize("said", ORDERS)
+@pytest.mark.parametrize(("count", "share"), [(50, 0.8), (1000, 0.3), (60, 0.06)])
+def test_the_order_in_which_a_network_answers_is_named(said, count, share):
+    found = answered(ORDERS[said], count, share)
+    assert accuracy.top(found).value < 1
+    with_order = accuracy.likely_order(found)
+    assert re.search(said, with_order)
+    right = float(re.search(r"top-1 is ([\d.]+) %", with_order)[1])
+    assert right == pytest.approx(100 * share, abs=100 * 2.5 / count)
+
+
+def test_the_order_of_the_devkit():
+    """Its numbers of the first two validation images are 490 and 361: a sea snake and an alp."""
+    assert sorted(DEVKIT) == list(range(1000))
+    assert [wordnet_ids()[DEVKIT[number - 1]] for number in (490, 361)] == ["n01751748", "n09193705"]
+    assert [wordnet_ids()[DEVKIT[number - 1]] for number in (1, 449, 1000)] == ["n02119789", "n01440764", "n03255030"]
+
+
+def test_no_order_is_named_without_need_or_by_chance():
+    assert accuracy.likely_order(answered(lambda classes: classes)) == ""
+    rng = np.random.default_rng(0)
+    for count in (50, 100, 1000):
+        for _ in range(300):
+            found = responses(rng.integers(0, 1000, (count, 1)), rng.integers(0, 1000, count))
+            assert accuracy.likely_order(found) == ""
+    assert accuracy.likely_order(responses(np.full((5, 1), -1), np.arange(5))) == ""  # no image counts

@@ -103,6 +103,10 @@ def test_answers_that_are_no_function_of_the_image(forward, seen, tmp_path):
         ("return self.fc(self.conv(x).mean((0, 2, 3)))[None]", r"answers 2 images with \(1, 1000\)"),
         ("return self.fc(self.conv(x).mean((2, 3)))[:, :len(x) * 500]", r"answers 1 images with \(1, 500\)"),
         ("return (self.fc(self.conv(x).mean((2, 3))),)", "answers 2 images with tuple"),
+        (
+            "h = self.fc(self.conv(x).mean((2, 3)))\nreturn torch.cat([h[:, :1], h], 1)",
+            r"with \(2, 1001\), not with 1000 logits each \(2, 1000\); the first of 1,001 is .* give outputs\[:, 1:\]",
+        ),
         ("return self.fc(self.conv(x).mean((2, 3))).argsort()", r"answers 2 images with \(2, 1000\)"),
     ],
 )
@@ -593,3 +597,68 @@ def test_torchvisions_views(location):
     preset = torchvision_weights(location).transforms()
     preset.mean, preset.std = [0, 0, 0], [1, 1, 1]
     assert torch.equal(ours, preset(image))
+
+
+# --- probabilities in place of logits --------------------------------------------------------------------------------
+
+LOGITS = "h = self.fc(self.conv(x).relu().mean((2, 3))) * 20"
+PROBABILITIES = {  # {kind: (forward, logits of the same network)}
+    "softmax": ("return h.softmax(1)", "return h.log_softmax(1)"),
+    "ensemble": (
+        "return (h.softmax(1) + h.flip(1).softmax(1)) / 2",
+        "return ((h.softmax(1) + h.flip(1).softmax(1)) / 2).log()",
+    ),
+    "background class cut off": (
+        "return torch.cat([h[:, :1], h], 1).softmax(1)[:, 1:]",
+        "return torch.cat([h[:, :1], h], 1).log_softmax(1)[:, 1:]",
+    ),
+    "half precision": ("return h.softmax(1).half()", "return h.softmax(1).half().float().clamp_min(2**-126).log()"),
+}
+
+
+@pytest.mark.parametrize("kind", PROBABILITIES)
+def test_of_probabilities_the_logarithm_is_measured(kind, tmp_path):
+    forward, logits = (f"{LOGITS}\n{line}" for line in PROBABILITIES[kind])
+    with pytest.warns(UserWarning, match=r"net\.build gives probabilities: their logarithm is measured as its logits"):
+        network = load_model(written(tmp_path, forward))
+    reference = quietly(written(tmp_path, logits, name="logits.py"))
+    pixels = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(network(pixels), reference(pixels), rtol=1e-5, atol=1e-4)
+    assert network.identity["outputs"] == "probabilities: their logarithm is taken"
+    assert "outputs" not in reference.identity
+
+
+def test_the_logarithm_of_a_probability_of_0_is_finite_and_the_order_of_classes_stays(tmp_path):
+    forward = f"{LOGITS} * 50\nreturn h.softmax(1)"
+    with pytest.warns(UserWarning, match="gives probabilities"):
+        network = load_model(written(tmp_path, forward))
+    pixels = torch.rand(4, 3, 64, 64)
+    probabilities = network.body(pixels)
+    assert (probabilities == 0).any() and network(pixels).isfinite().all()
+    assert torch.equal(network(pixels).argmax(1), probabilities.argmax(1))
+    order = network(pixels).gather(1, probabilities.argsort(1))
+    assert (order.diff() >= 0).all()
+
+
+def test_the_logarithm_is_part_of_the_identity(tmp_path, monkeypatch):
+    """Answers of before, when it was not taken, are measured again; those of other networks are not."""
+    name = written(tmp_path, f"{LOGITS}\nreturn h.softmax(1)")
+    with pytest.warns(UserWarning, match="gives probabilities"):
+        network = load_model(name)
+    monkeypatch.setattr("imagenet_biases.networks.load._probabilities", lambda _: False)
+    assert quietly(name).identity["network"] != network.identity["network"]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "return h.log_softmax(1)",
+        "return h.sigmoid()",
+        "return h.softmax(1) * 1000",
+        "return F.one_hot(h.argmax(1), 1000).float()",
+        "return h.relu()",
+        "return h.softmax(1) - 1e-3",
+    ],
+)
+def test_other_answers_are_logits(forward, tmp_path):
+    assert not quietly(written(tmp_path, f"{LOGITS}\n{forward}")).probabilities

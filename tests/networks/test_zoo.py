@@ -482,6 +482,10 @@ def test_a_view_that_cannot_be_followed_is_refused_only_when_asked_for():
         (None, 0.1, 50_000, "near chance"),
         (None, 70.0, 50_000, None),
         (None, 0.0, 10, None),
+        (None, 0.0, 49, None),
+        (None, 0.0, 50, "near chance"),
+        (76.15, 0.0, 50, "classes in another order"),
+        (None, 2.0, 50, None),
         (0.066, 0.1, 50_000, None),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import hostile
-from common import ROOT, run
+from common import ROOT, images_named, run
 from hostile import cases, damaged, limited, odd_json, odd_text, write_odd_json
 from imagenet_biases import Data, Settings
 from imagenet_biases.base.errors import UserError, clean
@@ -369,9 +369,10 @@ def cell(number=0):
 
 
 def test_any_damage_to_stored_answers_is_noticed(tmp_path):
-    store, readout = ResponseStore(tmp_path), TopClasses()
+    store, readout, images = ResponseStore(tmp_path), TopClasses(), images_named("imagenet", [30])
     cells = [cell(number) for number in range(3)]
-    store.save("part", cells, "net")
+    packed = [(identity, kept.packed(images)) for identity, kept in cells]
+    store.save("part", packed, "net")
     store.pack(cells[0][0], "net")
     path = store.packed(cells[0][0], "net")
     whole, lost = path.read_bytes(), 0
@@ -381,7 +382,7 @@ def test_any_damage_to_stored_answers_is_noticed(tmp_path):
         for identity, kept in cells:
             with limited(), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = ResponseStore(tmp_path).load(identity, "net", 30, readout)
+                found = ResponseStore(tmp_path).load(identity, "net", images, readout)
             if not np.array_equal(found.state, kept.state):
                 assert not found.state.any(), case
                 assert found.measured == [] and (caught or lost), case
@@ -389,11 +390,13 @@ def test_any_damage_to_stored_answers_is_noticed(tmp_path):
             else:
                 assert np.array_equal(found.values, kept.values) and found.measured == kept.measured, case
         # what is measured again replaces the damaged file, which is set aside and not lost
-        ResponseStore(tmp_path).save("again", cells, "net")
+        ResponseStore(tmp_path).save("again", packed, "net")
         ResponseStore(tmp_path).pack(cells[0][0], "net")
         stored._index.cache_clear()
         for identity, kept in cells:
-            assert np.array_equal(ResponseStore(tmp_path).load(identity, "net", 30, readout).values, kept.values), case
+            assert np.array_equal(ResponseStore(tmp_path).load(identity, "net", images, readout).values, kept.values), (
+                case
+            )
     assert lost and path.with_name(f"{path.name}.damaged").exists()
 
 
@@ -431,7 +434,8 @@ def test_forged_answers_are_not_used(tmp_path, what):
     if what == "huge header":
         path.write_bytes(path.read_bytes().replace(b"'shape': (30, 5)", b"'shape': (9**9,)"))
     with limited(), pytest.warns(UserWarning, match="damaged"):
-        assert not ResponseStore(tmp_path).load(identity, "net", 30, TopClasses()).state.any()
+        images = images_named("imagenet", [30])
+        assert not ResponseStore(tmp_path).load(identity, "net", images, TopClasses()).state.any()
     assert not canary.exists()
 
 
@@ -549,7 +553,7 @@ def test_odd_environments_are_refused_or_harmless(monkeypatch):
             word = dice.choice([word for word in hostile.ODD_WORDS if "\0" not in word])
             monkeypatch.setenv(name, word.encode("utf-8", "replace").decode())
         found = refused(make_runtime, Settings(device="cpu"), 1000)
-        assert found is None or (0 <= found.workers <= available_cores() and 0 <= found.rank < found.world), case
+        assert found is None or (0 <= found.workers <= available_cores() and 0 < found.shard[0] <= found.shard[1]), case
 
 
 def test_deeply_nested_json_is_refused_everywhere(tmp_path):

@@ -13,6 +13,9 @@ from typing import IO, Any, BinaryIO
 
 from imagenet_biases.base.errors import UserError
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+A_POINTER = "a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned"
+
 
 def safe_name(text: Any) -> str:
     """Return `text` if it can name a folder or file that the project writes; every such name is checked here.
@@ -52,7 +55,7 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def demand_file(path: str | os.PathLike[str], wanted: str) -> None:
-    """Raise UserError unless `path` is a regular file: a pipe would block, a device has no end.
+    """Raise UserError unless `path` is a regular file with its content: a pipe would block, a device has no end.
 
     Args:
         path: the path that the user gave.
@@ -60,16 +63,26 @@ def demand_file(path: str | os.PathLike[str], wanted: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} {'is not a file' if os.path.lexists(path) else 'does not exist'}: give {wanted}")
+    demand_content(path)
+
+
+def demand_content(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if a file is a Git LFS pointer: a repository was cloned without its large files."""
+    with contextlib.suppress(OSError), open_file(path) as file:  # whoever reads it reports what cannot be read
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path} is {A_POINTER}")
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int = 1 << 28) -> bytes:
     """Return the content of a file.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is longer than `limit` bytes.
+        OSError: it cannot be read, is not a regular file, is longer than `limit` bytes, or is a Git LFS pointer.
     """
     with open_file(path) as file:
         data = file.read(limit + 1)  # st_size is not reliable: under /proc it is 0
+    if data.startswith(POINTER):
+        raise OSError(errno.ENODATA, A_POINTER, str(path))
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", str(path))
     return data

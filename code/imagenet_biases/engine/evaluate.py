@@ -25,7 +25,7 @@ from imagenet_biases.engine.progress import Progress
 from imagenet_biases.engine.runtime import Runtime, make_runtime
 from imagenet_biases.engine.schedule import Schedule
 from imagenet_biases.engine.sharding import Unit, slices, units
-from imagenet_biases.measures.accuracy import top
+from imagenet_biases.measures.accuracy import likely_order, top
 from imagenet_biases.networks.load import (
     Network,
     architecture,
@@ -67,7 +67,7 @@ def evaluate(
     fresh: bool = False,
     label: str | None = None,
     arch: str = "resnet50",
-    normalization: str = "imagenet",
+    normalization: str = "auto",
     checkpoints: str | Path | None = None,
     allow_unstable: bool = False,
     frontend: str | None = None,
@@ -154,7 +154,7 @@ class Loading:
 
     label: str | None = None
     arch: str = "resnet50"
-    normalization: str = "imagenet"
+    normalization: str = "auto"
     checkpoints: str | Path | None = None
     allow_unstable: bool = False
     frontend: str | None = None
@@ -218,21 +218,28 @@ class Request:
             data = replace(data, listings=Path(recording.results) / ".listings")
         self.data = data
         self.jobs, self.missing = _jobs(chosen, data, options or {}, skip_missing)
-        images = {images.name: len(images) for job in self.jobs for images in job.image_sets}
+        images: dict[str, int] = {}
+        for job in self.jobs:
+            images |= {images.name: len(images) for images in job.image_sets}
         self.settings, self.started = settings, time.monotonic()
         self.runtime: Runtime = make_runtime(settings, sum(images.values()))
         self._built: dict[str, Network] = {}
-        if self.runtime.shard[1] > 1 and recording.results is None:
-            raise UserError("shards share nothing but the results folder: give one")
-        if self.runtime.shard[1] > 1 and recording.fresh:
-            raise UserError(
-                "--fresh cannot tell what other shards have measured again; give a new folder with --results instead"
-            )
+        self._check_shard()
         self.shares = settings.rounds or (ROUNDS if self._passes() > LONG else (100.0,))
         if settings.budget or settings.until:
             self.shares = refined(self.shares)
         for job in self.jobs:
             job.set_goals(self.shares, self.runtime.batch_size)
+
+    def _check_shard(self) -> None:
+        if self.runtime.shard[1] == 1:
+            return
+        if self.recording.results is None:
+            raise UserError("shards share nothing but the results folder: give one")
+        if self.recording.fresh:
+            raise UserError(
+                "--fresh cannot tell what other shards have measured again; give a new folder with --results instead"
+            )
 
     def _passes(self) -> int:
         """Return the forward passes that one of the networks takes."""
@@ -267,7 +274,10 @@ class Request:
             network = copy.copy(module)  # loaded by load_model: the same parameters under this label
             network.name = safe_name(name)
         else:
-            network = from_module(module, name, allow_unstable=self.loading.allow_unstable)
+            loading = self.loading
+            network = from_module(
+                module, name, allow_unstable=loading.allow_unstable, normalization=loading.normalization
+            )
         return behind(network, self.loading.frontend) if self.loading.frontend else network
 
     def loaders(self) -> dict[str, Callable[[], Network]]:
@@ -399,24 +409,14 @@ class Run:
 
     def _measured(self, networks: list[Network]) -> Iterator[list[Record]]:
         """Measure what is not stored yet; yield all records after each round."""
-        jobs = self.request.jobs
-        if self.recording.results is not None:
-            for job, network in itertools.product(jobs, networks):
-                check_place(self.recording.results, network.name, job.name)
-        plan = make_plan(jobs, networks, self.runtime, self._ranges)
-        progress = Progress(self.recording.progress and self.runtime.lead)
-        loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, progress)
-        loop.load()
-        pairs = [pair for pair in plan.cells if pair[0].passes or self._in_shard(*pair)]
-        for job in jobs:
-            if any(loop.missing((job, network)) for network in networks):
-                rehearse(job, networks[0])
+        jobs, loop = self.request.jobs, self._loop(networks)
+        pairs = [pair for pair in loop.plan.cells if pair[0].passes or self._in_shard(*pair)]
         wandb = self._wandb(loop, pairs)
         loop.observer = Observer(wandb.watch, self._check_clean_accuracy)
         schedule = Schedule(self.request.settings, loop, pairs, self.request.started)
         try:
             with float32_precision(self.runtime.precision):
-                for answered in loop.run(schedule, pairs):
+                for answered in loop.run(pairs, schedule):
                     if answered is None:
                         yield self.outcome.ordered(jobs, networks)
                         continue
@@ -431,6 +431,21 @@ class Run:
         if schedule.reason:
             logger.info(schedule.reason)
         yield self.outcome.ordered(jobs, networks)
+
+    def _loop(self, networks: list[Network]) -> Loop:
+        """Return the loop, with what is stored already read, after a rehearsal of what is not."""
+        jobs = self.request.jobs
+        if self.recording.results is not None:
+            for job, network in itertools.product(jobs, networks):
+                check_place(self.recording.results, network.name, job.name)
+        plan = make_plan(jobs, networks, self.runtime, self._ranges)
+        progress = Progress(self.recording.progress and self.runtime.lead)
+        loop = Loop(plan, self.store, self.runtime, self.request.data.skip_unreadable, progress)
+        loop.load()
+        for job in jobs:
+            if any(loop.missing((job, network)) for network in networks):
+                rehearse(job, networks[0])
+        return loop
 
     def _ranges(self, cell: Cell) -> Ranges | None:
         unit = self.names[cell.network], cell.images.name, len(cell.images), cell.condition.kind
@@ -493,21 +508,21 @@ class Run:
 
     def _check_clean_accuracy(self, group: Group) -> None:
         """Report at once a clean accuracy far from what is known of a network: it is loaded wrongly."""
-        checked = group.images.name == study.CLEAN_SET and not group.images.subset
-        if not checked or self.runtime.preprocessing != "study":
-            return
         for cell in group.cells:
-            if cell.condition.kind != "clean" or not cell.answered:
-                continue
-            if cell.readout.hits(cell.stored.values, cell.images.labels) is not None:
-                responses = cell.responses(cell.images.first(cell.answered))
-                warning = self._clean_warning(cell.network, top(responses).value, len(responses.images))
-                if warning:
-                    logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
+            if warning := self._clean_warning(cell):
+                logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
 
-    @staticmethod
-    def _clean_warning(network: Network, accuracy: float | None, images: int) -> str | None:
-        return clean_accuracy_warning(network.name, network.expected_top1, accuracy, images)
+    def _clean_warning(self, cell: Cell) -> str | None:
+        """Return what is wrong with a network's answers to the clean images; of a part of them, only chance is."""
+        if cell.condition.kind != "clean" or cell.images.name != study.CLEAN_SET or not cell.answered:
+            return None
+        if cell.readout.hits(cell.stored.values, cell.images.labels) is None:
+            return None
+        network, responses = cell.network, cell.responses(cell.images.first(cell.answered))
+        whole = self.runtime.preprocessing == "study" and not cell.images.subset
+        accuracy, count = top(responses).value, int(responses.counts.sum())
+        expected = network.expected_top1 if whole else None
+        return clean_accuracy_warning(network.name, expected, accuracy, count, likely_order(responses))
 
     def _finish(self, answered: Answered, loop: Loop, wandb: WandbLogger) -> Record:
         """Report one benchmark on one network: the record first, then W&B."""
@@ -517,17 +532,14 @@ class Run:
         if before := self._valid_record(answered, source):
             return Record(before)
         samples = {images.name: images.first(answered.images[images.name]) for images in job.image_sets}
-        responses = (cell.responses(samples[cell.images.name]) for cell in cells)
-        results = Results(responses, network, job.options)
+        results = Results([cell.responses(samples[cell.images.name]) for cell in cells], network, job.options)
         with collected_warnings() as report_notes:
             metrics = named(job.benchmark.report(results), job.name)
         notes = [*network.notes, *job.notes, *report_notes]
-        notes += [note for responses in results.all() for note in responses.notes]
-        clean = metrics.get(study.CONTROL)
-        complete = not any(images.subset for images in job.image_sets)
-        if clean is not None and complete and self.runtime.preprocessing == "study":
-            warning = self._clean_warning(network, clean.value, len(samples[study.CLEAN_SET]))
-            notes += [warning] if warning else []
+        for cell in cells:
+            notes += cell.notes
+            if study.CONTROL in metrics:
+                notes += filter(None, [self._clean_warning(cell)])
         with collected_warnings() as record_notes:
             content = make_record(
                 job.benchmark,
@@ -547,15 +559,19 @@ class Run:
             content, path, new = write_record(self.recording.results, content)
             if new and job.benchmark.export:
                 job.benchmark.export(results, network.name, path.parent)
-        for note in content["warnings"]:
-            if (network, job.name, note) not in self.told:
-                self.told.add((network, job.name, note))
-                logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
+        self._warn(network, job, content["warnings"])
         if new and answered.last:
             wandb.finish(job, network, content, results, loop.pictures_of(cells))
         elif new:
             wandb.round(job, network, content)
         return Record(content)
+
+    def _warn(self, network: Network, job: Job, warnings: Iterable[str]) -> None:
+        """Show a record's warnings, each once in all rounds."""
+        for note in warnings:
+            if (network, job.name, note) not in self.told:
+                self.told.add((network, job.name, note))
+                logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
 
 
 def score_files(

@@ -222,10 +222,15 @@ class Runners:
                 total += passes
         return total
 
-    def rest(self, active: Container[Network]) -> None:
-        """Let go of what networks that are not active keep on the device; they stay prepared for their next turn."""
-        for (network, _), runner in self.ready.items():
-            if network not in active:
+    def rest(self, active: Container[Network], finished: Container[Network] = ()) -> None:
+        """Let go of what networks that are not active keep on the device; they stay prepared for their next turn.
+
+        Finished networks are released with all that was prepared of them.
+        """
+        for key, runner in list(self.ready.items()):
+            if key[0] in finished:
+                self.ready.pop(key).release()
+            elif key[0] not in active:
                 runner.rest()
 
     def close(self) -> None:

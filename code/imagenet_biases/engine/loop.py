@@ -158,20 +158,21 @@ class Loop:
 
     # Showing
 
-    def run(self, steps: Iterable[Iterable[Pair]], pairs: Iterable[Pair]) -> Iterator[Answered | None]:
+    def run(self, pairs: Iterable[Pair], steps: Iterable[Iterable[Pair]] | None = None) -> Iterator[Answered | None]:
         """Yield each of the pairs (job, network) whenever it has a round's new answers, all of them stored.
 
         None follows each step. At the deadline, and on a signal, what is between two rounds is yielded, too.
 
         Args:
             steps: pairs that are granted a further round each; asked for when all that was granted before is shown.
+                None: all pairs, round by round.
         """
         self.granted = dict.fromkeys(pairs, 0)
         with self.progress, ThreadPoolExecutor(1) as writer:
             try:
                 self.progress.total = self.passes(dict.fromkeys(self.granted, self.plan.rounds))
                 yield from self._completed()
-                for step in steps:
+                for step in [list(self.granted)] * self.plan.rounds if steps is None else steps:
                     for pair in step:
                         self.granted[pair] += 1
                     yield from self._show(self._slices(self.granted), writer)
@@ -227,7 +228,7 @@ class Loop:
         feed = batches(sets, numbered, self.runtime)
         try:
             for part in slices:
-                self.runners.rest({cell.network for cell in part.group.cells})
+                self.runners.rest({cell.network for cell in part.group.cells}, self._finished())
                 self._fetch(part.group.cells)
                 recorder = Recorder(*self._due(part), self.store, self.runtime, writer)
                 Presenter(self, recorder, feed, self.progress).run(part.tasks)
@@ -237,6 +238,11 @@ class Loop:
         finally:
             feed.close()
         yield from self._completed()
+
+    def _finished(self) -> set[Network]:
+        """Return the networks of which nothing is to be shown any more."""
+        left = {pair[1] for pair in self.granted if not self.complete(pair)}
+        return set(self.plan.networks) - left
 
     def _due(self, part: "Slice") -> "tuple[Group, dict[Cell, np.ndarray]]":
         """Return the part's group with the cells that still miss images, and which images these are."""

@@ -39,7 +39,7 @@ class Job:
 
     Attributes:
         notes: what making the passes warned of.
-        goals: {image set: how many of its images are shown by the end of each round}; `set_goals` fills it.
+        goals: {image set: how many of its images are shown by the end of each round}; one round until `set_goals`.
     """
 
     benchmark: Benchmark
@@ -47,6 +47,9 @@ class Job:
     options: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     goals: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.set_goals((100.0,), 1)
 
     @property
     def name(self) -> str:
@@ -79,6 +82,7 @@ class Job:
         Sets of one pass per image, that of all variants together, are whole in the first round. A round has at least
         as many images as an interval needs, and whole batches where answers depend on the batch.
         """
+        self.goals = {}
         own, of_variants = self.passes_per_image(), Counter[str]()
         for images in self.image_sets:
             if images.variant:
@@ -169,18 +173,21 @@ class Cell:
 
     def responses(self, sample: ImageSet) -> Responses:
         """Return what a report sees of the answers to a sample, all of which are there."""
-        notes = ()
-        if self.stored.nonfinite:
-            notes = (
-                f"{self.stored.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): "
-                f"the network or the precision is at fault",
-            )
         values, state = self.stored.values, self.stored.state
         if len(sample) < len(self.images):
             rows = np.searchsorted(self.images.rows, sample.rows)
             values, state = values[rows], state[rows]
-        measured = tuple(self.stored.measured)
-        return Responses(sample, self.condition, values, state == ANSWERED, self.readout, measured, notes)
+        return Responses(sample, self.condition, values, state == ANSWERED, self.readout, tuple(self.stored.measured))
+
+    @property
+    def notes(self) -> list[str]:
+        """What was odd about the answers."""
+        if not self.stored.nonfinite:
+            return []
+        return [
+            f"{self.stored.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): the "
+            f"network or the precision is at fault"
+        ]
 
 
 @dataclass(eq=False)

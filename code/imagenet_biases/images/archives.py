@@ -23,7 +23,7 @@ from jaxtyping import Int64
 
 from imagenet_biases.base.arrays import open_arrays
 from imagenet_biases.base.errors import UserError, listed_briefly
-from imagenet_biases.base.files import atomic, open_file
+from imagenet_biases.base.files import atomic, demand_content, open_file
 from imagenet_biases.base.schema import Malformed
 from imagenet_biases.images.labels import EXTENSIONS
 from imagenet_biases.study import wordnet_ids
@@ -223,6 +223,7 @@ class ArchiveIndex:
 def _index(path: Path) -> ArchiveIndex:
     """Build the index of an archive from its headers. Raises UserError for a damaged or dishonest archive."""
     by_folder: dict[str, list[Member]] = {}
+    demand_content(path)
     try:
         for name, place, size in _parquet_members(path) if path.suffix == ".parquet" else _tar_members(path):
             folder, _, base = name.rpartition("/")

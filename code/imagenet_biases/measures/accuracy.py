@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from imagenet_biases.estimate import Z95, Estimate, proportion
-from imagenet_biases.study import ALEXNET_ERROR
+from imagenet_biases.networks.packages import CLASSES
+from imagenet_biases.study import ALEXNET_ERROR, devkit_order
 from imagenet_biases.vocabulary import Responses
 
 
@@ -95,6 +96,35 @@ def top(responses: Responses, k: int = 1) -> Estimate:
     """Return the top-k accuracy."""
     estimate = proportion(int(correct(responses, k).sum()), int(responses.counts.sum()))
     return replace(estimate, sets=(responses.images.name,))
+
+
+def likely_order(responses: Responses) -> str:
+    """Return in which known order of classes a network with a top-1 below 10 % answers; '' if in none of them.
+
+    Neighbouring classes look alike, so a shifted network is not always wrong. An order is named if it makes at least
+    three answers, 5 % of them and five times as many as the order at hand right: three of 50 come about by chance in
+    one case of 50,000.
+    """
+    answers, labels = responses.values.reshape(len(responses.values), -1)[:, 0], responses.labels
+    counted = responses.counts & (labels >= 0)
+    answers, labels = answers[counted].astype(np.int64), labels[counted]
+    if not len(labels):
+        return ""
+    accuracy = float((answers == labels).mean())
+    as_text, devkit = np.array(sorted(range(CLASSES), key=str)), np.array(devkit_order())
+    orders = {
+        "shifted by one, as when the last of 1,001 outputs is cut off (give outputs[:, 1:])": answers - 1,
+        "shifted by one, as when the first class is cut off": answers + 1,
+        "that of class numbers sorted as texts (0, 1, 10, 100, ...), such as names of folders": as_text[answers],
+        "that of class numbers sorted as texts, in the labels": as_text.argsort()[answers],
+        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1)": devkit[answers],
+        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1), in the labels": devkit.argsort()[answers],
+    }
+    shares = {order: float((reordered == labels).mean()) for order, reordered in orders.items()}
+    order = max(shares, key=lambda name: shares[name])
+    if accuracy >= 0.1 or shares[order] < max(0.05, 3 / len(labels), 5 * accuracy):
+        return ""
+    return f"{order}; so read, top-1 is {100 * shares[order]:.2f} %"
 
 
 def accuracies(responses: Responses, name: str, ks: Iterable[int] = (1, 5)) -> Iterator[tuple[str, Estimate]]:

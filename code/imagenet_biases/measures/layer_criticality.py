@@ -138,7 +138,8 @@ def resolved_reset(network: Network, kind: str, untrained: str | None = None) ->
     if kind != "fresh":
         return kind, None
     arch = untrained
-    if not arch and network.identity.get("normalization") != "its own":
+    source = network.identity.get("source", "")
+    if not arch and network.identity.get("normalization") != "its own" and source != "Python" and ".py:" not in source:
         arch = network.identity.get("arch")
     return ("fresh", {"build": arch, "code": _code(arch)}) if arch else ("pytorch", None)
 

@@ -8,7 +8,8 @@ from imagenet_biases.networks import packages, registry
 from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
 STUDY = f"study: short side {STUDY_RESIZE} (bilinear), central {STUDY_CROP} x {STUDY_CROP}"
-INSIDE = "its own: the module receives pixels in [0, 1]"
+STATED = "that of --normalization, else as the file, the module or timm's configuration says"
+INSIDE = "its own: the module receives pixels in [0, 1]; of a bare network of timm or torchvision, the library's"
 RULES = ("wrapper", "ignore", "strip", "rename")  # in the order in which they apply
 
 
@@ -33,7 +34,7 @@ def explain(name: str, checkpoints: str | Path | None = None, measured: float | 
     elif kind == "timm":
         rows = _timm(name)
     elif kind == "file":
-        rows = _file(Path(name))
+        rows = _files(registry.checkpoint_files(name))
     else:
         rows = [("address", name), ("normalization", INSIDE), ("preprocessing", f"{STUDY}; native: its own")]
     rows.append(("expected", "unknown" if expected is None else f"top-1 {expected:.2f} % (ImageNet validation, study)"))
@@ -112,13 +113,15 @@ def _timm(name: str) -> list[tuple[str, str]]:
     ]
 
 
-def _file(path: Path) -> list[tuple[str, str]]:
-    demand_file(path, "a checkpoint file")
+def _files(paths: list[Path]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for path in paths:
+        demand_file(path, "a checkpoint file")
+        rows += [("address", str(path)), ("hash", file_hash(path))]
     return [
-        ("address", str(path)),
-        ("hash", file_hash(path)),
+        *rows,
         ("layout rules", "found in the file: the part that fits the architecture exactly, without a common prefix"),
         ("architecture", "that of --arch, by default resnet50"),
-        ("normalization", f"that of --normalization, by default {_normalization('imagenet')}"),
+        ("normalization", f"{STATED}, else {_normalization('imagenet')}"),
         ("preprocessing", f"{STUDY}; native: the same"),
     ]

@@ -25,6 +25,7 @@ from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.safe_pickle import read
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks import packages, registry
+from imagenet_biases.networks.normalization import Normalization, Statements, beside, decide, statements
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.networks.state_dict import fill, find
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from imagenet_biases.vocabulary import Batch
 
 VALIDATION_IMAGES = 50_000
+SMALLEST = torch.finfo(torch.float32).tiny  # a probability of 0 has no logarithm
 ROUNDING = 1e-4  # of the largest logit; float32 sums in another order move logits by about 1e-6
 
 
@@ -50,6 +52,7 @@ class Network(torch.nn.Module):
         identity: JSON-able; `network` is a sha256 of weights, architecture and custom code, whatever its label.
         channels_last: whether it accepts weights and pixels in that memory order.
         overwrites: whether it writes into its pixels.
+        probabilities: whether the body gives probabilities, of which the logarithm is taken.
         frontends: what stands before it, first to last.
         notes: what loading it warned of.
     """
@@ -82,12 +85,15 @@ class Network(torch.nn.Module):
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.channels_last, self.overwrites = True, False
+        self.channels_last, self.overwrites, self.probabilities = True, False, False
         self.frontends: tuple[FrontEnd, ...] = ()
         with blaming(f"{name}, given two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
             if check:
                 self._check(allow_unstable)
+        if self.probabilities:
+            code += "\nlogarithm of probabilities"
+            facts = {**facts, "outputs": "probabilities: their logarithm is taken"}
         self.identity: dict[str, Any] = {"network": _fingerprint(self, code), **facts}
 
     @property
@@ -140,7 +146,8 @@ class Network(torch.nn.Module):
         arguments: dict[str, Any] = {"batch": batch} if self._body_wants_batch else {}
         if self.asks:  # other networks are traced without anything that depends on a prompt
             arguments |= {word: value for word, value in (prompt or {}).items() if word in self.asks}
-        return self.body(pixels, **arguments)
+        answers = self.body(pixels, **arguments)
+        return answers.float().clamp_min(SMALLEST).log() if self.probabilities else answers
 
     def behind(self, frontend: "FrontEnd") -> "Network":
         """Return the network behind a front end: another network with the same parameters and no expected accuracy."""
@@ -157,8 +164,8 @@ class Network(torch.nn.Module):
     def _check(self, allow_unstable: bool) -> None:
         """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
-        Sets `overwrites` and `channels_last`. Raises UserError for answers of another shape, and, unless
-        `allow_unstable`, for answers that are not a function of the image.
+        Sets `overwrites`, `probabilities` and `channels_last`. Raises UserError for answers of another shape, and,
+        unless `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
         images = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -194,6 +201,9 @@ class Network(torch.nn.Module):
         if problem:
             self.channels_last = False
             warnings.warn(f"{self.name} runs without the channels-last order, slower ({problem})", stacklevel=2)
+        if self.answers == "logits" and _probabilities(together):
+            self.probabilities = True
+            warnings.warn(f"{self.name} gives probabilities: their logarithm is measured as its logits", stacklevel=2)
 
     def _doubt(self, together: Any, ask: Callable[..., Any]) -> str:
         """Return how the answers depend on more than the image, '' if they do not."""
@@ -214,14 +224,26 @@ class Network(torch.nn.Module):
             if not (isinstance(answers, list) and len(answers) == images and all(isinstance(a, str) for a in answers)):
                 raise UserError(f"{self.name} answers {images} images with {_kind(answers)}, not with a list of str")
         elif _kind(answers) != (images, CLASSES) or not answers.is_floating_point():
+            background = "; the first of 1,001 is usually the background: give outputs[:, 1:]"
             raise UserError(
                 f"{self.name} answers {images} images with {_kind(answers)}, not with {CLASSES} logits each "
-                f"({images}, {CLASSES})"
+                f"({images}, {CLASSES}){background if _kind(answers) == (images, CLASSES + 1) else ''}"
             )
 
 
 def _kind(answers: Any) -> tuple[int, ...] | str:
     return tuple(answers.shape) if isinstance(answers, torch.Tensor) else type(answers).__name__
+
+
+def _probabilities(answers: Tensor) -> bool:
+    """Whether answers are probabilities: none below 0, each row with the sum 1.
+
+    A row may lack the probability of a background class that was cut off. Answers of only 0 and 1 are taken as logits.
+    """
+    answers = answers.float()
+    sums = answers.sum(1)
+    graded = ((answers > 0) & (answers < 1)).any(1)
+    return bool((answers >= 0).all() and (sums > 0.5).all() and (sums < 1 + 1e-2).all() and graded.any())
 
 
 def _difference(answers: Any, reference: Any) -> str:
@@ -291,8 +313,11 @@ def from_module(
     expected_top1: float | None = None,
     category: str = "",
     allow_unstable: bool = False,
+    normalization: str = "auto",
 ) -> Network:
     """Return the Network of a torch module on RGB pixels in [0, 1] (normalization inside) that gives 1,000 logits.
+
+    A bare network of timm or torchvision gets the normalization of its library, with a warning.
 
     The module itself stays as it is; keep `borrowed(network)` open while the Network is used. Its identity is its state
     dict, its architecture as text and the source code of its classes, as far as available.
@@ -303,6 +328,7 @@ def from_module(
         expected_top1: per cent on the ImageNet validation images, if known.
         category: of the network, '' for none.
         allow_unstable: accept a network whose answers are not a function of the image, with a warning.
+        normalization: auto, imagenet, inception, clip, none or builtin, as for `load_model`.
 
     Raises:
         UserError: it is not such a module.
@@ -313,19 +339,38 @@ def from_module(
         raise UserError(
             f"{label}: some of its weights have no shape yet (lazy modules); run one batch through it first"
         )
-    facts = {"checkpoint_sha256": None, "source": "Python", "arch": type(module).__qualname__}
-    mean, std = NORMALIZATIONS["none"]
     with borrowed(module):
+        chosen = _of_module(module.cpu(), normalization, label)
         return Network(
-            module.cpu(),
+            module,
             name=label,
-            mean=mean,
-            std=std,
+            **_constants(chosen),
             category=category,
             expected_top1=expected_top1,
             allow_unstable=allow_unstable,
-            facts={**facts, "normalization": "its own"},
+            facts={**PYTHON, "arch": type(module).__qualname__, "normalization": _own(chosen)},
         )
+
+
+PYTHON: dict[str, Any] = {"checkpoint_sha256": None, "source": "Python"}
+
+
+def _of_module(
+    body: torch.nn.Module, choice: str, label: str, default: str = "builtin", **stated: Any
+) -> Normalization:
+    """Return the normalization of a module; `stated` is what its file states (`beside`)."""
+    with blaming(f"{label}, given an image,"):
+        return decide(choice, statements(body.eval(), stated.get("beside", {}), STUDY.crop), default, label)
+
+
+def _constants(chosen: Normalization) -> dict[str, Any]:
+    """Return Network's arguments for a normalization."""
+    return {"mean": chosen.mean, "std": chosen.std}
+
+
+def _own(chosen: Normalization) -> str:
+    """Return how the record names the normalization of a module from Python."""
+    return "its own" if chosen.name == "builtin" else chosen.name
 
 
 def load_model(
@@ -333,7 +378,7 @@ def load_model(
     *,
     label: str | None = None,
     arch: str = "resnet50",
-    normalization: str = "imagenet",
+    normalization: str = "auto",
     checkpoints: str | Path | None = None,
     allow_unstable: bool = False,
     frontend: str | None = None,
@@ -342,11 +387,13 @@ def load_model(
     """Return the Network called `name`.
 
     Args:
-        name: registry entry, timm name, checkpoint file, `file.py:function`, `clip:ARCH/TAG` (networks.zero_shot) or
-            `hf:ID` (networks.vlm).
+        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`,
+            `clip:ARCH/TAG` (networks.zero_shot) or `hf:ID` (networks.vlm).
         label: the name of its results (default: `registry.network_name(name)`).
         arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
-        normalization: for a checkpoint file: imagenet, inception or none.
+        normalization: of pixels before the network: imagenet, inception, clip, none, builtin (the module does it), or
+            auto: what the network's file or attributes say, then its library, else imagenet for a checkpoint file and
+            builtin for a function. What it does not follow, or follows instead of the default, is a warning.
         checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
         allow_unstable: accept a network whose answers are not a function of the image, with a warning.
         frontend: what stands before it, as text (networks.frontends). An entry of the registry may have its own.
@@ -362,13 +409,15 @@ def load_model(
     elif kind == "zero-shot":
         parts = _from_open_clip(name, checkpoints)
     elif kind == "function":
-        parts = _from_function(name)
+        parts = _from_function(name, normalization)
     elif kind == "timm":
         parts = _from_timm(name, checkpoints)
     elif kind == "language":
         parts = _from_hub(name.removeprefix("hf:"), trust_remote_code)
     else:
-        parts = _from_file(Path(name), arch, normalization)
+        parts = _from_files(registry.checkpoint_files(name), arch, normalization)
+    if kind in ("registry", "zero-shot", "timm", "language") and normalization != "auto":
+        parts |= _instead(normalization, parts, name)
     network = Network(**parts, name=label, allow_unstable=allow_unstable)
     frontend_of_entry = registry.registry()[name].frontend if kind == "registry" else ""
     if frontend_of_entry:  # published as part of the network, so the expected accuracy applies behind it
@@ -427,24 +476,39 @@ def _from_registry(entry: registry.Entry, checkpoints: str | Path | None) -> dic
     return parts | facts_known
 
 
-def _from_file(path: Path, arch: str, normalization: str) -> dict[str, Any]:
-    demand_file(path, "a checkpoint file")
-    if normalization not in NORMALIZATIONS:
-        raise UserError(f"normalization {normalization!r} is unknown: it is one of {', '.join(NORMALIZATIONS)}")
+def _from_files(paths: list[Path], arch: str, normalization: str) -> dict[str, Any]:
+    for path in paths:
+        demand_file(path, "a checkpoint file")
     body, code = build(arch)
-    fill(body, find(read(path), body, path), path)
-    facts = {"checkpoint_sha256": file_hash(path), "source": path.name, "arch": arch, "normalization": normalization}
-    mean, std = NORMALIZATIONS[normalization]
-    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
+    contents = {str(number): read(path) for number, path in enumerate(paths)} if len(paths) > 1 else read(paths[0])
+    source = "+".join(map(str, paths))
+    state = find(contents, body, source, len(paths))
+    fill(body, state, source)
+    names = "+".join(path.name for path in paths)
+    chosen = _of_module(body, normalization, names, "imagenet", beside=beside(contents, state))
+    sha256 = "+".join(map(file_hash, paths))
+    facts = {"checkpoint_sha256": sha256, "source": names, "arch": arch, "normalization": chosen.name}
+    return {"body": body, "code": code, **_constants(chosen), "facts": facts}
 
 
-def _from_function(name: str) -> dict[str, Any]:
+def _from_function(name: str, normalization: str) -> dict[str, Any]:
     path, function = registry.split_function(name)
     body, code = build(name)
     source = f"{path.name}:{function}"
-    facts = {"checkpoint_sha256": None, "source": source, "arch": source, "normalization": "its own"}
-    mean, std = NORMALIZATIONS["none"]  # the module takes pixels
-    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts}
+    chosen = _of_module(body, normalization, source)
+    facts = {"checkpoint_sha256": None, "source": source, "arch": source, "normalization": _own(chosen)}
+    return {"body": body, "code": code, **_constants(chosen), "facts": facts}
+
+
+def _instead(choice: str, parts: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what of Network's arguments a user's choice replaces, for a network whose normalization is known."""
+    facts = parts["facts"]
+    if facts["normalization"] == "its own":
+        warnings.warn(f"{name} normalizes its pixels itself; --normalization {choice} is not applied", stacklevel=3)
+        return {}
+    known = Normalization(parts["mean"], parts["std"], facts["normalization"])
+    chosen = decide(choice, Statements(beside={"its entry or configuration": known}), "imagenet", name)
+    return {**_constants(chosen), "facts": {**facts, "normalization": chosen.name}}
 
 
 def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
@@ -532,26 +596,32 @@ def _add_tensors(digest: Any, state: Mapping[str, Any]) -> None:
 # --- the clean-accuracy gate -----------------------------------------------------------------------------------------
 
 
-def clean_accuracy_warning(name: str, expected: float | None, measured: float | None, images: int) -> str | None:
+def clean_accuracy_warning(
+    name: str, expected: float | None, measured: float | None, images: int, order: str = ""
+) -> str | None:
     """Return a warning if a network's clean top-1 is far from the expected accuracy or near chance (0.1 %), else None.
 
-    Far is more than 1 point, and on fewer images than the whole validation set also more than 1.96 standard errors.
+    Far is more than 1 point, and on fewer images than the whole validation set also more than 3 standard errors;
+    near chance is below 1 %, or wrong but for the order of classes, from 50 images on.
 
     Args:
         name: of the network.
         expected: per cent, or None if unknown.
         measured: per cent, or None if no image counts.
         images: how many images were measured.
+        order: the order of classes in which the answers are right (measures.accuracy.likely_order), where it is known.
     """
     if measured is None:
         return None
-    if measured < 1 and images >= 1000 and (expected is None or expected > 2):
+    if (order or measured < 1) and images >= 50 and (expected is None or expected > 2):
         causes = "classes in another order, weights that were never filled, pixels in another range than [0, 1]"
+        if order:
+            causes = f"classes in another order: {order}"
     elif expected is None:
         return None
     else:
         share = expected / 100
-        error = 196 * math.sqrt(share * (1 - share) / max(images, 1)) if images < VALIDATION_IMAGES else 0
+        error = 300 * math.sqrt(share * (1 - share) / max(images, 1)) if images < VALIDATION_IMAGES else 0
         if abs(measured - expected) <= max(1, error):
             return None
         causes = (

@@ -1,8 +1,8 @@
 """The registry of networks as data: models/zoo.toml, its groups, and what the names on a command line stand for.
 
-A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture)
-or `file.py:function`, your function that returns a module on [0, 1] pixels. Looking up an entry needs neither torch nor
-timm.
+A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture;
+backbone.pth+head.pth for a network in two files) or `file.py:function`, your function that returns a module on [0, 1]
+pixels. Looking up an entry needs neither torch nor timm.
 """
 
 import ast
@@ -43,8 +43,10 @@ PREFIXES = {"clip:": "zero-shot", "hf:": "language"}
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+NORMALIZATION_CHOICES = ("auto", *NORMALIZATIONS, "builtin")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Entry:
         category: '' outside the study's categories.
         files: their state dicts are joined; none: `arch` provides its own weights.
         arch: timm name, or module:function.
-        normalization: imagenet, inception, none, or timm (that of the timm name).
+        normalization: imagenet, inception, clip, none, or timm (that of the timm name).
         expected_top1: per cent on the ImageNet validation images, with the study's preprocessing.
         licence: '' where unknown.
         preprocessing: resize, crop, interpolation of its authors, where they are neither the study's nor timm's.
@@ -396,9 +398,10 @@ def resolve(spec: str) -> list[str]:
     for name in names:
         network_name(name)
         kind = kind_of(name)
-        path = split_function(name)[0] if kind == "function" else Path(name)
-        if kind in ("function", "file"):
-            demand_file(path, "a checkpoint file" if kind == "file" else "a file of Python code")
+        if kind == "function":
+            demand_file(split_function(name)[0], "a file of Python code")
+        for path in checkpoint_files(name) if kind == "file" else ():
+            demand_file(path, "a checkpoint file")
     return names
 
 
@@ -434,10 +437,20 @@ def network_name(name: str) -> str:
         return safe_name(f"{path.stem}.{function}")
     if kind != "file":
         return safe_name(name)
-    result = Path(name).name
-    while result.endswith(SUFFIXES):
-        result = result.rpartition(".")[0]
-    return safe_name(result)
+    stems: list[str] = []
+    for path in checkpoint_files(name):
+        stem = path.name
+        while stem.endswith(SUFFIXES):
+            stem = stem.rpartition(".")[0]
+        stems.append(stem)
+    return safe_name("+".join(stems))
+
+
+def checkpoint_files(name: str) -> list[Path]:
+    """Return the paths in `path.pth`, or in `backbone.pth+head.pth`."""
+    parts = name.split("+")
+    several = all(part.endswith(SUFFIXES) for part in parts) and not os.path.isfile(name)
+    return [Path(part) for part in parts] if several else [Path(name)]
 
 
 def zero_shot(arch: str) -> bool:

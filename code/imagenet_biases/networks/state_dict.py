@@ -1,10 +1,14 @@
 """Find the state dict in a file without a description, and fill a network with it, strictly."""
 
 import collections
+import inspect
+import itertools
 import json
 import re
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -12,44 +16,221 @@ from torch import Tensor
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.safe_pickle import tensors
+from imagenet_biases.networks.normalization import constant_names
 from imagenet_biases.networks.registry import Layout
 
 StateDict: TypeAlias = Mapping[str, Tensor]
 Modules: TypeAlias = dict[str, dict[str, tuple[int, ...]]]  # {module, with its dot: {its tensor: shape}}
+COUNTERS = ("total_ops", "total_params")  # thop leaves them in every module that it counts
+# what torch.compile, data-parallel and sharded training insert into names
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-def find(contents: dict[str, Any], network: torch.nn.Module, source: object) -> StateDict:
-    """Return the part of `contents` that fits `network` once a prefix common to its names is removed.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file, or of several, by name: keys of nested dicts are parts of names.
 
-    Keys of nested dicts count as parts of the names, so wrappers are prefixes, too. Where several different parts fit
-    (weights and their moving average), the first is used, with a warning.
+    Attributes:
+        tensors: {name: tensor}.
+        folders: {name: keys of the dicts that the tensor is in}.
+        files: how many files; the first key is the file's where there are several.
+    """
+
+    tensors: dict[str, Tensor]
+    folders: dict[str, tuple[str, ...]]
+    files: int = 1
+
+    @classmethod
+    def of(cls, contents: dict[str, Any], files: int = 1) -> "Checkpoint":
+        """Return the tensors in what safe_pickle.read returns."""
+        values: dict[str, Tensor] = {}
+        folders: dict[str, tuple[str, ...]] = {}
+        for path, tensor in tensors(contents):
+            values[".".join(path)], folders[".".join(path)] = tensor, path[:-1]
+        return cls(values, folders, files)
+
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """Return the tensors {new name: tensor} of {name: new name}."""
+        return Checkpoint(
+            {new: self.tensors[name] for name, new in names.items()},
+            {new: self.folders[name] for name, new in names.items()},
+            self.files,
+        )
+
+
+def find(contents: dict[str, Any], network: torch.nn.Module, source: object, files: int = 1) -> StateDict:
+    """Return the part of `contents` that fits `network` once the names are the network's.
+
+    A prefix common to its names is removed; keys of nested dicts count as parts of the names, so wrappers are prefixes,
+    too. Parts of the network may have prefixes of their own (a backbone and a head). Wrappers of torch in the middle of
+    names are removed, and timm's own translation is tried on files of an architecture's authors. Where several
+    different parts fit (weights and their moving average), the first is used. Warns about that, and about tensors
+    beside the network that are not used.
 
     Args:
-        contents: of a file, from safe_pickle.read.
+        contents: of a file, from safe_pickle.read, or {key: contents} of several files.
         network: to be filled.
         source: names the file in messages.
+        files: how many files.
 
     Raises:
         UserError: nothing fits; the message says what came closest.
     """
     expected = network.state_dict()
-    flat = {".".join(path): tensor for path, tensor in tensors(contents)}
-    prefixes: collections.Counter[str] = collections.Counter()
-    for name in flat:
-        prefixes.update(_known_prefixes(name, expected))
-    candidates = {}
-    for prefix, _ in prefixes.most_common(8):
-        candidates[prefix] = _part(flat, prefix)
-    fitting = [prefix for prefix in candidates if not _differences(expected, candidates[prefix])]
+    everything = Checkpoint.of(contents, files)
+    named = {name: name for name in everything.tensors if name.rpartition(".")[2] not in COUNTERS or name in expected}
+    checkpoint = everything.renamed(named)
+    fitting = _fitting(checkpoint, expected) or _without_wrappers(checkpoint, expected)
+    unused = _unused(everything, fitting.values())
+    fitting = fitting or _by_timm(contents, network)  # whose rules know what to leave out
     if not fitting:
-        raise UserError(_closest(contents, expected, source, *next(iter(candidates.items()), ("", flat))))
-    first = next(prefix for prefix in prefixes if prefix in fitting)
-    state = candidates[first]
-    different = [prefix for prefix in fitting if prefix != first and _differ(candidates[prefix], state)]
-    if different:
+        prefixes = _prefixes(checkpoint, expected)
+        prefix = prefixes[0] if prefixes else ""
+        raise UserError(_closest(contents, expected, source, prefix, _part(checkpoint.tensors, prefix)))
+    first, state = next(iter(fitting.items()))
+    if different := [place for place, other in fitting.items() if place != first and _differ(other, state)]:
         message = f"{source} contains several networks: {first!r} is used, not {listed_briefly(different)}"
         warnings.warn(message, stacklevel=2)
+    if unused:
+        message = f"{source} has {len(unused)} tensors beside the network, which are not used: {listed_briefly(unused)}"
+        warnings.warn(message, stacklevel=2)
     return state
+
+
+def _prefixes(checkpoint: Checkpoint, expected: StateDict) -> list[str]:
+    """Return the prefixes of most names after which they are names of the network, the most common first."""
+    prefixes: collections.Counter[str] = collections.Counter()
+    for name in checkpoint.tensors:
+        prefixes.update(_known_prefixes(name, expected))
+    return [prefix for prefix, _ in prefixes.most_common(8)]
+
+
+def _fitting(checkpoint: Checkpoint, expected: StateDict) -> dict[str, StateDict]:
+    """Return {prefix: state dict} of the parts that fit, in the order of the file."""
+    states: dict[str, StateDict] = {}
+    for prefix in _prefixes(checkpoint, expected):
+        part = _part(checkpoint.tensors, prefix)
+        state = part if not _differences(expected, part) else _composed(checkpoint, expected, prefix)
+        if state is not None:
+            states[prefix] = state
+    places = {name: number for number, name in enumerate(checkpoint.tensors)}
+
+    def place(prefix: str) -> int:
+        return min(places[prefix + name] for name in states[prefix] if prefix + name in places)
+
+    return {prefix: states[prefix] for prefix in sorted(states, key=place)}
+
+
+def _composed(checkpoint: Checkpoint, expected: StateDict, prefix: str) -> StateDict | None:
+    """Return the state dict of a network most of which is under a prefix and the rest under others, or None.
+
+    What is missing there is looked for beside it (in the same dict, or in another file) by its name at the end of a
+    longer one and, in another file, as the only module of its shapes.
+    """
+    part = _part(checkpoint.tensors, prefix)
+    state = {name: part[name] for name in expected if name in part}
+    if 2 * len(state) <= len(expected):
+        return None
+    folder = checkpoint.folders[prefix + next(iter(state))]
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    sources = {prefix + name for name in state}
+    for name in missing:
+        original = _beside(checkpoint, name, prefix, folder, tuple(expected[name].shape))
+        if original:
+            state[name] = checkpoint.tensors[original]
+            sources.add(original)
+    extra = {name: prefix + name for name in part if prefix + name not in sources}
+    if checkpoint.files > 1:
+        state |= _of_other_file(checkpoint, expected, state, folder[0])
+        tops = {name.partition(".")[0] for name in expected}  # another depth of the architecture would fit, too
+        extra = {name: original for name, original in extra.items() if name.partition(".")[0] in tops}
+    return None if extra or _differences(expected, state) else state
+
+
+def _beside(
+    checkpoint: Checkpoint, name: str, prefix: str, folder: tuple[str, ...], shape: tuple[int, ...]
+) -> str | None:
+    """Return the tensor whose name ends with a missing one and begins most like a prefix; None if not just one does."""
+    shared: dict[str, int] = {}
+    for original, tensor in checkpoint.tensors.items():
+        place = checkpoint.folders[original]
+        near = place == folder or (checkpoint.files > 1 and place[0] != folder[0])
+        if near and f".{original}".endswith(f".{name}") and tuple(tensor.shape) == shape:
+            pairs = zip(original.split("."), prefix.split("."), strict=False)
+            shared[original] = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    closest = [original for original, length in shared.items() if length == max(shared.values())]
+    same = all(torch.equal(checkpoint.tensors[original], checkpoint.tensors[closest[0]]) for original in closest)
+    return closest[0] if closest and same else None
+
+
+def _of_other_file(checkpoint: Checkpoint, expected: StateDict, state: StateDict, first: str) -> StateDict:
+    """Return the missing modules that a file beside the first contains under other names, by their shapes."""
+    others = {name: tensor for name, tensor in checkpoint.tensors.items() if checkpoint.folders[name][0] != first}
+    renamed: dict[str, Tensor] = {}
+    for rule, module in _renames(_modules(expected, state), _modules(others, state)):
+        for name, tensor in others.items():
+            if re.match(rule, name):
+                renamed[re.sub(rule, module, name)] = tensor
+    return renamed
+
+
+def _without_wrappers(checkpoint: Checkpoint, expected: StateDict) -> dict[str, StateDict]:
+    """Return the parts that fit once the wrappers of torch (compiled, parallel) are taken out of names, anywhere."""
+    names = {name: WRAPPERS.sub("", name) for name in checkpoint.tensors}
+    originals = {WRAPPERS.sub("", name): name for name in expected}
+    if all(name == short for short, name in (*names.items(), *originals.items())):
+        return {}  # as tried before
+    if len(set(names.values())) < len(names) or len(originals) < len(expected):
+        return {}
+    plain = {short: expected[name] for short, name in originals.items()}
+    states: dict[str, StateDict] = {}
+    for prefix, state in _fitting(checkpoint.renamed(names), plain).items():
+        states[prefix] = {originals[short]: tensor for short, tensor in state.items()}
+    return states
+
+
+def _by_timm(contents: dict[str, Any], network: torch.nn.Module) -> dict[str, StateDict]:
+    """Return the parts that timm's own translation of files that an architecture's authors published makes fit."""
+    translate = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
+    if translate is None or not type(network).__module__.startswith("timm."):
+        return {}
+    settings = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(translate).parameters else {}
+    expected, states = network.state_dict(), {}
+    for place, part in _dicts(contents):
+        names = {WRAPPERS.sub("", name): tensor for name, tensor in part.items() if isinstance(tensor, Tensor)}
+        try:
+            state = translate(dict(names), network, **settings)
+        except Exception:  # it expects a file of its own kind
+            continue
+        resampled = _sizes(state) - _sizes(names)  # to another size of images: not what the file's authors measured
+        if not resampled and not _differences(expected, state):
+            states[place] = state
+    return states
+
+
+def _sizes(state: StateDict) -> collections.Counter[int]:
+    return collections.Counter(tensor.numel() for tensor in state.values())
+
+
+def _dicts(contents: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, dict) of the dicts that contain tensors."""
+    if any(isinstance(value, Tensor) for value in contents.values()):
+        yield place, contents
+    for key, value in contents.items():
+        if isinstance(value, dict):
+            yield from _dicts(value, f"{place}{key}.")
+
+
+def _unused(checkpoint: Checkpoint, states: Iterable[StateDict]) -> list[str]:
+    """Return the tensors that are in the dicts of a network's tensors and in none of the networks that fit."""
+    used = {id(tensor) for state in states for tensor in state.values()}
+    folders = {checkpoint.folders[name] for name, tensor in checkpoint.tensors.items() if id(tensor) in used}
+    constants = constant_names(checkpoint.tensors)  # of the pixels: networks.normalization says what becomes of them
+    unused: list[str] = []
+    for name, tensor in checkpoint.tensors.items():
+        if id(tensor) not in used and checkpoint.folders[name] in folders and name not in constants:
+            unused.append(name)
+    return unused
 
 
 def _known_prefixes(name: str, expected: StateDict) -> list[str]:

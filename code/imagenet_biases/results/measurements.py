@@ -89,6 +89,11 @@ class Measurement:
     images: dict[str, str] = field(default_factory=dict[str, str])
     category: str = ""
 
+    def _shares(self, name: str) -> list[float | None]:
+        """Return the shares of the images that what a value is derived from rests on."""
+        parts = (self.projections.get(metric) for metric in metrics_of(name))
+        return [None if part is None else part.share for part in parts]
+
     def minus(self, other: "Measurement", name: str) -> Estimate | None:
         """Return the difference to another measurement's value, paired over the images.
 
@@ -99,8 +104,14 @@ class Measurement:
             return None
         common = self.images.keys() & other.images.keys()
         same_images = all(self.images[image_set] == other.images[image_set] for image_set in common)
+        same_images = same_images and self._shares(name) == other._shares(name)  # samples of one size are the same
         halves = self.halves[name] if same_images else np.full((SPLITS, 2), np.nan)
         return difference(self.values[name], other.values[name], halves, other.halves[name])
+
+
+def metrics_of(name: str) -> list[str]:
+    """Return the metrics that a score or bias is derived from; a metric itself."""
+    return [metric for part in DERIVED[name].parts for metric in metrics_of(part)] if name in DERIVED else [name]
 
 
 def measurements(records: Iterable[Mapping[str, Any]]) -> dict[MeasurementKey, Measurement]:

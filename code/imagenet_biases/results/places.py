@@ -14,7 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from imagenet_biases.base.paths import PUBLISHED
-from imagenet_biases.results.measurements import Measurement, Projection, derived_projections, image_folder
+from imagenet_biases.results.measurements import (
+    Measurement,
+    Projection,
+    derived_projections,
+    image_folder,
+    metrics_of,
+)
 from imagenet_biases.study import BIASES, DERIVED, SCORES, STUDY_CATEGORIES, about, definition_of, derive
 
 FINE = {name: f"metric/criticalband/{name}_fine" for name in ("bw_norm", "cf_norm", "pns_norm")}
@@ -171,15 +177,9 @@ def missing(name: str, values: Iterable[str]) -> list[tuple[str, str]]:
     """
     there = set(values)
     pairs: dict[tuple[str, str], None] = {}
-    for part in _metrics_of(name):
+    for part in metrics_of(name):
         if part not in there and part.removesuffix("/corrected") not in there:
             pairs[
                 definition_of(part.removesuffix("/corrected")).about.script.removeprefix("eval_"), image_folder(part)
             ] = None
     return list(pairs)
-
-
-def _metrics_of(name: str) -> list[str]:
-    if name not in DERIVED:
-        return [name]
-    return [metric for part in DERIVED[name].parts for metric in _metrics_of(part)]
