@@ -17,7 +17,7 @@ from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.networks.load import Network
 from imagenet_biases.results.provenance import circumstances
-from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, UNSEEN, ResponseStore, StoredResponses, key_of
+from imagenet_biases.results.responses import ANSWERED, LEFT_OUT, ResponseStore, StoredResponses, key_of
 from imagenet_biases.vocabulary import Presentation
 
 Positions: TypeAlias = Int64[np.ndarray, " B"]  # of a batch's images in their set
@@ -151,12 +151,12 @@ class Recorder:
                 buffer.counted += int(readable.sum())
 
     def mark(self, cells: Iterable[Cell], positions: Positions, readable: Readable | bool) -> None:
-        """Note that images have been answered or, where they are not readable, left out."""
+        """Note that images that were due have been answered or, where they are not readable, left out."""
         for cell in cells:
             if cell in self.buffers:
-                self.buffers[cell].due[positions] = False
-                state = cell.stored.state[positions]
-                cell.stored.state[positions] = np.where(state == UNSEEN, np.where(readable, ANSWERED, LEFT_OUT), state)
+                due, state = self.buffers[cell].due, cell.stored.state
+                state[positions] = np.where(due[positions], np.where(readable, ANSWERED, LEFT_OUT), state[positions])
+                due[positions] = False
 
     def accuracies(self) -> dict[tuple[Network, str], float]:
         """Return each network's and condition's accuracy on the images so far, in per cent."""
