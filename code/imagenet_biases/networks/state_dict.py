@@ -204,7 +204,7 @@ def _by_timm(contents: dict[str, Any], network: torch.nn.Module) -> dict[str, St
 
 
 def _sizes(state: StateDict) -> collections.Counter[int]:
-    return collections.Counter(tensor.numel() for tensor in state.values())
+    return collections.Counter(map(Tensor.numel, state.values()))
 
 
 def _dicts(contents: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
