@@ -240,7 +240,7 @@ class MineAndNormalized(Mine):
 BARE = {  # {label: (module, normalization)}
     "torchvision": (lambda: torchvision.models.resnet18(), "imagenet"),
     "a class made of torchvision's": (Mine, "imagenet"),
-    "timm": (lambda: timm.create_model("test_vit"), "inception"),
+    "timm": (lambda: timm.create_model("vit_tiny_patch16_224"), "inception"),
     "timm, ImageNet's": (lambda: timm.create_model("resnet10t"), "imagenet"),
     "parallel": (lambda: torch.nn.DataParallel(torchvision.models.resnet18()), "imagenet"),
     "a sequence of one": (
@@ -254,18 +254,18 @@ BARE = {  # {label: (module, normalization)}
 def test_a_bare_network_of_a_library_is_normalized_as_the_library_says(label):
     build, name = BARE[label]
     module = build().eval()
-    side = 160 if label == "timm" else 224
-    assert side == 224 or module.pretrained_cfg["input_size"][-1] == side
-    network, said = loaded(from_module, module, "mine") if side == 224 else (None, None)
-    if network is None:  # takes one size of images only: the rule alone
-        stated = normalization.statements(module, {}, side)
-        network, said = loaded(normalization.decide, "auto", stated, "builtin", "mine")
-        assert network.name == name
-    else:
-        torch.testing.assert_close(network(SQUARE), module(normalized(SQUARE, name)), rtol=0, atol=0)
-        assert network.identity["normalization"] == name
+    network, said = loaded(from_module, module, "mine")
+    torch.testing.assert_close(network(SQUARE), module(normalized(SQUARE, name)), rtol=0, atol=0)
+    assert network.identity["normalization"] == name
     assert len(said) == 1 and said[0].startswith(f"mine: the normalization is {name}, not builtin: ")
     assert "torchvision says so" in said[0] or "timm's configuration says so" in said[0]
+
+
+def test_a_compiled_network_of_a_library_is_a_bare_one():
+    for module in (torch.compile(torchvision.models.resnet18()), torch.compile(torch.nn.Sequential(Mine()))):
+        library, constants = normalization.statements(module, {}, 224).library
+        assert (library, constants.name) == ("torchvision", "imagenet")
+    assert normalization.statements(torch.compile(MineAndNormalized()), {}, 224).library is None
 
 
 def hooked():
@@ -324,7 +324,6 @@ def test_a_checkpoint_of_a_timm_architecture_follows_timms_configuration(tmp_pat
     torch.save(constants("n.", "clip") | zoo_layouts.prefixed("model.", body.state_dict()), tmp_path / "x.pth")
     network, said = loaded(load_model, f"{tmp_path}/x.pth", arch="test_resnet")
     assert network.identity["normalization"] == "clip"  # what the file says counts more
-    assert timm.create_model("vit_tiny_patch16_224").pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
 
 
 # --- the flag --------------------------------------------------------------------------------------------------------
@@ -338,6 +337,24 @@ def test_the_choices(bare, tmp_path):
         torch.testing.assert_close(network(PIXELS), right, rtol=0, atol=0)
     with pytest.raises(UserError, match="normalization 'imagnet' is unknown: it is one of auto, imagenet"):
         from_module(bare, "mine", normalization="imagnet")
+
+
+def test_a_choice_replaces_what_an_entry_of_the_zoo_says(state, bare, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_FOLDER", str(tmp_path))
+    torch.save(state, tmp_path / "x.pth")
+    (tmp_path / "zoo.user.toml").write_text(
+        f'[[network]]\nname = "mine"\nsource = "file"\nlocation = "x.pth"\narch = "{ARCH}"\nnormalization = "clip"\n'
+    )
+    network, said = loaded(load_model, "mine", normalization="inception")
+    torch.testing.assert_close(network(PIXELS), bare(normalized(PIXELS, "inception")), rtol=0, atol=0)
+    assert said == ["mine: its entry or configuration says clip; --normalization inception is used all the same"]
+    assert loaded(load_model, "mine", normalization="clip")[1] == loaded(load_model, "mine")[1] == []
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_a_module_of_another_precision(kind):
+    network, said = loaded(from_module, Inside().to(kind), "mine")
+    assert said == [] and network.identity["normalization"] == "its own"
 
 
 def test_evaluate_follows_the_rule_and_the_record_says_so(drawn, tmp_path):

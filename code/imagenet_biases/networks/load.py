@@ -360,7 +360,7 @@ def _of_module(
 ) -> Normalization:
     """Return the normalization of a module; `stated` is what its file states (`beside`)."""
     with blaming(f"{label}, given an image,"):
-        return decide(choice, statements(body.eval(), stated.get("beside", {}), STUDY.crop), default, label)
+        return decide(choice, statements(body.eval().float(), stated.get("beside", {}), STUDY.crop), default, label)
 
 
 def _constants(chosen: Normalization) -> dict[str, Any]:

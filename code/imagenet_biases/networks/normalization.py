@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +45,7 @@ class Normalization:
     def of(cls, mean: Values, std: Values) -> "Normalization":
         """Return the normalization with these constants, named where they are known ones."""
         for name, known in NORMALIZATIONS.items():
-            pairs = zip((*mean, *std), (*known[0], *known[1]), strict=True)
-            if all(abs(value - other) <= CLOSE for value, other in pairs):
+            if np.allclose((mean, std), known, rtol=0, atol=CLOSE):
                 return cls(*known, name)
         return cls(mean, std, f"mean {_digits(mean)}, standard deviation {_digits(std)}")
 
@@ -184,7 +184,7 @@ def _pairs(values: Mapping[str, Any]) -> dict[str, tuple[str, Normalization]]:
 def _three(value: Any) -> Values | None:
     """Return three finite numbers of a tensor, list or tuple, or None."""
     if isinstance(value, Tensor):
-        if value.numel() != 3 or value.is_meta or not value.is_floating_point():
+        if torch.nn.parameter.is_lazy(value) or value.numel() != 3 or value.is_meta or not value.is_floating_point():
             return None
         value = value.detach().flatten().tolist()
     plain = isinstance(value, list | tuple) and len(value) == 3
@@ -198,7 +198,7 @@ def _constants(mean: Values | None, std: Values | None) -> Normalization | None:
     if mean is None or std is None or min(std) <= 0:
         return None
     if max(map(abs, mean)) > 2 or max(std) > 2:
-        mean, std = (tuple(number / 255 for number in numbers) for numbers in (mean, std))
+        mean, std = (tuple((np.array(numbers) / 255).tolist()) for numbers in (mean, std))
     return Normalization.of(mean, std)
 
 
@@ -256,7 +256,7 @@ def _of_library(body: torch.nn.Module) -> tuple[str, Normalization] | None:
             config = config if isinstance(config, dict) else {}
             constants = _constants(_three(config.get("mean")), _three(config.get("std")))
             return ("timm", constants) if constants else None
-        if any(callable(value) and name != "__init__" for name, value in vars(kind).items()):
+        if any(callable(value) and (name == "__call__" or name[:2] != "__") for name, value in vars(kind).items()):
             return None  # the user's own code, which may do anything with the pixels
     return None
 
@@ -264,12 +264,13 @@ def _of_library(body: torch.nn.Module) -> tuple[str, Normalization] | None:
 def _first_part(body: torch.nn.Module) -> torch.nn.Module | None:
     """Return the part of a module that receives the pixels as they are, through torch's own wrappers."""
     while True:
-        if body._forward_pre_hooks or "forward" in vars(body):
+        torchs = type(body).__module__.startswith("torch.")
+        if body._forward_pre_hooks or ("forward" in vars(body) and not torchs):
             return None
         inner: Any = None
-        if isinstance(body, torch.nn.Sequential) and len(body):
-            inner = body[0] if type(body) is torch.nn.Sequential else None
-        elif type(body).__module__.startswith("torch."):
+        if torchs and isinstance(body, torch.nn.Sequential):
+            inner = next(body.children(), None)
+        elif torchs:
             inner = getattr(body, "_orig_mod", None) or getattr(body, "module", None)
         if not isinstance(inner, torch.nn.Module):
             return body

@@ -450,7 +450,7 @@ def checkpoint_files(name: str) -> list[Path]:
     """Return the paths in `path.pth`, or in `backbone.pth+head.pth`."""
     parts = name.split("+")
     several = all(part.endswith(SUFFIXES) for part in parts) and not os.path.isfile(name)
-    return [Path(part) for part in parts] if several else [Path(name)]
+    return list(map(Path, parts if several else [name]))
 
 
 def zero_shot(arch: str) -> bool:

@@ -51,11 +51,10 @@ class Checkpoint:
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
         """Return the tensors {new name: tensor} of {name: new name}."""
-        return Checkpoint(
-            {new: self.tensors[name] for name, new in names.items()},
-            {new: self.folders[name] for name, new in names.items()},
-            self.files,
-        )
+        checkpoint = Checkpoint({}, {}, self.files)
+        for name, new in names.items():
+            checkpoint.tensors[new], checkpoint.folders[new] = self.tensors[name], self.folders[name]
+        return checkpoint
 
 
 def find(contents: dict[str, Any], network: torch.nn.Module, source: object, files: int = 1) -> StateDict:
@@ -78,14 +77,14 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object, fil
     """
     expected = network.state_dict()
     everything = Checkpoint.of(contents, files)
-    named = {name: name for name in everything.tensors if name.rpartition(".")[2] not in COUNTERS or name in expected}
-    checkpoint = everything.renamed(named)
+    names = {name: name for name in everything.tensors if name in expected or not name.endswith(COUNTERS)}
+    checkpoint = everything.renamed(names)
     fitting = _fitting(checkpoint, expected) or _without_wrappers(checkpoint, expected)
     unused = _unused(everything, fitting.values())
     fitting = fitting or _by_timm(contents, network)  # whose rules know what to leave out
     if not fitting:
-        prefixes = _prefixes(checkpoint, expected)
-        prefix = prefixes[0] if prefixes else ""
+        common = _prefixes(checkpoint, expected).most_common(1)
+        prefix = common[0][0] if common else ""
         raise UserError(_closest(contents, expected, source, prefix, _part(checkpoint.tensors, prefix)))
     first, state = next(iter(fitting.items()))
     if different := [place for place, other in fitting.items() if place != first and _differ(other, state)]:
@@ -97,28 +96,24 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object, fil
     return state
 
 
-def _prefixes(checkpoint: Checkpoint, expected: StateDict) -> list[str]:
-    """Return the prefixes of most names after which they are names of the network, the most common first."""
+def _prefixes(checkpoint: Checkpoint, expected: StateDict) -> collections.Counter[str]:
+    """Return how many names become names of the network without a prefix, by prefix in the order of the file."""
     prefixes: collections.Counter[str] = collections.Counter()
     for name in checkpoint.tensors:
         prefixes.update(_known_prefixes(name, expected))
-    return [prefix for prefix, _ in prefixes.most_common(8)]
+    return prefixes
 
 
 def _fitting(checkpoint: Checkpoint, expected: StateDict) -> dict[str, StateDict]:
     """Return {prefix: state dict} of the parts that fit, in the order of the file."""
     states: dict[str, StateDict] = {}
-    for prefix in _prefixes(checkpoint, expected):
+    prefixes = _prefixes(checkpoint, expected)
+    for prefix, _ in prefixes.most_common(8):
         part = _part(checkpoint.tensors, prefix)
         state = part if not _differences(expected, part) else _composed(checkpoint, expected, prefix)
         if state is not None:
             states[prefix] = state
-    places = {name: number for number, name in enumerate(checkpoint.tensors)}
-
-    def place(prefix: str) -> int:
-        return min(places[prefix + name] for name in states[prefix] if prefix + name in places)
-
-    return {prefix: states[prefix] for prefix in sorted(states, key=place)}
+    return {prefix: states[prefix] for prefix in prefixes if prefix in states}
 
 
 def _composed(checkpoint: Checkpoint, expected: StateDict, prefix: str) -> StateDict | None:
@@ -178,7 +173,7 @@ def _without_wrappers(checkpoint: Checkpoint, expected: StateDict) -> dict[str, 
     """Return the parts that fit once the wrappers of torch (compiled, parallel) are taken out of names, anywhere."""
     names = {name: WRAPPERS.sub("", name) for name in checkpoint.tensors}
     originals = {WRAPPERS.sub("", name): name for name in expected}
-    if all(name == short for short, name in (*names.items(), *originals.items())):
+    if names.keys() == set(names.values()) and originals.keys() == expected.keys():
         return {}  # as tried before
     if len(set(names.values())) < len(names) or len(originals) < len(expected):
         return {}
@@ -209,7 +204,7 @@ def _by_timm(contents: dict[str, Any], network: torch.nn.Module) -> dict[str, St
 
 
 def _sizes(state: StateDict) -> collections.Counter[int]:
-    return collections.Counter(tensor.numel() for tensor in state.values())
+    return collections.Counter(map(Tensor.numel, state.values()))
 
 
 def _dicts(contents: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -223,14 +218,16 @@ def _dicts(contents: dict[str, Any], place: str = "") -> Iterator[tuple[str, dic
 
 def _unused(checkpoint: Checkpoint, states: Iterable[StateDict]) -> list[str]:
     """Return the tensors that are in the dicts of a network's tensors and in none of the networks that fit."""
-    used = {id(tensor) for state in states for tensor in state.values()}
-    folders = {checkpoint.folders[name] for name, tensor in checkpoint.tensors.items() if id(tensor) in used}
-    constants = constant_names(checkpoint.tensors)  # of the pixels: networks.normalization says what becomes of them
-    unused: list[str] = []
+    used = set(map(id, itertools.chain(*(state.values() for state in states))))
+    unused: dict[str, tuple[str, ...]] = {}
+    folders: set[tuple[str, ...]] = set()
     for name, tensor in checkpoint.tensors.items():
-        if id(tensor) not in used and checkpoint.folders[name] in folders and name not in constants:
-            unused.append(name)
-    return unused
+        if id(tensor) in used:
+            folders.add(checkpoint.folders[name])
+        else:
+            unused[name] = checkpoint.folders[name]
+    constants = constant_names(checkpoint.tensors)  # of the pixels: networks.normalization says what becomes of them
+    return [name for name, folder in unused.items() if folder in folders and name not in constants]
 
 
 def _known_prefixes(name: str, expected: StateDict) -> list[str]:
