@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import CODE, run
+from common import CODE, answered, run
 from imagenet_biases import Benchmark, Data, Pass, Recording, Settings, evaluate, evaluate_rounds
 from imagenet_biases.engine.evaluate import refined
 from imagenet_biases.images.sets import image_set
