@@ -3,7 +3,7 @@
 import argparse
 import fnmatch
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -278,19 +278,29 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
     return execute(request)
 
 
-def execute(request: "Request") -> int:
-    """Measure; print the results, and what failed; return the exit status."""
+Show = Callable[["Request", Sequence[Any]], None]
+"""Prints what a run's records say."""
+
+
+def execute(request: "Request", show: Show | None = None, show_round: Show = lambda *_: None) -> int:
+    """Measure; print the results, and what failed; return the exit status.
+
+    Args:
+        show: called at the end of the run, also of an interrupted one; by default `print_results`.
+        show_round: called after each round but the last.
+    """
     from imagenet_biases.engine.evaluate import Run
 
-    measuring = Run(request)
+    measuring, show = Run(request), show or print_results
     records: list[Any] = []
     try:
-        for of_round in measuring.rounds():
-            records = of_round
+        for number, records in enumerate(measuring.rounds(), 1):
+            if number < len(request.shares):
+                show_round(request, records)
     except (KeyboardInterrupt, Terminated):
-        print_results(request, list(measuring.outcome.records.values()))
+        show(request, list(measuring.outcome.records.values()))
         raise
-    print_results(request, records)
+    show(request, records)
     failed = measuring.outcome.failed
     for name, reason in failed.items():
         print(f"error: {name}: {clean(reason)}", file=sys.stderr)
@@ -378,34 +388,46 @@ def _widest(number: int, jobs: Iterable[Any]) -> str:
 # Results as text ------------------------------------------------------------------------------------------------------
 
 
-def table(records: Sequence[Mapping[str, Any]], headlines: Mapping[str, Sequence[str]]) -> str:
+def table(records: Sequence[Mapping[str, Any]], headlines: Mapping[str, Sequence[str]], notes: bool = True) -> str:
     """Return records of one or several benchmarks as text: one row per metric, one column per network.
 
-    `headlines`: {benchmark: patterns of the metrics to show}; all metrics of a benchmark without any.
+    Args:
+        headlines: {benchmark: patterns of the metrics to show}; all metrics of a benchmark without any.
+        notes: whether to add which records are of subsets or samples, and how many metrics are not shown.
     """
     headline = set()
-    by_metric: dict[str, dict[str, str]] = {}
-    notes = []
+    by_metric: dict[str, dict[str, tuple[float, str]]] = {}
+    lines: list[str] = []
     for record in records:
         patterns = headlines.get(record["benchmark"]) or ("*",)
         for metric in record["metrics"]:
-            by_metric.setdefault(metric, {}).setdefault(record["model"], _cell(record, metric))
+            sampled = record.get("sampled", {}).get(metric)
+            share = sampled["images"] / sampled["of"] if sampled else 1.0
+            cells = by_metric.setdefault(metric, {})
+            if share > cells.get(record["model"], (0.0,))[0]:  # of several benchmarks, the one of most images
+                cells[record["model"]] = share, _cell(record, metric)
             if any(fnmatch.fnmatchcase(metric, pattern) for pattern in patterns):
                 headline.add(metric)
-        if subset := record["subset"]:
-            part = f"{subset['images']} of {subset['of']} images"
-            notes.append(f"{record['model']}, {record['benchmark']}: a subset, {part}")
-        if share := record.get("share"):
-            part = f"{100 * share['images'] / share['of']:.3g} %, {share['images']:,} of {share['of']:,} images"
-            notes.append(f"{record['model']}, {record['benchmark']}: a sample, {part}")
+        lines += _parts_shown(record)
     models = list(dict.fromkeys(record["model"] for record in records))
     rows = [["", *models]]
     for metric, cells in by_metric.items():
         if metric in headline:
-            rows.append([metric, *(cells.get(model, "") for model in models)])
+            rows.append([metric, *(cells.get(model, (0.0, ""))[1] for model in models)])
     if len(headline) < len(by_metric):
-        notes.insert(0, f"({len(by_metric) - len(headline)} further metrics in the records)")
-    return "\n".join(["", *aligned(rows), *notes])
+        lines.insert(0, f"({len(by_metric) - len(headline)} further metrics in the records)")
+    return "\n".join(["", *aligned(rows), *(lines if notes else [])])
+
+
+def _parts_shown(record: Mapping[str, Any]) -> list[str]:
+    """Return in a line each that a record is of a subset, or of a sample."""
+    lines, name = [], f"{record['model']}, {record['benchmark']}"
+    if subset := record["subset"]:
+        lines.append(f"{name}: a subset, {subset['images']} of {subset['of']} images")
+    if share := record.get("share"):
+        part = f"{100 * share['images'] / share['of']:.3g} %, {share['images']:,} of {share['of']:,} images"
+        lines.append(f"{name}: a sample, {part}")
+    return lines
 
 
 def _cell(record: Mapping[str, Any], metric: str) -> str:
