@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_round(request: Any, records: Sequence[Any]) -> None:
     """Print where the networks stand after a round, a line for each."""
-    minutes = duration(time.monotonic() - request.started)
+    minutes = duration(time.monotonic() - request.runtime.started)
     for line in standings.in_a_line([record.content for record in records]):
         print(f"after {minutes}: {line}", flush=True)
 

@@ -365,7 +365,7 @@ def print_plan(request: "Request") -> None:
     total = 0.0
     for number, share in enumerate(request.shares):
         total += sum(cost.seconds[number] for _, cost in costs)
-        if len(request.shares) > 1:
+        if len(request.shares) > 1 and any(cost.todo[number] for _, cost in costs):
             widest = _widest(number, [job for job, _ in costs])
             print(f"  round {number + 1}, {share:g} %: after about {duration(total)}{widest}")
     print(f"  to do: about {duration(total)}", flush=True)

@@ -221,7 +221,7 @@ class Request:
         images: dict[str, int] = {}
         for job in self.jobs:
             images |= {images.name: len(images) for images in job.image_sets}
-        self.settings, self.started = settings, time.monotonic()
+        self.settings = settings
         self.runtime: Runtime = make_runtime(settings, sum(images.values()))
         self._built: dict[str, Network] = {}
         self._check_shard()
@@ -413,7 +413,7 @@ class Run:
         pairs = [pair for pair in loop.plan.cells if pair[0].passes or self._in_shard(*pair)]
         wandb = self._wandb(loop, pairs)
         loop.observer = Observer(wandb.watch, self._check_clean_accuracy)
-        schedule = Schedule(self.request.settings, loop, pairs, self.request.started)
+        schedule = Schedule(self.request.settings, loop, pairs, self.runtime.started)
         try:
             with float32_precision(self.runtime.precision):
                 for answered in loop.run(pairs, schedule):

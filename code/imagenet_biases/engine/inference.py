@@ -47,7 +47,6 @@ class Runner:
         self, network: Network, crop: int, runtime: Runtime, programs: compilation.Programs | None = None
     ) -> None:
         self.network, self.runtime, self.crop, self.programs = network, runtime, crop, programs
-        self.layout = torch.channels_last if network.channels_last else torch.contiguous_format
         network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.program: Callable[..., Any] = network
         self.folded: torch.nn.Module = network
@@ -63,6 +62,11 @@ class Runner:
         if programs is not None:
             self.program = programs.compiled(self.folded, self._example(runtime.batch_size), runtime.autocast)
             self.padded = self.program is not self.folded
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The order in which the network takes pixels."""
+        return torch.channels_last if self.network.channels_last else torch.contiguous_format
 
     def _example(self, count: int) -> Pixels:
         """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""

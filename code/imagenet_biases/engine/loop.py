@@ -5,7 +5,6 @@ decides the grouping. Answers stay on the device until a save point.
 """
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,6 +70,14 @@ class Answered:
     last: bool
 
 
+@dataclass
+class Reached:
+    """How far a pair is: rounds that may be shown, and images that were there when it was last yielded (-1: never)."""
+
+    granted: int = 0
+    reported: int = -1
+
+
 class OutOfTime(Exception):
     """The run's time is over."""
 
@@ -82,9 +89,7 @@ class Loop:
     its own slices only and waits for nobody: what others have stored is read when a pair (job, network) is looked at.
 
     Attributes:
-        granted: how many rounds of each pair may be shown.
-        reported: how many images of each pair were there when it was last yielded.
-        deadline: on the clock of time.monotonic.
+        pairs: how far each pair (job, network) is that is to be reported.
     """
 
     def __init__(
@@ -101,9 +106,8 @@ class Loop:
         self.runners = runners or Runners(runtime, self._planned_passes())
         self.failed: dict[Network, str] = {}
         self.pictures: dict[tuple[str, Condition, Network | None], list[Picture]] = {}
-        self.granted: dict[Pair, int] = {}
-        self.reported: dict[Pair, int] = {}
-        self.observer, self.deadline = Observer(), math.inf
+        self.pairs: dict[Pair, Reached] = {}
+        self.observer = Observer()
 
     # What is stored
 
@@ -167,15 +171,15 @@ class Loop:
             steps: pairs that are granted a further round each; asked for when all that was granted before is shown.
                 None: all pairs, round by round.
         """
-        self.granted = dict.fromkeys(pairs, 0)
+        self.pairs = {pair: Reached() for pair in pairs}
         with self.progress, ThreadPoolExecutor(1) as writer:
             try:
-                self.progress.total = self.passes(dict.fromkeys(self.granted, self.plan.rounds))
+                self.progress.total = self.passes(dict.fromkeys(self.pairs, self.plan.rounds))
                 yield from self._completed()
-                for step in [list(self.granted)] * self.plan.rounds if steps is None else steps:
+                for step in [list(self.pairs)] * self.plan.rounds if steps is None else steps:
                     for pair in step:
-                        self.granted[pair] += 1
-                    yield from self._show(self._slices(self.granted), writer)
+                        self.pairs[pair].granted += 1
+                    yield from self._show(self._slices(self._granted()), writer)
                     yield None
             except OutOfTime:
                 yield from self._interrupted()
@@ -209,6 +213,9 @@ class Loop:
         """Return the forward passes that are left until so many rounds of each pair are over."""
         return _passes(self._slices(rounds))
 
+    def _granted(self) -> dict[Pair, int]:
+        return {pair: reached.granted for pair, reached in self.pairs.items()}
+
     def _goals(self, rounds: Mapping[Pair, int]) -> dict[Cell, tuple[int, int]]:
         """Return {cell: (how many images it is to have, after how many rounds)} of the pairs that go on."""
         goals: dict[Cell, tuple[int, int]] = {}
@@ -241,12 +248,12 @@ class Loop:
 
     def _finished(self) -> set[Network]:
         """Return the networks of which nothing is to be shown any more."""
-        left = {pair[1] for pair in self.granted if not self.complete(pair)}
+        left = {pair[1] for pair in self.pairs if not self.complete(pair)}
         return set(self.plan.networks) - left
 
     def _due(self, part: "Slice") -> "tuple[Group, dict[Cell, np.ndarray]]":
         """Return the part's group with the cells that still miss images, and which images these are."""
-        goals, due = self._goals(self.granted), {}
+        goals, due = self._goals(self._granted()), {}
         for cell in part.group.cells:
             if cell.network not in self.failed and (rows := cell.due(*goals[cell])).any():
                 due[cell] = rows
@@ -256,10 +263,10 @@ class Loop:
 
     def _completed(self) -> Iterator[Answered]:
         """Yield the pairs that have completed a round since they were last yielded."""
-        for pair in self.granted:
+        for pair in self.pairs:
             for count in range(self.plan.rounds, 0, -1):
                 goals = {images.name: pair[0].goals[images.name][count - 1] for images in pair[0].image_sets}
-                if pair in self.reported and sum(goals.values()) <= self.reported[pair]:
+                if sum(goals.values()) <= self.pairs[pair].reported:
                     break
                 if all(self._has(cell, goals[cell.images.name]) for cell in self.plan.cells[pair]):
                     yield from self._answered(pair, goals)
@@ -267,12 +274,12 @@ class Loop:
 
     def _interrupted(self) -> Iterator[Answered]:
         """Yield the pairs that have answers beyond what was last yielded: to the first images, without a gap."""
-        for pair in self.granted:
+        for pair in self.pairs:
             goals: dict[str, int] = {}
             for cell in self.plan.cells[pair]:
                 asked = pair[0].goals[cell.images.name][-1]
                 goals[cell.images.name] = min(cell.answered, goals.get(cell.images.name, asked))
-            if goals and min(goals.values()) and sum(goals.values()) > self.reported.get(pair, 0):
+            if goals and min(goals.values()) and sum(goals.values()) > self.pairs[pair].reported:
                 yield from self._answered(pair, goals)
 
     def _answered(self, pair: Pair, goals: dict[str, int]) -> Iterator[Answered]:
@@ -282,7 +289,7 @@ class Loop:
         if any(cell.answered < goals[cell.images.name] for cell in cells):  # damaged since
             return
         self._pack(pair)
-        self.reported[pair] = sum(goals.values())
+        self.pairs[pair].reported = sum(goals.values())
         if network not in self.failed:
             last = all(count == job.goals[name][-1] for name, count in goals.items())
             yield Answered(job, network, goals, last)
@@ -291,7 +298,7 @@ class Loop:
     def complete(self, pair: Pair) -> bool:
         """Whether all that a pair asks for has been yielded."""
         job, _ = pair
-        return self.reported.get(pair, -1) >= sum(job.goals[images.name][-1] for images in job.image_sets)
+        return self.pairs[pair].reported >= sum(job.goals[images.name][-1] for images in job.image_sets)
 
     def _planned_passes(self) -> dict[tuple[Network, int], int]:
         """Return the passes of each (network, crop) in the whole job, whatever is left of it or this shard's share.
@@ -367,7 +374,7 @@ class Presenter:
         reported = time.monotonic()
         try:
             for positions in tasks:
-                if time.monotonic() > self.loop.deadline:
+                if time.monotonic() > self.progress.deadline:
                     raise OutOfTime
                 self._batch(positions)
                 reported = self._report_and_save(reported)

@@ -1,26 +1,36 @@
 """How far a run is: a bar on a terminal, a line now and then in a log file."""
 
-import itertools
+import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 PAUSE = 30  # seconds between lines in a log file
 
 
+@dataclass
+class GroupProgress:
+    """How many images of a group have been shown."""
+
+    name: str
+    images: int
+    shown: int = 0
+
+
 class Progress:
     """Counts forward passes (of `total`, and to the end of a round) and the current group's images.
 
-    Silent unless `shown`.
+    Silent unless `shown`. `deadline`, on the clock of time.monotonic, is when the run's time is over.
     """
 
     def __init__(self, shown: bool) -> None:
-        self.shown, self.total, self.round_end = shown, 0, 0
-        self.done, self.name, self.images, self.group_images = 0, "", 0, 0
+        self.shown, self.total, self.round_end, self.done = shown, 0, 0, 0
+        self.group = GroupProgress("", 0)
         self.bar: tqdm | None = None
-        self.turn = itertools.count()
+        self.deadline = math.inf
         self.started = self.reported = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -38,13 +48,13 @@ class Progress:
 
     def begin_group(self, name: str, images: int) -> None:
         """Begin a group: an image set of so many images."""
-        self.name, self.images, self.group_images = name, 0, images
+        self.group = GroupProgress(name, images)
 
     def count_images(self, count: int) -> None:
         """Count finished images."""
-        self.images += count
+        self.group.shown += count
         if self.bar is not None:
-            text = f"{self.name}, {self.images:,} of {self.group_images:,} images"
+            text = f"{self.group.name}, {self.group.shown:,} of {self.group.images:,} images"
             self.bar.set_description(text, refresh=False)
 
     def count_passes(self, count: int) -> None:
@@ -60,7 +70,7 @@ class Progress:
             return
         accuracy = ""
         if accuracies:
-            (network, condition), value = list(accuracies.items())[next(self.turn) % len(accuracies)]
+            (network, condition), value = list(accuracies.items())[int(now) % len(accuracies)]
             accuracy = f"{network} {condition} {value:.1f} % so far"
         pace = self.done / max(now - self.started, 1e-9)
         left = f"{duration((self.total - self.done) / pace)} left" if pace else "unknown time left"
@@ -70,9 +80,9 @@ class Progress:
             self.bar.set_postfix_str(", ".join(filter(None, (left, accuracy))), refresh=False)
             return
         self.reported = now
-        images = f"{self.images:,} of {self.group_images:,} images"
+        images = f"{self.group.shown:,} of {self.group.images:,} images"
         passes = f"{self.done:,} of {self.total:,} forward passes, {pace:.0f} per second, {left}"
-        print(f"{self.name}: {images}, {passes}; {accuracy}".rstrip("; "), file=sys.stderr, flush=True)
+        print(f"{self.group.name}: {images}, {passes}; {accuracy}".rstrip("; "), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import functools
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ class Runtime:
     Attributes:
         shard: which share of the work is measured here: its number from 1, and of how many.
         lead: whether this process shows progress: one of those that torchrun started.
+        started: when, on the clock of time.monotonic.
     """
 
     device: torch.device
@@ -37,6 +39,7 @@ class Runtime:
     checkpoint_seconds: float
     shard: tuple[int, int] = (1, 1)
     lead: bool = True
+    started: float = field(default_factory=time.monotonic)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return a context in which networks run in the chosen precision."""

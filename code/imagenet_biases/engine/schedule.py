@@ -46,15 +46,15 @@ class Schedule:
         """Set the loop's deadline so that what a step measures can still be reported within the budget."""
         if self.settings.budget:
             reports = [seconds for pair, seconds in self.seconds.items() if pair in step]
-            self.loop.deadline = self.started + self.settings.budget - sum(reports)
-            if time.monotonic() > self.loop.deadline:
+            self.loop.progress.deadline = self.started + self.settings.budget - sum(reports)
+            if time.monotonic() > self.loop.progress.deadline:
                 self.reason = f"the budget of {duration(self.settings.budget)} is used up"
 
     def _open(self) -> list[Pair]:
         """Return the pairs that have rounds left and something left to find out."""
         pairs = []
         for pair in self.pairs:
-            if self.loop.granted[pair] < self.loop.plan.rounds and pair[1] not in self.loop.failed:
+            if self.loop.pairs[pair].granted < self.loop.plan.rounds and pair[1] not in self.loop.failed:
                 pairs.append(pair)
         wanted = pairs
         if self.settings.until == "places":
@@ -109,7 +109,7 @@ class Schedule:
         best, of_best = (-1.0, 0.0), list(pairs)
         for job in dict.fromkeys(job for job, _ in pairs):
             of_job = [pair for pair in pairs if pair[0] is job]
-            rounds = {pair: self.loop.granted[pair] + 1 for pair in of_job}
+            rounds = {pair: self.loop.pairs[pair].granted + 1 for pair in of_job}
             passes = max(self.loop.passes(rounds), 1)
             narrowed = sum(self._narrowed(pair) for pair in of_job)
             if (worth := (narrowed / passes, 1 / passes)) > best:
@@ -124,7 +124,7 @@ class Schedule:
             return 0
         factors = {}
         for name, sampled in self.records[pair].content.get("sampled", {}).items():
-            factors[name] = self._factor(job, self.loop.granted[pair], sampled["images"] / sampled["of"])
+            factors[name] = self._factor(job, self.loop.pairs[pair].granted, sampled["images"] / sampled["of"])
         before, after = (widths(network.name, measurement, scaled) for scaled in ({}, factors))
         return sum(before[name] - after[name] for name in after)
 

@@ -52,7 +52,6 @@ class Network(torch.nn.Module):
         identity: JSON-able; `network` is a sha256 of weights, architecture and custom code, whatever its label.
         channels_last: whether it accepts weights and pixels in that memory order.
         overwrites: whether it writes into its pixels.
-        probabilities: whether the body gives probabilities, of which the logarithm is taken.
         frontends: what stands before it, first to last.
         notes: what loading it warned of.
     """
@@ -85,7 +84,8 @@ class Network(torch.nn.Module):
         self.normalized = (tuple(mean), tuple(std)) != NORMALIZATIONS["none"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.channels_last, self.overwrites, self.probabilities = True, False, False
+        self.channels_last, self.overwrites = True, False
+        self.identity: dict[str, Any] = {}
         self.frontends: tuple[FrontEnd, ...] = ()
         with blaming(f"{name}, given two images,"), torch.no_grad():
             self.eval().requires_grad_(False).float()
@@ -93,8 +93,12 @@ class Network(torch.nn.Module):
                 self._check(allow_unstable)
         if self.probabilities:
             code += "\nlogarithm of probabilities"
-            facts = {**facts, "outputs": "probabilities: their logarithm is taken"}
-        self.identity: dict[str, Any] = {"network": _fingerprint(self, code), **facts}
+        self.identity = {"network": _fingerprint(self, code), **facts, **self.identity}
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the body gives probabilities, of which the logarithm is taken."""
+        return "outputs" in self.identity
 
     @property
     def answers(self) -> str:
@@ -164,7 +168,7 @@ class Network(torch.nn.Module):
     def _check(self, allow_unstable: bool) -> None:
         """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
-        Sets `overwrites`, `probabilities` and `channels_last`. Raises UserError for answers of another shape, and,
+        Sets `overwrites`, `channels_last` and, in `identity`, the kind of outputs. Raises UserError for answers of another shape, and,
         unless `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
@@ -202,7 +206,7 @@ class Network(torch.nn.Module):
             self.channels_last = False
             warnings.warn(f"{self.name} runs without the channels-last order, slower ({problem})", stacklevel=2)
         if self.answers == "logits" and _probabilities(together):
-            self.probabilities = True
+            self.identity["outputs"] = "probabilities: their logarithm is taken"
             warnings.warn(f"{self.name} gives probabilities: their logarithm is measured as its logits", stacklevel=2)
 
     def _doubt(self, together: Any, ask: Callable[..., Any]) -> str:

@@ -151,6 +151,7 @@ class ResponseStore:
     def __init__(self, results: str | Path | None, fresh: bool = False) -> None:
         self.results, self.fresh = Path(results) if results else None, fresh
         self._written: set[Path] = set()  # files of this run: read although `fresh`
+        self._mentioned: set[str] = set()  # image sets with stored answers that are not used
 
     def _folder(self, label: str) -> Path:
         assert self.results is not None, "a store without a folder neither reads nor writes"
@@ -195,7 +196,29 @@ class ResponseStore:
                 continue
             except DAMAGED as error:
                 _warn_damaged(file, error)
+        if not responses.measured:
+            self._mention_others(identity, label)
         return responses
+
+    def _mention_others(self, identity: Identity, label: str) -> None:
+        """Warn, once per image set, of answers to another selection of its images, which are not used."""
+        name = identity["images"]
+        if name in self._mentioned:
+            return
+        alike = {part: identity.get(part) for part in ("network", "images", "condition", "settings", "readout")}
+        for file in self._files(identity, label):
+            for entry in self.index(file).values():
+                stored = entry["identity"]
+                if stored["fingerprint"] == identity["fingerprint"]:
+                    continue
+                if all(stored.get(part) == value for part, value in alike.items()):
+                    self._mentioned.add(name)
+                    warnings.warn(
+                        f"{name}: stored answers are to another selection of its images (other files, or a sample of "
+                        f"an earlier edition); they are kept, and all is measured again",
+                        stacklevel=3,
+                    )
+                    return
 
     def answered(self, identity: Identity, label: str) -> int:
         """Return how many images of a cell are answered at most, as far as the indexes say."""

@@ -105,7 +105,7 @@ class WandbLogger:
 
     def watch(self, group: Any, progress: Any, accuracies: Mapping[tuple[Any, str], float]) -> None:
         """Log to every open run the accuracies of its network's conditions on the images so far, and how many."""
-        counts = {"progress/images": progress.images, "progress/forward passes": progress.done}
+        counts = {"progress/images": progress.group.shown, "progress/forward passes": progress.done}
         for (_, network), run in self.runs.items():
             if run is None:
                 continue
