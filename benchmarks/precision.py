@@ -161,9 +161,7 @@ def main():
                         effects(usual[benchmark], reduced[benchmark]),
                     )
                     rows[benchmark] = {"answers changed": count, "metrics": moved}
-                    highest = [
-                        key.split()[-1] for key, (listed_briefly, _) in count.items() if key != "all" and listed_briefly
-                    ]
+                    highest = [key.split()[-1] for key, (turned, _) in count.items() if key != "all" and turned]
                     share = "{:.2f} % ({} of {})".format(100 * count["all"][0] / count["all"][1], *count["all"])
                     most = max(((m[2], n) for n, m in moved.items() if m[2] is not None), default=(0, "none"))
                     print(f"| {title} | {precision} | {benchmark} | {share} | {highest[-1] if highest else '-'} | "

@@ -1,8 +1,8 @@
 """Runs that no single machine at hand can make for real, made small: each prints its target and its figure.
 
 Run:  python benchmarks/simulations.py checkpoint    48 networks x 23 conditions x 50,000 images: one checkpoint
-      python benchmarks/simulations.py slow-rank     two ranks share a network's images, one is 10 times slower
-      python benchmarks/simulations.py dying-rank    one of two ranks is killed; the same command then goes on
+      python benchmarks/simulations.py slow-shard    two shards share a network's images, one is 10 times slower
+      python benchmarks/simulations.py dying-shard   one of two shards is killed; the same command fills its gap
       python benchmarks/simulations.py two-hosts     two shards with a results folder each, then put together
       python benchmarks/simulations.py networks      48 networks, at once by one process, then as two shards
       python benchmarks/simulations.py cache         16 processes open and fill one cache of decoded images at once
@@ -19,7 +19,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import samples
 import torch
 
 from common import on, photographs
@@ -37,8 +35,9 @@ from imagenet_biases import benchmarks
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
 from imagenet_biases.engine.recorder import Recorder
+from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.preprocessing import STUDY, Reader
-from imagenet_biases.images.sets import image_set
+from imagenet_biases.images.sets import ImageSet, image_set
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.results.responses import ANSWERED, ResponseStore
 from imagenet_biases.synthetic.image_sets import draw
@@ -59,19 +58,10 @@ def build():
 """
 
 
-class FullSize:
-    """ImageNet's validation set, of which nothing is there but its numbers."""
-
-    name, fingerprint, collection, subset, sample = "imagenet", "0" * 64, "imagenet", None, None
-
-    def __init__(self, images=50_000):
-        self.labels, self.keys = np.zeros(images, np.int64), np.arange(images)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def preprocessing(self, preprocessing):
-        return preprocessing
+def full_size(images=50_000):
+    """Return ImageNet's validation set, of which nothing is there but its numbers."""
+    names = ImageNames(map(str, range(images)), np.zeros(images, np.int64))
+    return ImageSet("imagenet", Listing(Path(), names, np.zeros(images, np.int64)), np.arange(images))
 
 
 def said(name, target, figure, held):
@@ -88,15 +78,16 @@ def checkpoint():
             torch.manual_seed(seed)
             layers = (torch.nn.AdaptiveAvgPool2d(7), torch.nn.Flatten(), torch.nn.Linear(147, 1000))
             networks.append(from_module(torch.nn.Sequential(*layers), f"small-{seed}"))
-        passes = [Pass(FullSize(), tuple(conditions))]
+        passes = [Pass(full_size(), tuple(conditions))]
         plan = make_plan([Job(Benchmark("timing", None, None), passes, {})], networks, here)
         loop = Loop(plan, ResponseStore(Path(folder) / "results"), here)
         with ThreadPoolExecutor(1) as writer:
             # more at once than a plan has: there, a network with so many conditions has its turn
             group = replace(plan.groups[-1], cells=[cell for group in plan.groups for cell in group.cells])
             for cell in group.cells:
-                cell.stored = loop.store.load(cell.identity, cell.network.name, len(group.images), cell.readout)
-            recorder = Recorder(group, loop.store, here, writer)
+                cell.stored = loop.store.load(cell.identity, cell.network.name, group.images, cell.readout)
+            due = {cell: np.ones(len(group.images), bool) for cell in group.cells}
+            recorder = Recorder(group, due, loop.store, here, writer)
             recorder.started, recorder.passes, recorder.next_save = time.monotonic() - 60, 10_000, 0.0
             for cell in group.cells:
                 cell.stored.state[:25_000] = ANSWERED
@@ -134,15 +125,11 @@ def started(words, **environment):
     )
 
 
-def ranks(words, pauses):
-    """Start ranks that split the images, each with its pause an image."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    common = {"WORLD_SIZE": str(len(pauses)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def shards(words, pauses):
+    """Start shards, each with its pause an image."""
     return [
-        started([*words, "--split", "images"], **common, RANK=str(rank), PAUSE=str(pause))
-        for rank, pause in enumerate(pauses)
+        started([*words, "--shard", f"{number}/{len(pauses)}"], PAUSE=str(pause))
+        for number, pause in enumerate(pauses, 1)
     ]
 
 
@@ -157,38 +144,33 @@ def whole(folder):
     return metrics(folder / "whole")
 
 
-def slow_rank(folder):
+def slow_shard(folder):
     expected = whole(folder)
     begun = time.monotonic()
-    found = ranks(command(folder, "--results", folder / "results"), (0.002, 0.02))
-    for process in found:
+    both = shards(command(folder, "--results", folder / "results"), (0.002, 0.02))
+    for process in both:
         process.communicate()
-    ended = [process.returncode for process in found]
+    ended = [process.returncode for process in both]
     figure = f"{ended}, {time.monotonic() - begun:.0f} s"
-    said("a rank 10 times slower: both end well", "status 0 and 0", figure, ended == [0, 0])
+    said("a shard 10 times slower: both end well", "status 0 and 0", figure, ended == [0, 0])
     same = metrics(folder / "results") == expected
     said("the same, metrics", "those of one process", "equal" if same else "other", same)
 
 
-def dying_rank(folder):
+def dying_shard(folder):
     expected, results = whole(folder), folder / "results"
     words = command(folder, "--results", results)
-    one, other = ranks(words, (0.005, 0.005))
-    while not list(results.rglob("*.rank-1.npz")):
+    first, second = shards(words, (0.005, 0.005))
+    while not list(results.rglob("*.shard-2-of-2.npz")):
         time.sleep(0.02)
-    other.send_signal(signal.SIGKILL)
-    other.communicate()
-    time.sleep(5)
-    one.send_signal(signal.SIGTERM)  # as torchrun does
-    _, text = one.communicate()
-    kept = sum(int((np.load(file)[key] > 0).sum()) for file in results.rglob("*.npz") for key in np.load(file).files
-               if key.endswith("state"))  # fmt: skip
-    said("a rank is killed: the other saves, and says so", "status 143", str(one.returncode), "is kept" in text)
-    said("the same, answers kept", "some of 2,208", str(kept), kept > 0)
-    again = started(words)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    _, text = first.communicate()
+    said("a shard is killed: the other ends, and says what waits", "status 0", str(first.returncode), "wait" in text)
+    again = started([*words, "--shard", "2/2"])
     again.wait()
     same = metrics(results) == expected
-    said("the same command goes on, metrics", "those of one process", "equal" if same else "other", same)
+    said("the same command fills the gap, metrics", "those of one process", "equal" if same else "other", same)
 
 
 def two_hosts(folder):
@@ -285,8 +267,8 @@ def shared_memory(folder):
 
 if __name__ == "__main__":
     wanted = {
-        "slow-rank": slow_rank,
-        "dying-rank": dying_rank,
+        "slow-shard": slow_shard,
+        "dying-shard": dying_shard,
         "two-hosts": two_hosts,
         "networks": networks,
         "cache": cache,
@@ -295,6 +277,8 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["checkpoint"]:
         checkpoint()
     elif sys.argv[1:] == ["sample"]:
+        import samples
+
         samples.main()
     elif len(sys.argv) == 2 and sys.argv[1] in wanted:
         with tempfile.TemporaryDirectory() as place:

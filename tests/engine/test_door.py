@@ -1,10 +1,12 @@
 """The Python door: three lines, a caller's module left as it was, records that cannot lie."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ import torch
 from common import CODE, later, measured, run, script
 from imagenet_biases import Benchmark, Condition, Data, Pass, Settings, evaluate, identified
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.images.sets import image_set, sampled
+from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.results.records import read_record, variant, write_record
 from imagenet_biases.results.wandb_log import WandbLogger
@@ -268,18 +270,28 @@ def test_a_metric_is_whole_if_what_it_rests_on_is(drawn, tmp_path):
     assert limited["partial"]["top1_acc/imagenet"] == {"images": 5, "of": 96}
 
 
-def test_a_declared_sample_is_whole_stratified_and_a_function_of_the_seed(drawn):
+def test_a_benchmarks_own_sample_is_whole(drawn):
     images = image_set("imagenet", Data(drawn))
-    subset = sampled(images, 40, 1)
-    counts = np.bincount(subset.labels)[np.unique(images.labels)]
-    assert len(subset) == 40 and set(counts) == {2, 3} and subset.subset is None
-    assert np.array_equal(subset.chosen, sampled(images, 40, 1).chosen)
-    assert not np.array_equal(subset.chosen, sampled(images, 40, 2).chosen)
-    assert subset.fingerprint != images.fingerprint and sampled(images, 96) is images
-    benchmark = Benchmark("probe", lambda data: [Pass(subset)], lambda found: [("top1_acc/imagenet", 1.0)])
+    asked = images.probe(40)
+    counts = np.bincount(asked.labels)[np.unique(images.labels)]
+    assert len(asked) == 40 and set(counts) == {2, 3} and asked.subset is None
+    benchmark = Benchmark("probe", lambda data: [Pass(asked)], lambda found: [("top1_acc/imagenet", 1.0)])
     (record,) = evaluate(Small(), benchmark, Data(), SETTINGS)
-    assert record["subset"] is False and not record["partial"]
-    assert record["provenance"]["image_sets"]["imagenet"]["sample"]["of"] == 96
+    assert record["subset"] is False and not record["partial"] and not record["sampled"] and record["share"] is None
+    share = record["provenance"]["image_sets"]["imagenet"]["share"]
+    assert share == {"images": 40, "of": 96, "order": 1, "asked": 40}
+
+
+def test_answers_to_another_selection_of_images_are_mentioned_once(drawn, tmp_path):
+    """As when a former edition chose a sample by its seed: measured again, and said."""
+    images = image_set("imagenet", Data(drawn))
+    former = dataclasses.replace(images, chosen=images.chosen[::2])
+    for chosen in (former, images):
+        benchmark = Benchmark("probe", lambda data, chosen=chosen: [Pass(chosen)], lambda found: [])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluate(Small(), benchmark, Data(), SETTINGS, results=tmp_path)
+    assert sum("another selection of its images" in str(warning.message) for warning in caught) == 1
 
 
 def test_a_record_of_the_first_edition_is_read_and_kept(drawn, tmp_path):

@@ -243,8 +243,8 @@ class Request:
 
     def _passes(self) -> int:
         """Return the forward passes that one of the networks takes."""
-        name, total = self.labels()[0][0], 0
-        for job in self.jobs:
+        total = 0
+        for name, job in itertools.product([name for name, _ in self.labels()[:1]], self.jobs):
             network = self.built(name) if any(callable(image_pass.conditions) for image_pass in job.passes) else None
             passes = job.passes_per_image(network)
             total += sum(len(images) * passes[images.name] for images in job.image_sets)

@@ -168,8 +168,8 @@ class Network(torch.nn.Module):
     def _check(self, allow_unstable: bool) -> None:
         """Check what measurements rely on: two images answered together, again, one by one, and in channels-last order.
 
-        Sets `overwrites`, `channels_last` and, in `identity`, the kind of outputs. Raises UserError for answers of another shape, and,
-        unless `allow_unstable`, for answers that are not a function of the image.
+        Sets `overwrites`, `channels_last` and, in `identity`, the kind of outputs. Raises UserError for answers of
+        another shape, and, unless `allow_unstable`, for answers that are not a function of the image.
         """
         size = self._preprocessing.crop if isinstance(self._preprocessing, Preprocessing) else STUDY.crop
         images = torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.float32)

@@ -127,19 +127,26 @@ def _composed(checkpoint: Checkpoint, expected: StateDict, prefix: str) -> State
     if 2 * len(state) <= len(expected):
         return None
     folder = checkpoint.folders[prefix + next(iter(state))]
+    extra = part.keys() - _add_missing(state, checkpoint, expected, prefix, folder)
+    if checkpoint.files > 1:
+        state |= _of_other_file(checkpoint, expected, state, folder[0])
+        tops = {name.partition(".")[0] for name in expected}  # another depth of the architecture would fit, too
+        extra = {name for name in extra if name.partition(".")[0] in tops}
+    return None if extra or _differences(expected, state) else state
+
+
+def _add_missing(
+    state: dict[str, Tensor], checkpoint: Checkpoint, expected: StateDict, prefix: str, folder: tuple[str, ...]
+) -> set[str]:
+    """Add what is missing of a network and lies beside a prefix; return which names under the prefix are used."""
+    used = set(state)
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    sources = {prefix + name for name in state}
     for name in missing:
         original = _beside(checkpoint, name, prefix, folder, tuple(expected[name].shape))
         if original:
             state[name] = checkpoint.tensors[original]
-            sources.add(original)
-    extra = {name: prefix + name for name in part if prefix + name not in sources}
-    if checkpoint.files > 1:
-        state |= _of_other_file(checkpoint, expected, state, folder[0])
-        tops = {name.partition(".")[0] for name in expected}  # another depth of the architecture would fit, too
-        extra = {name: original for name, original in extra.items() if name.partition(".")[0] in tops}
-    return None if extra or _differences(expected, state) else state
+            used.add(original.removeprefix(prefix) if original.startswith(prefix) else "")
+    return used
 
 
 def _beside(
