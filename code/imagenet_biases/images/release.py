@@ -35,7 +35,8 @@ NAMES = 1000  # that are looked at, to tell a set by them
 OPENED = 16  # images, to tell whether they were resized
 OPENED_READY_MADE = 3  # of each variant
 SMALL = 256  # pixels: short side of resized images
-FEWEST_LABELS = 10  # of ReaL, to tell labels that are mixed up
+FEWEST_LABELS = 10  # of ReaL, to tell labels that are mixed up,
+FEWEST_CLASSES = 5  # and of how many classes: of a few classes, ReaL confirms less than half
 FEWEST_IDS = 4  # of V2_VARIANTS, to tell a variant
 NOT_JPEG = (".png", ".bmp", ".webp", ".tif", ".tiff")
 ALTERED = re.compile(r"blurred|obfuscat|resized", re.IGNORECASE)
@@ -70,12 +71,14 @@ def _share(files: Sequence[str], pattern: str) -> float:
 
 
 def _named_like_another(files: Sequence[str], declared: Declaration) -> str | None:
-    if _share(files, declared.stems) > 0.5:
-        return None
-    known = {TRAINING_STEM: "ImageNet's training set"}
-    for other in DECLARATIONS.values():
-        known.setdefault(other.stems, other.title.partition(" matched")[0])
-    return next((title for stems, title in known.items() if _share(files, stems) > 0.5), None)
+    """Return the title of the set whose files are named so; None for the declared one and for unknown names."""
+    titles = {TRAINING_STEM: "ImageNet's training set"}
+    for known in DECLARATIONS.values():
+        titles.setdefault(known.stems, known.title.partition(" matched")[0])
+    for stems in sorted(titles, key=len):  # narrow ones first: ImageNet-R has sketches, too
+        if _share(files, stems) > 0.5:
+            return None if stems == declared.stems else titles[stems]
+    return None
 
 
 def _other_format(images: "ImageSet") -> Iterator[str]:
@@ -126,7 +129,7 @@ def _validation(images: "ImageSet") -> Iterator[str]:
         yield f"{len(repeated)} images are there more than once ({examples}): keep one of each"
     sizes = images.listing.sizes
     changed = []
-    for number, size in zip(numbers, sizes.tolist(), strict=True):
+    for number, size in sorted(zip(numbers, sizes.tolist(), strict=True)):
         if number in VALIDATION_FACTS and size != VALIDATION_FACTS[number][0]:
             changed.append(f"ILSVRC2012_val_{number:08d} has {size:,} bytes, released {VALIDATION_FACTS[number][0]:,}")
     whole = sorted(numbers) == [*range(1, 50_001)]
@@ -196,7 +199,8 @@ def _labels(images: "ImageSet") -> Iterator[str]:
     real = shipped_real_labels()
     labelled = [(real[number - 1], label) for number, label in pairs if real[number - 1]]
     confirmed = sum(label in accepted for accepted, label in labelled)
-    if len(labelled) >= FEWEST_LABELS and 2 * confirmed < len(labelled):
+    enough = len(labelled) >= FEWEST_LABELS and len({label for _, label in labelled}) >= FEWEST_CLASSES
+    if enough and 2 * confirmed < len(labelled):
         yield (
             f"the labels disagree with ReaL's for {len(labelled) - confirmed} of {len(labelled)} images: "
             f"{_likely_labels(labelled) or 'they are those of other images'}"
