@@ -75,6 +75,16 @@ def test_released_validation_images_raise_no_finding(tmp_path):
         assert found(validation(tmp_path / "val"), **more)[1] == []
 
 
+def test_drawn_sets_raise_no_finding(drawn):
+    for name in ("imagenet", "imagenet-a", "imagenet-r", "imagenet-sketch", "imagenet-v2", "imagenet-c/fog/1"):
+        assert found(drawn / name.partition("/")[0], name, limit=9)[1] == []
+
+
+@needs_shared
+def test_photographs_under_names_of_their_own_raise_no_finding():
+    assert found(SHARED / "imagenet_samples")[1] == []
+
+
 @pytest.mark.parametrize(
     ("numbers", "how", "line"),
     [

@@ -141,17 +141,23 @@ def states_letter(answer: str) -> bool:
 def _stated(text: str, options: Sequence[str]) -> str | None:
     """Return the option of the letter that is called the answer, else of the one letter at the head; None where an
     alternative follows, the next category named is another, or the explanation does not name it."""
-    matches = [match for match in _EXPLICIT.finditer(text) if _letter(match)]
-    verdicts = [match for match in matches if match.lastgroup == "stated" and _VERDICT.match(match[0])]
-    if not verdicts and not (matches and matches[0].start() == 0 and _one_option(text, matches)):
+    match = _final_letter(text)
+    if match is None:
         return None
-    match = verdicts[-1] if verdicts else matches[0]
     option = options[LETTERS.index(_letter(match) or "")]
     rest, named = text[match.end() :], set(_names(text))
     following = next(_names(rest[:20]), option)
-    if _FURTHER.match(rest) or following != option or (named and option not in named):
-        return None
-    return option
+    agrees = following == option and (option in named or not named)
+    return option if agrees and not _FURTHER.match(rest) else None
+
+
+def _final_letter(text: str) -> re.Match | None:
+    """Return the match of the last letter that is called the answer, else of the one letter at the head."""
+    matches = [match for match in _EXPLICIT.finditer(text) if _letter(match)]
+    verdicts = [match for match in matches if match.lastgroup == "stated" and _VERDICT.match(match[0])]
+    if verdicts:
+        return verdicts[-1]
+    return matches[0] if matches and matches[0].start() == 0 and _one_option(text, matches) else None
 
 
 def _one_option(text: str, matches: Sequence[re.Match]) -> bool:

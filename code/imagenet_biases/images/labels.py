@@ -50,9 +50,26 @@ def flat_labels(names: list[str], folders: list[Path], label_file: str | Path | 
     Raises:
         UserError: labels are damaged, do not cover the images, or disagree.
     """
+    sources = _label_sources(names, folders, label_file)
+    if not sources:
+        return None
+    first, labels = next(iter(sources.items()))
+    for source, others in sources.items():
+        differing = [name for name, a, b in zip(names, labels, others, strict=True) if a != b]
+        if differing:
+            raise UserError(
+                f"{first} and {source} give {len(differing)} images different labels ({listed_briefly(differing)}): "
+                f"keep the right one"
+            )
+    return labels
+
+
+def _label_sources(names: list[str], folders: list[Path], label_file: str | Path | None) -> dict[Path | str, list[int]]:
+    """Return the class numbers of the images by each source that gives some."""
     sources: dict[Path | str, list[int]] = {}
-    if (named := list(map(named_class, names))) and None not in named:
-        sources["the file names"] = [number for number in named if number is not None]
+    named = [number for number in map(named_class, names) if number is not None]
+    if names and len(named) == len(names):
+        sources["the file names"] = named
     for folder in folders:
         if (folder / "meta.bin").is_file():
             sources[folder / "meta.bin"] = _of_numbers(names, _meta(folder / "meta.bin"), folder / "meta.bin")
@@ -64,17 +81,7 @@ def flat_labels(names: list[str], folders: list[Path], label_file: str | Path | 
             sources[packed] = _of_numbers(names, _packed_devkit(packed), packed)
     if label_file is not None:
         sources[Path(label_file)] = _file_labels(names, Path(label_file))
-    if not sources:
-        return None
-    first, labels = next(iter(sources.items()))
-    for path, others in sources.items():
-        differing = [name for name, a, b in zip(names, labels, others, strict=True) if a != b]
-        if differing:
-            raise UserError(
-                f"{first} and {path} give {len(differing)} images different labels ({listed_briefly(differing)}): keep "
-                f"the right one"
-            )
-    return labels
+    return sources
 
 
 def named_class(name: str) -> int | None:

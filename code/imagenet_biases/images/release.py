@@ -196,23 +196,32 @@ def _labels(images: "ImageSet") -> Iterator[str]:
         yield f"{len(wrong)} images are named after another class than their label ({listed_briefly(wrong)})"
     numbers = validation_numbers(images.files)
     pairs = [(number, label) for number, label in zip(numbers, labels, strict=True) if 0 < number <= 50_000]
+    if line := _against_real(pairs) or _against_known_classes(pairs):
+        yield line
+
+
+def _against_real(pairs: Sequence[tuple[int, int]]) -> str | None:
+    """Return a line where ReaL confirms less than half of the labels, given pairs (number of the image, label)."""
     real = shipped_real_labels()
     labelled = [(real[number - 1], label) for number, label in pairs if real[number - 1]]
     confirmed = sum(label in accepted for accepted, label in labelled)
     enough = len(labelled) >= FEWEST_LABELS and len({label for _, label in labelled}) >= FEWEST_CLASSES
-    if enough and 2 * confirmed < len(labelled):
-        yield (
-            f"the labels disagree with ReaL's for {len(labelled) - confirmed} of {len(labelled)} images: "
-            f"{_likely_labels(labelled) or 'they are those of other images'}"
-        )
-        return
+    if not enough or 2 * confirmed >= len(labelled):
+        return None
+    return (
+        f"the labels disagree with ReaL's for {len(labelled) - confirmed} of {len(labelled)} images: "
+        f"{_likely_labels(labelled) or 'they are those of other images'}"
+    )
+
+
+def _against_known_classes(pairs: Sequence[tuple[int, int]]) -> str | None:
     for number, label in pairs:
         if number in VALIDATION_FACTS and label != (right := VALIDATION_FACTS[number][1]):
-            yield (
+            return (
                 f"ILSVRC2012_val_{number:08d} is of class {right} ({wordnet_ids()[right]}), here {label}: "
                 f"the labels are those of other images"
             )
-            return
+    return None
 
 
 def _likely_labels(labelled: Sequence[tuple[list[int], int]]) -> str | None:
