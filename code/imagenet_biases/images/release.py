@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NAMES = 1000  # that are looked at, to tell a set by them
 OPENED = 16  # images, to tell whether they were resized
 OPENED_READY_MADE = 3  # of each variant
+MEGABYTE = 1 << 20
 SMALL = 256  # pixels: short side of resized images
 FEWEST_LABELS = 10  # of ReaL, to tell labels that are mixed up,
 FEWEST_CLASSES = 5  # and of how many classes: of a few classes, ReaL confirms less than half
@@ -93,7 +94,7 @@ def _variant_of_v2(images: "ImageSet") -> Iterator[str]:
     begins = {os.path.basename(file)[:8] for file in images.files}
     hits = {variant: len(begins.intersection(names.split())) for variant, names in V2_VARIANTS.items()}
     best = max(hits, key=hits.__getitem__)
-    if hits[best] < FEWEST_IDS or hits[best] == hits["matched-frequency"]:
+    if hits[best] < FEWEST_IDS or hits[best] < 1.5 * hits["matched-frequency"]:
         place, best = _place(images), "matched-frequency"
         if not any(hits.values()):  # renamed files: the folder may still tell
             told = (variant for variant, folder in V2_FOLDERS.items() if re.search(folder, place, re.IGNORECASE))
@@ -144,10 +145,8 @@ def _validation(images: "ImageSet") -> Iterator[str]:
 
 
 def _fits_the_tar(sizes: np.ndarray) -> bool:
-    """Whether files of these sizes fill the released archive: each a header and its content in whole blocks, then at
-    least two empty blocks, up to a multiple of 20 blocks."""
-    blocks = int((1 + -(-sizes // BLOCK)).sum()) + 2
-    return -(-blocks // 20) * 20 * BLOCK == VALIDATION_TAR
+    """Whether files of these sizes make up the released archive, to a megabyte: each a header and whole blocks."""
+    return abs(int((1 + -(-sizes // BLOCK)).sum()) * BLOCK - VALIDATION_TAR) < MEGABYTE
 
 
 def _common_short_side(images: "ImageSet") -> int | None:
