@@ -74,8 +74,8 @@ def _share(files: Sequence[str], pattern: str) -> float:
 def _named_like_another(files: Sequence[str], declared: Declaration) -> str | None:
     """Return the title of the set whose files are named so; None for the declared one and for unknown names."""
     titles = {TRAINING_STEM: "ImageNet's training set"}
-    for known in DECLARATIONS.values():
-        titles.setdefault(known.stems, known.title.partition(" matched")[0])
+    for declaration in DECLARATIONS.values():
+        titles.setdefault(declaration.stems, declaration.title.partition(" matched")[0])
     for stems in sorted(titles, key=len):  # narrow ones first: ImageNet-R has sketches, too
         if _share(files, stems) > 0.5:
             return None if stems == declared.stems else titles[stems]
@@ -97,8 +97,8 @@ def _variant_of_v2(images: "ImageSet") -> Iterator[str]:
     if hits[best] < FEWEST_IDS or hits[best] < 1.5 * hits["matched-frequency"]:
         place, best = _place(images), "matched-frequency"
         if not any(hits.values()):  # renamed files: the folder may still tell
-            told = (variant for variant, folder in V2_FOLDERS.items() if re.search(folder, place, re.IGNORECASE))
-            best = next(told, best)
+            by_folder = (name for name, folder in V2_FOLDERS.items() if re.search(folder, place, re.IGNORECASE))
+            best = next(by_folder, best)
     if best != "matched-frequency":
         yield f"this is the variant {best}, not the study's matched-frequency: accuracies are 5 to 15 points higher"
 
