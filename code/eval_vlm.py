@@ -11,8 +11,8 @@ Gives:  shape-bias/TASK: answers that name the shape / answers that name the sha
         /texture the question asks for one cue, under /likelihood the letters' probabilities are read off, under
         /published the authors' rules read the answer (of captions: a sentence model).
         top1_acc/cue-conflict-either/TASK: answers that name either cue. metric/vlm/refused, unparsed, generic: answers
-        that are no category; order-spread, order-survive: what the order of the options does. Every answer is in
-        results/MODEL/answers/.
+        that are no category; details.cut_off: answers that reached --max-new-tokens. order-spread, order-survive: what
+        the order of the options does. Every answer is in results/MODEL/answers/.
         As published: LLaVA-NeXT 7B 0.597 at 82.7 %, GPT-4V 0.479 at 69.8 %, CLIP ViT-L/14 (80 templates) 0.610 at
         84.1 %; people 0.96.
 """
@@ -24,6 +24,14 @@ from imagenet_biases.cli import run
 from imagenet_biases.humans import questions
 from imagenet_biases.vocabulary import Benchmark, Option
 
+
+def _tokens(text: str) -> int:
+    """Return a number of tokens. Raises ValueError for anything else."""
+    if not 1 <= int(text) <= 65_536:
+        raise ValueError(f"{text} is not a number of tokens from 1 to 65,536")
+    return int(text)
+
+
 OPTIONS = (
     Option(
         "task", ("vqa",), "what is asked: 16 options, a description, 16 names", choices=questions.TASKS, several=True
@@ -32,6 +40,9 @@ OPTIONS = (
     Option("prompt", "", "a question of your own before the options, in place of the published one"),
     Option("order", "alphabetical", "of the options", choices=("alphabetical", "circular")),
     Option("decode", ("greedy",), "written, or the letters' probabilities", choices=questions.DECODE, several=True),
+    Option(
+        "max_new_tokens", questions.TOKENS, "that a model may write; models that think need 2000 or more", type=_tokens
+    ),
     Option("parser", ("own", "published"), "who reads the answers", choices=("own", "published"), several=True),
     Option("embedding", questions.EMBEDDING, "the sentence model that places captions under the published rules"),
     Option("answers", None, "files of answers to score, as --model answers:FILE", several=True),

@@ -70,17 +70,50 @@ class Declaration:
     numbered: bool = False  # folders are class numbers, not WordNet ids
     as_is: bool = False  # files are 224 x 224 already
     variants: bool = False  # CORRUPTION/SEVERITY folders, each a whole set
+    stems: str = ""  # pattern of the released file names, without extension
 
 
+VALIDATION_STEM = r"ILSVRC2012_val_\d{8}"
+TRAINING_STEM = r"n\d{8}_\d+"
+RENDITIONS = (  # of ImageNet-R
+    *("art", "cartoon", "deviantart", "embroidery", "graffiti", "graphic", "misc", "origami", "painting"),
+    *("sculpture", "sketch", "sticker", "tattoo", "toy", "videogame"),
+)
 DECLARATIONS = {  # the one list of image sets: a new one is an entry here
-    "imagenet": Declaration("ImageNet validation", 50_000, per_class=50),
-    "imagenet-a": Declaration("ImageNet-A", 7_500, classes="imagenet-a"),
-    "imagenet-r": Declaration("ImageNet-R", 30_000, classes="imagenet-r"),
-    "imagenet-sketch": Declaration("ImageNet-Sketch", 50_889),
-    "imagenet-v2": Declaration("ImageNet-v2 matched-frequency", 10_000, per_class=10, numbered=True),
-    "imagenet-c": Declaration("ImageNet-C", 50_000, per_class=50, as_is=True, variants=True),
-    "imagenet-cbar": Declaration("ImageNet-C-bar", 50_000, per_class=50, as_is=True, variants=True),
+    "imagenet": Declaration("ImageNet validation", 50_000, per_class=50, stems=VALIDATION_STEM),
+    "imagenet-a": Declaration("ImageNet-A", 7_500, classes="imagenet-a", stems=r"\d\.\d+_.+ _ .+_\d\.\d+"),
+    "imagenet-r": Declaration("ImageNet-R", 30_000, classes="imagenet-r", stems=rf"({'|'.join(RENDITIONS)})_\d+"),
+    "imagenet-sketch": Declaration("ImageNet-Sketch", 50_889, stems=r"sketch_\d+"),
+    "imagenet-v2": Declaration(
+        "ImageNet-v2 matched-frequency", 10_000, per_class=10, numbered=True, stems=r"[0-9a-f]{40}"
+    ),
+    "imagenet-c": Declaration("ImageNet-C", 50_000, per_class=50, as_is=True, variants=True, stems=VALIDATION_STEM),
+    "imagenet-cbar": Declaration(
+        "ImageNet-C-bar", 50_000, per_class=50, as_is=True, variants=True, stems=VALIDATION_STEM
+    ),
 }
+VALIDATION_FACTS = {1: (109_527, 65), 2: (140_296, 970), 3: (122_660, 230)}
+"""Size in bytes and class number of released ImageNet validation images, by their numbers."""
+
+VALIDATION_TAR = 6_744_924_160  # bytes of ILSVRC2012_img_val.tar, whose members are the 50,000 images
+IMAGENET_C_QUALITY = 85  # of the released JPEG files
+V2_VARIANTS = {
+    "matched-frequency": (
+        "25949dd0 d79d9f96 07316f46 fa8a6595 e18bad6f a6bc5c70 ad03bdc2 13f58077 f7700215 6a65e853 1529a6c6 6028a9f9 "
+        "32c6cbd4 c979f339 c996208d 70486937 d324325a 59b21aa6 36d2b6f5 bc98275a a50f4941 27896f27 1d46513c 5c567821"
+    ),
+    "threshold-0.7": (
+        "0328e6b7 bb763aaa 0c5f24ca 86db103b d1ab4a49 a4901f95 aedf1d2f 69dbbe26 437204c6 8bd12073 86f4c0c4 b176856a "
+        "bc6598ef 305037a2 16d6a94f 71cc8939 48274730 c597d097 a2b63069 573f458d 8bf62e0f 79697621 95687406 90011fa0"
+    ),
+    "top-images": (
+        "e9b31557 d7689d5c 59203fea ac7a7888 676e0f11 dd9bb115 f15eeed0 a6fb6ef9 e4d365b1 6b1fd2f5 e8c043d4 b797b141 "
+        "d708e605 825d5c9b d127bc2f 105d99ee 1476a77a 413be904 5afc542d 98d902b9 60bfc932 e2bb6382 d1d53595 b4cb9d0c"
+    ),
+}
+"""How the names of 24 images of each variant of ImageNet-v2 begin (github.com/modestyachts/ImageNetV2, data/datasets:
+the first of imagenetv2-b-33, -a-44 and -c-12). Variants share images."""
+
 CLEAN_SET = "imagenet"  # its clean images reveal a network that is loaded incorrectly
 MODEL_VS_HUMAN = "model-vs-human"  # a folder of 17 image sets, declared in humans/stimulus_sets.py
 IMAGE_FOLDERS: dict[str, str] = {

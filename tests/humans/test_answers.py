@@ -15,6 +15,7 @@ from imagenet_biases.humans.answers import (
     decide,
     decide_as_published,
     decide_caption,
+    unfinished,
 )
 
 TABLE = [line.split("\t") for line in (ROOT / "tests" / "answers.tsv").read_text("utf-8").split("\n")[1:-1]]
@@ -64,3 +65,13 @@ def test_a_caption_is_decided_by_the_one_category_that_it_names():
     assert decide_caption("A cat made of bottles") == UNPARSED
     assert decide_caption("I'm sorry, I cannot assist with this request.") == REFUSED
     assert decide_caption("A bird's-eye view of a town") == GENERIC
+
+
+def test_a_caption_is_read_after_the_thoughts():
+    assert decide_caption("<think>A dog or an elephant?</think>A cat.<|im_end|>") == NAMES.index("cat")
+    assert decide_caption("<think>A dog or an") == GENERIC
+
+
+def test_answers_that_end_among_thoughts_are_unfinished():
+    assert unfinished("<think>It may be H, or") and unfinished("<think>Hm.</think>\n")
+    assert not unfinished("H") and not unfinished("<think>Hm.</think>H") and not unfinished("Hm.</think>H")

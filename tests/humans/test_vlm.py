@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import warnings
 import zlib
 
 import pytest
@@ -14,7 +15,8 @@ from common import SHARED, TABLES, needs_shared, run
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans import questions
 from imagenet_biases.humans.answers import NAMES
-from imagenet_biases.vocabulary import Data
+from imagenet_biases.networks.vlm import CUT_OFF
+from imagenet_biases.vocabulary import Data, Results
 
 ANSWERS = SHARED and SHARED / "related" / "vlm_answers"
 FOLDERS = {"vqa": "vqa", "captioning": "caption", "clip": "clip16", "inet_classifier": "clip16"}
@@ -97,6 +99,89 @@ def test_a_label_of_a_caption_that_is_no_category_is_refused(tmp_path):
     assert (
         NAMES[questions.decisions(scored(path, "caption", parser="own")[1], questions.Variant("caption"))[0]] == "cat"
     )
+
+
+def warned(path, task):
+    """Return what scoring a file of answers warns of."""
+    chosen = eval_vlm.BENCHMARK.options_from({"task": task, "parser": ("own",)})
+    ((_, found),) = questions.from_files(Data(), answers=[path], **{k: v for k, v in chosen.items() if k != "answers"})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        values = {
+            name: getattr(value, "value", value) for name, value in questions.report(Results(found.all(), None, chosen))
+        }
+    return [str(warning.message) for warning in caught], values
+
+
+@needs_shared
+@pytest.mark.parametrize("path, task", FILES, ids=[path.stem for path, _ in FILES])
+def test_released_files_under_their_own_task_raise_no_warning_and_under_another_name_it(path, task):
+    assert warned(path, task)[0] == []
+    other = {"vqa": "caption", "caption": "vqa"}.get(task)
+    if other == "caption" and "openai" not in path.stem:  # which states the name beside the letter: D. bird
+        (line,) = warned(path, other)[0]
+        assert "they are letters, which --task vqa reads" in line
+    elif other == "vqa":
+        (line,) = warned(path, other)[0]
+        assert "they read like descriptions, which --task caption reads" in line
+
+
+def test_a_file_of_captions_under_the_default_task_is_told(tmp_path):
+    path = tmp_path / "captions.csv"
+    texts = (
+        "A cat sits on a red mat.",
+        "A painting of a face in blue.",
+        "Two dogs beside a small elephant.",
+        "A town.",
+    )
+    path.write_text(rows(*(f"cat{number}-dog1,{text}" for number, text in enumerate(texts, 1))))
+    lines, values = warned(path, "vqa")
+    assert lines == [
+        "vqa: 3 of 4 answers state no category, and the shape bias rests on the others: they read like descriptions, "
+        "which --task caption reads"
+    ]
+    assert values["metric/vlm/unparsed"] == 0.75
+
+
+def test_answers_cut_off_are_counted(tmp_path):
+    path = tmp_path / "thinking.csv"
+    answers = (
+        "<think>Dog or cat?</think>H",
+        "<think>The shape is",
+        "H. cat",
+        f"I think that{CUT_OFF}",
+        f"H. cat{CUT_OFF}",
+    )
+    path.write_text(rows(*(f"cat{number}-dog1,{text}" for number, text in enumerate(answers, 1))))
+    lines, values = warned(path, "vqa")
+    assert values["shape-bias/vqa"] == 1 and values["metric/vlm/unparsed"] == 0.4
+    assert len(lines) == 1 and "2 of 5 answers state no category because they were cut off" in lines[0]
+    status, _, err = run("eval_vlm.py", "--model", f"answers:{path}", "--results", tmp_path / "results")
+    assert status == 0, err
+    (record,) = (tmp_path / "results").glob("*/vlm.json")
+    content = json.loads(record.read_text())
+    assert content["details"]["cut_off"] == {"vqa": 3}
+    assert any("--max-new-tokens" in line for line in content["warnings"])
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["tv_resnet50", "clip_RN50_openai_None"])
+@pytest.mark.parametrize("task", ["vqa", "clip16"])
+def test_files_of_labels_alone_are_scored_like_the_released_ones(tmp_path, name, task):
+    (path,) = [path for path, _ in FILES if path.stem == name]
+    with open(path, encoding="utf-8") as file:
+        lines = [f"{row['image']},{row['pred_label']}" for row in csv.DictReader(file)]
+    alone = tmp_path / "alone.csv"
+    alone.write_text(rows(*lines, head="image,pred_label"))
+    (variant, whole), (_, labels) = scored(path, "clip16"), scored(alone, task)
+    expected, found = (questions.counts(questions.decisions(each, variant), each) for each in (whole, labels))
+    assert found == expected and found.shape + found.texture > 0
+
+
+def test_labels_alone_that_are_no_category_are_undecided(tmp_path):
+    path = tmp_path / "alone.csv"
+    path.write_text(rows("cat1-dog1,cat", "cat2-dog1,wolf", "cat3-dog1,dog", head="image,pred_label"))
+    assert warned(path, "clip16")[1]["shape-bias/clip16"] == 0.5
 
 
 # Observers whose answers are known ------------------------------------------------------------------------------------
@@ -261,6 +346,31 @@ def test_a_model_of_transformers_runs_every_task_and_resumes(conflicts, llava, e
     status, again, err = run("eval_vlm.py", *how)
     assert status == 0, err
     assert again == out and {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")} == stamps
+
+
+def test_the_limit_of_tokens_can_be_raised_and_is_seen_to_be_reached(llava, conflicts, tmp_path):
+    how = ("--model", f"hf:{llava}", "--model-vs-human", conflicts, "--results", tmp_path, "--wandb", "disabled")
+    how += ("--num-workers", 0, "--batch-size", 16, "--limit", 16, "--device", "cpu", "--parser", "own")
+    lengths = {}
+    for tokens in (64, 96):
+        status, _, err = run("eval_vlm.py", *how, "--max-new-tokens", tokens)
+        assert status == 0, err
+        with open(tmp_path / "tiny-llava" / "answers" / "vqa.csv", encoding="utf-8") as file:
+            answers = [row["response"] for row in csv.DictReader(file)]
+        lengths[tokens] = max(map(len, answers))
+        record = json.loads((tmp_path / "tiny-llava" / "vlm.json").read_text())
+        ends = sum(answer.endswith(CUT_OFF) for answer in answers)
+        assert record["details"].get("cut_off", {}).get("vqa", 0) == ends > 0
+    assert lengths[96] > lengths[64]
+    status, _, err = run("eval_vlm.py", *how, "--max-new-tokens", 0)
+    assert status == 2 and "max" in err
+
+
+def test_stored_answers_of_the_usual_length_keep_their_identity():
+    assert questions.Words().identity() == {"readout": "Words", "version": 1} and questions.Words().dtype == "U512"
+    longer = questions.Variant("vqa", tokens=2048).readout
+    assert longer.identity() == {"readout": "Words", "version": 1, "longest": 16_384} and longer.dtype == "U16384"
+    assert questions.Variant("vqa").condition.settings["tokens"] == 64
 
 
 def test_letters_are_read_off_in_one_pass_as_the_model_itself_scores_them(llava):

@@ -73,6 +73,17 @@ _EXPLICIT = re.compile(
     r"|^(?P<first>[B-HJ-P])(?=\s)",  # H cat; a first A or I is a word of English
     re.I | re.M,
 )
+_THOUGHT = r"(?:</think(?:ing)?>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>)"
+_THINKING = re.compile(r"\s*(?:<think(?:ing)?>|◁think▷|\[THINK\]|<\|channel\|>analysis)", re.I)
+_WRAPPED = re.compile(
+    r"\\boxed\s*\{(?:\s*\\\w+\s*\{)*(?P<boxed>[^{}]*)|<answer>(?P<tagged>.*?)(?:</answer>|$)|"
+    r"<\|begin_of_box\|>(?P<in_box>.*?)(?:<\|end_of_box\|>|$)",
+    re.I | re.S,
+)
+_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>|</?(?:s|eos|bos|pad|unk|end_of_utterance|start_of_turn|end_of_turn)>", re.I)
+_ROLE = re.compile(r"(?:^|\n)\s*(?:assistant|model|gpt|chatgpt)\s*(?::|\n)|\bASSISTANT:", re.I)
+_VERDICT = re.compile(r"(?:answer|antwort|r[ée]ponse|respuesta|resposta|risposta|ответ|답|정답|答案|答え)", re.I)
+_FURTHER = re.compile(r"[)\]]?\s*(?:or|and|[/&,])\s*(?:option\s*)?[(\[]?[A-P](?![A-Za-z0-9'])", re.I)
 _QUOTES = str.maketrans(dict.fromkeys("*_`\"'$«»“”„‘‚「」『』", " ") | {"。": ".", "、": ","})
 _ALONE = re.compile(r"[(\[{<]?\s*([A-Pa-p])\s*[)\]}>.:,;!?]*")
 
@@ -82,17 +93,83 @@ def decide(answer: str, options: tuple[str, ...] = NAMES) -> int:
     """Return the decision that an answer to the question with lettered options states.
 
     `options`: the categories in the order in which they were lettered A to P. A letter, a category's name or a sentence
-    that names exactly one category counts, whatever its case and punctuation; letter and name must agree. A refusal is
-    REFUSED; anything else, a recited list or two categories, is UNPARSED.
+    that names exactly one category counts, whatever its case and punctuation; letter and name must agree. Of longer
+    answers the final one counts: what follows the thoughts and stands in a box, what is called the answer, or the
+    letter at the beginning, if the explanation names its category, too. A refusal is REFUSED; anything else, a recited
+    list or two categories, is UNPARSED.
     """
-    text = _plain(answer)
+    text = _plain(final_answer(answer))
     if alone := _ALONE.fullmatch(text):
         return NAMES.index(options[LETTERS.index(alone[1].upper())])
     letters = list(filter(None, map(_letter, _EXPLICIT.finditer(text))))
+    stated = _stated(text, options)
     named = {options[LETTERS.index(letter)] for letter in letters} | set(_names(text))
     if _REFUSAL.search(text) and not (letters and _EXPLICIT.match(text)):
         return REFUSED
+    if stated and len(named) > 1:
+        return NAMES.index(stated)
     return NAMES.index(named.pop()) if len(named) == 1 else UNPARSED
+
+
+def final_answer(text: str) -> str:
+    """Return an answer without thoughts, chat template and box; '' where it was cut off among the thoughts."""
+    parts = re.split(_THOUGHT, text, flags=re.I)
+    text = parts[-1]
+    if len(parts) == 1 and _THINKING.match(text):
+        return ""
+    while wrapped := [match for match in _WRAPPED.finditer(text) if match[match.lastgroup or 0].strip()]:
+        text = wrapped[-1][wrapped[-1].lastgroup or 0]
+    return _ROLE.split(_TOKEN.sub(" ", text))[-1]
+
+
+def unfinished(answer: str) -> bool:
+    """Whether an answer ends among its thoughts."""
+    return bool(_THINKING.match(answer)) and not final_answer(answer).strip()
+
+
+def is_letter(answer: str) -> bool:
+    """Whether an answer is a letter and nothing else."""
+    return bool(_ALONE.fullmatch(_plain(final_answer(answer))))
+
+
+def states_letter(answer: str) -> bool:
+    """Whether an answer states a letter of an option."""
+    text = _plain(final_answer(answer))
+    return is_letter(answer) or any(map(_letter, _EXPLICIT.finditer(text)))
+
+
+def _stated(text: str, options: Sequence[str]) -> str | None:
+    """Return the option of the letter that is called the answer, else of the one letter at the head; None where an
+    alternative follows, the next category named is another, or the explanation does not name it."""
+    match = _final_letter(text)
+    if match is None:
+        return None
+    option = options[LETTERS.index(_letter(match) or "")]
+    rest, named = text[match.end() :], set(_names(text))
+    following = next(_names(rest[:20]), option)
+    agrees = following == option and (option in named or not named)
+    return option if agrees and not _FURTHER.match(rest) else None
+
+
+def _final_letter(text: str) -> re.Match | None:
+    """Return the match of the last letter that is called the answer, else of the one letter at the head."""
+    matches = [match for match in _EXPLICIT.finditer(text) if _letter(match)]
+    verdicts = [match for match in matches if match.lastgroup == "stated" and _VERDICT.match(match[0])]
+    if verdicts:
+        return verdicts[-1]
+    return matches[0] if matches and matches[0].start() == 0 and _one_option(text, matches) else None
+
+
+def _one_option(text: str, matches: Sequence[re.Match]) -> bool:
+    """Whether a text states one letter only, or one in its first line, further ones within sentences below."""
+    letters = set(map(_letter, matches))
+    lines = text.splitlines()
+    heads = [
+        line for line in lines if (head := _EXPLICIT.match(line)) and head.lastgroup in ("bracketed", "marked", "first")
+    ]
+    return len(letters) == 1 or (
+        len(lines) > 1 and len(heads) == 1 and len(set(map(_letter, _EXPLICIT.finditer(lines[0])))) == 1
+    )
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -101,7 +178,7 @@ def decide_caption(caption: str) -> int:
 
     UNPARSED where it names several, REFUSED for a refusal that names none.
     """
-    text = _plain(caption)
+    text = _plain(final_answer(caption))
     named = set(_names(text))
     if not named:
         return REFUSED if _REFUSAL.search(text) else GENERIC

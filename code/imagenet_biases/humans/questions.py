@@ -11,6 +11,7 @@ of answers are scored by the same functions of Responses. A file has the columns
 
 import csv
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -34,10 +35,14 @@ from imagenet_biases.humans.answers import (
     REFUSED,
     UNPARSED,
     decide_caption,
+    is_letter,
+    states_letter,
+    unfinished,
 )
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, PREFIX, STIMULUS_SETS, image_sets, texture_category
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
+from imagenet_biases.networks.vlm import CUT_OFF
 from imagenet_biases.vocabulary import (
     Condition,
     Data,
@@ -60,8 +65,9 @@ STEER = {
 DECODE = ("greedy", "likelihood")
 LETTER_ONLY = "Answer with the option's letter from the given choices directly."
 DESCRIBE = "Describe the image. Keep your response short."
-LONGEST = 512  # characters of an answer that are recorded
 TOKENS = 64  # that a model may write
+LONGEST = 512  # characters of an answer that are recorded; of longer answers, 8 per token
+FEW_WORDS = 5  # of an answer; a description has more
 EMBEDDING = "llmrails/ember-v1"
 SETS = (PREFIX + CUE_CONFLICT,)
 COLUMNS = ("image", "timestamp", "response", "pred_label", "pred_conf")
@@ -76,6 +82,7 @@ class Variant:
     Attributes:
         shift: how many places later the list of options begins.
         prompt: a custom prompt, in place of the study's.
+        tokens: that a model may write.
     """
 
     task: str
@@ -83,6 +90,7 @@ class Variant:
     shift: int = 0
     decode: str = "greedy"
     prompt: str = ""
+    tokens: int = TOKENS
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -106,7 +114,7 @@ class Variant:
         if self.task == "vqa":
             lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)]
             text = "\n".join([self.prompt or STEER[self.steer], *lines, LETTER_ONLY])
-        settings: dict[str, Any] = {"text": text, "tokens": TOKENS}
+        settings: dict[str, Any] = {"text": text, "tokens": self.tokens}
         if self.decode == "likelihood":
             settings = {"text": text, "letters": LETTERS}
         return Condition(f"{self.name}/order{self.shift}" if self.shift else self.name, settings=settings)
@@ -116,19 +124,37 @@ class Variant:
         """What is recorded of the answer."""
         if self.task == "clip16":
             return NameProbabilities()
-        return LetterProbabilities() if self.decode == "likelihood" else Words()
+        return (
+            LetterProbabilities()
+            if self.decode == "likelihood"
+            else Words(LONGEST * max(self.tokens, TOKENS) // TOKENS)
+        )
 
 
 @dataclass(frozen=True)
 class Words(Readout):
-    """The answer itself, its first 512 characters, str [B]."""
+    """The answer itself, str [B]; one of more characters than `longest` loses its end and is marked as cut off."""
 
+    longest: int = LONGEST
     id: ClassVar[str] = "Words"
-    dtype: ClassVar[str] = f"U{LONGEST}"
     takes: ClassVar[str] = "words"
 
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        return f"U{self.longest}"
+
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        if self.longest == LONGEST:
+            del identity["longest"]  # as before it could be chosen
+        return identity
+
     def __call__(self, presentation: Presentation) -> np.ndarray:
-        return np.array([text[:LONGEST].replace("\0", " ") for text in presentation.words or []], self.dtype)
+        texts = []
+        for text in presentation.words or []:
+            fits = len(text) <= self.longest
+            texts.append((text if fits else text[: self.longest - len(CUT_OFF)] + CUT_OFF).replace("\0", " "))
+        return np.array(texts, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -165,11 +191,11 @@ def variants(options: Mapping[str, Any]) -> list[Variant]:
     requested = []
     for task in options["task"]:
         if task != "vqa":
-            requested.append(Variant(task))
+            requested.append(Variant(task, tokens=options["max_new_tokens"]))
             continue
         for decode, steer, shift in product(options["decode"], steers, shifts):
             prompt = options["prompt"] if steer == "own" else ""
-            requested.append(Variant(task, steer, shift, decode, prompt))
+            requested.append(Variant(task, steer, shift, decode, prompt, options["max_new_tokens"]))
     return requested
 
 
@@ -212,7 +238,8 @@ def decisions(responses: Responses, variant: Variant, parser: str = "own", embed
         return np.array(list(map(NAMES.index, variant.options)))[values.argmax(1)]
     if variant.task == "caption" and parser == "published":
         labels = responses.images.variables.get("labels")
-        return nearest_names(values.tolist(), embedding) if labels is None else labels
+        captions = [text.removesuffix(CUT_OFF) for text in values.tolist()]
+        return nearest_names(captions, embedding) if labels is None else labels
     if variant.task == "caption":
         return np.array(list(map(decide_caption, values.tolist())))
     return np.array([PARSERS[parser](text, variant.options) for text in values.tolist()])
@@ -233,6 +260,11 @@ def nearest_names(captions: Sequence[str], embedding: str) -> Decisions:
         for text, category in zip(new, best, strict=True):
             _nearest[embedding, text] = int(category)
     return np.array([_nearest[embedding, text] for text in captions], np.int64)
+
+
+def cut_off(responses: Responses) -> Bool[np.ndarray, " N"]:
+    """Return which written answers reached the limit of tokens, or end among their thoughts."""
+    return np.array([text.endswith(CUT_OFF) or unfinished(text) for text in responses.values.tolist()], bool)
 
 
 @dataclass(frozen=True)
@@ -303,7 +335,7 @@ def report(results: Results) -> Metrics:
             continue
         orders = [order for order in requested if (order.name, order.prompt) == (variant.name, variant.prompt)]
         responses = [results[SETS[0], order.condition.name] for order in orders]
-        for parser in results.options["parser"] if variant.readout == Words() else ("own",):
+        for parser in results.options["parser"] if isinstance(variant.readout, Words) else ("own",):
             name = variant.name + ("/published" if parser == "published" else "")
             decided, by_order = [], []
             for order, answers in zip(orders, responses, strict=True):
@@ -315,8 +347,10 @@ def report(results: Results) -> Metrics:
             biases[name] = bias.value
             yield f"shape-bias/{name}", bias
             yield f"top1_acc/cue-conflict-either/{name}", by_order[0].accuracy
-            if variant.readout == Words() and parser == "own":
-                yield from _unread(name, decided[0], responses[0])
+            if isinstance(variant.readout, Words):
+                _warn_of_undecided(name, variant, decided[0], responses[0])
+                if parser == "own":
+                    yield from _unread(name, decided[0], responses[0])
             if len(orders) > 1:
                 yield from _of_orders(name, by_order, decided, responses[0])
     yield from _steering(biases)
@@ -342,6 +376,37 @@ def _unread(name: str, decided: Decisions, responses: Responses) -> Metrics:
         yield "metric/vlm/unparsed/caption", share(decided, UNPARSED, responses)
 
 
+def _warn_of_undecided(name: str, variant: Variant, decided: Decisions, responses: Responses) -> None:
+    """Warn where half of the answers or more state no category, a quarter if they are another task's; and of answers
+    cut off."""
+    counting = counted(responses)
+    texts = [text for text, counts in zip(responses.values.tolist(), counting, strict=True) if counts]
+    undecided = np.isin(decided[counting], (UNPARSED, GENERIC))
+    likely = _likely_task(texts, variant.task)
+    if texts and undecided.mean() >= (0.25 if likely else 0.5):
+        warnings.warn(
+            f"{name}: {undecided.sum()} of {len(texts)} answers state no category, and the shape bias rests on the "
+            f"others{likely}",
+            stacklevel=2,
+        )
+    lost = undecided & cut_off(responses)[counting]
+    if lost.any():
+        warnings.warn(
+            f"{name}: {lost.sum()} of {len(texts)} answers state no category because they were cut off: give models "
+            f"that think more with --max-new-tokens",
+            stacklevel=2,
+        )
+
+
+def _likely_task(texts: Sequence[str], task: str) -> str:
+    """Return the end of a line that says which task most answers fit, '' where it is this one."""
+    letters = sum(map(is_letter, texts))
+    if task == "caption":
+        return ": they are letters, which --task vqa reads" if 2 * letters > len(texts) else ""
+    descriptions = sum(len(text.split()) >= FEW_WORDS and not states_letter(text) for text in texts)
+    return ": they read like descriptions, which --task caption reads" if 2 * descriptions > len(texts) else ""
+
+
 def _of_orders(name: str, by_order: Sequence[Counts], decided: Sequence[Decisions], responses: Responses) -> Metrics:
     """Yield what the order of the options does: the pooled score, the spread, the share of answers that survive."""
     steered = name.removeprefix("vqa")
@@ -358,13 +423,15 @@ def _of_orders(name: str, by_order: Sequence[Counts], decided: Sequence[Decision
 
 
 def details(results: Results) -> dict[str, Any]:
-    """Return the number of answers by decision of every variant, JSON-able."""
-    by_variant = {}
+    """Return the number of answers by decision of every variant, and of those cut off, JSON-able."""
+    by_variant, ends = {}, {}
     for variant in variants(results.options):
         responses = results[SETS[0], variant.condition.name]
         numbers = np.bincount(decisions(responses, variant)[counted(responses)], minlength=len(DECISIONS))
         by_variant[variant.condition.name] = dict(zip(DECISIONS, numbers.tolist(), strict=True))
-    return {"decisions": by_variant}
+        if isinstance(variant.readout, Words) and (cut := cut_off(responses)[counted(responses)]).any():
+            ends[variant.condition.name] = int(cut.sum())
+    return {"decisions": by_variant} | ({"cut_off": ends} if ends else {})
 
 
 # Files of answers -----------------------------------------------------------------------------------------------------
@@ -455,6 +522,8 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         rows = [row for row in table if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a file of answers: {error}") from None
+    if "response" not in header and header.count("pred_label") == 1:  # released classifiers: the label is the answer
+        header[header.index("pred_label")] = "response"
     if missing := [name for name in ("image", "response") if header.count(name) != 1]:
         raise UserError(f"{path} has no column {missing[0]}, or two; a file of answers has {','.join(COLUMNS)}")
     if not rows:

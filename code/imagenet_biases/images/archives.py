@@ -25,7 +25,7 @@ from imagenet_biases.base.arrays import open_arrays
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic, demand_content, open_file
 from imagenet_biases.base.schema import Malformed
-from imagenet_biases.images.labels import EXTENSIONS
+from imagenet_biases.images.labels import EXTENSIONS, UNREAD
 from imagenet_biases.study import wordnet_ids
 
 READ = (".tar", ".parquet")
@@ -35,7 +35,8 @@ COMPRESSED = {
 }  # these have no random access
 OTHER_SPLITS = re.compile(r"(^|[^a-z])(train|test|devkit)([^a-z]|$)", re.IGNORECASE)
 LABEL_IN_ARCHIVE = ".cls"  # in WebDataset shards: KEY.cls beside KEY.jpg
-ENDINGS = tuple(ending.encode() for ending in (*EXTENSIONS, LABEL_IN_ARCHIVE))
+ENDINGS = tuple(ending.encode() for ending in (*EXTENSIONS, *UNREAD, LABEL_IN_ARCHIVE))
+INDEX_VERSION = 2  # of what is indexed
 BLOCK = 512  # bytes: tar files consist of such blocks
 LONGEST_IMAGE = 1 << 28  # bytes
 LONGEST_NAME = 1 << 20
@@ -45,11 +46,18 @@ ByteCounts: TypeAlias = Int64[np.ndarray, " N"]
 
 def archives_in(folder: Path) -> list[Path]:
     """Return the image archives in a folder, sorted, without those named after another split."""
-    paths = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in READ and path.name[0] != "." and path.is_file() and not OTHER_SPLITS.search(path.name):
-            paths.append(path)
-    return paths
+    return [path for path in _all_archives(folder) if not OTHER_SPLITS.search(path.name)]
+
+
+def other_splits(folder: Path) -> list[Path]:
+    """Return the archives in a folder that are named after a test split, sorted; they may be meant all the same."""
+    paths = _all_archives(folder)
+    return [path for path in paths if OTHER_SPLITS.search(path.name) and "test" in path.name.lower()]
+
+
+def _all_archives(folder: Path) -> list[Path]:
+    paths = sorted(folder.iterdir())
+    return [path for path in paths if path.suffix in READ and path.name[0] != "." and path.is_file()]
 
 
 def unpacking(paths: Iterable[str | Path]) -> str | None:
@@ -253,7 +261,7 @@ def _refuse_double(names: Sequence[str], place: str) -> None:
 def _stored_index(path: Path, size: int, time: int, folder: str | Path | None) -> ArchiveIndex:
     """Return the index of an archive of this size and time, stored in `folder` where one is given."""
     stored = folder and Path(folder) / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]}.index.npz"
-    stamp = np.array([size, time], np.int64)
+    stamp = np.array([size, time, INDEX_VERSION], np.int64)
     index = _read_index(stored, stamp) if stored else None
     if index is None:
         index = _index(path)
@@ -376,6 +384,16 @@ class ArchiveFolder:
     def subfolders(self) -> list[str]:
         """Return the names of its subfolders, sorted."""
         return sorted(self.archives.children.get(self.path, ()))
+
+    def below(self, endings: tuple[str, ...]) -> list[str]:
+        """Return the files in it and its subfolders whose names end so."""
+        prefix, files = f"{self.path}/" if self.path else "", []
+        for index in self.archives.indexes:
+            for folder, (number, *_) in index.folders.items():
+                if f"{folder}/".startswith(prefix):
+                    names = index.lists[number].split("\0")
+                    files += [f"{folder}/{name}" for name in names if name.lower().endswith(endings)]
+        return files
 
     def scan(self) -> tuple[list[str], ByteCounts, Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
         """Return the names of its files, sorted, and per file the size, the archive's number and the place in it."""

@@ -1,7 +1,8 @@
 """Custom image sets: any folder or archive of images of ImageNet classes."""
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,17 @@ from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.images.archives import ArchiveFolder
 from imagenet_biases.images.labels import label, table
-from imagenet_biases.images.listing import Folder, Listing, class_of, list_classes, list_labelled, subfolders
-from imagenet_biases.images.sets import ImageSet, look_in, places, read_manifest
+from imagenet_biases.images.listing import (
+    Folder,
+    Listing,
+    class_of,
+    list_classes,
+    list_labelled,
+    subfolders,
+    unread,
+)
+from imagenet_biases.images.release import in_several_classes, left_out
+from imagenet_biases.images.sets import ImageSet, look_in, places, read_manifest, skipped
 from imagenet_biases.study import Declaration
 
 if TYPE_CHECKING:
@@ -43,11 +53,12 @@ def custom_set(
     declared = Declaration(name, images=0)
     listing_of: Callable[[Folder], Listing] = partial(_by_class, name, declared)
     accepted: dict[str, tuple[int, ...]] = {}
+    paths = places(location)
     if labels is not None:
         demand_file(labels, "a text file of lines NAME CLASS [CLASS ...]")
         accepted = _accepted(labels)
         listing_of = partial(list_labelled, label_of=lambda file: _first(accepted, file))
-    top, listing = look_in(name, places(location), data, listing_of)
+    top, listing = look_in(name, paths, data, listing_of)
     labelled = np.flatnonzero(listing.labels >= 0)
     if not len(labelled):
         raise UserError(f"{name}: no images{f' that {labels} names' if labels else ''} under {location}")
@@ -63,11 +74,43 @@ def custom_set(
     manifest = read_manifest(top.beside if isinstance(top, ArchiveFolder) else top)
     images = ImageSet(
         *(name, listing, labelled),
+        as_seen=True,
         collection=manifest.get("collection", "imagenet"),
         classes=allowed,
         variables={"accepted": right},
     )
+    for line in [*left_out(name, unread(top), skipped(paths)), *_left_out(name, images, labels, accepted)]:
+        warnings.warn(line, stacklevel=2)
     return images if data.limit is None else images.first(data.limit)
+
+
+def _left_out(
+    name: str, images: ImageSet, labels: str | Path | None, accepted: dict[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """Yield what is not measured, or cannot be right: images without a line, lines without an image, double images."""
+    files, chosen = images.listing.files, set(images.chosen.tolist())
+    without = [file for position, file in enumerate(files) if position not in chosen]
+    if without:
+        yield f"{name}: {len(without)} images have no line in {labels} and are left out ({listed_briefly(without)})"
+    names = set()
+    for file in files:
+        names |= _keys_of(file)
+    if unknown := [key for key in accepted if key not in names]:
+        yield f"{name}: {len(unknown)} lines of {labels} name no image and no folder ({listed_briefly(unknown)})"
+    if labels is None and (repeated := in_several_classes(images)):
+        yield (
+            f"{name}: {len(repeated)} images lie in several class folders ({listed_briefly(repeated)}): at most one of "
+            f"their labels counts as right; give all of them with --labels FILE"
+        )
+
+
+def _keys_of(file: str) -> set[str]:
+    """Return what a line may call an image: its path, its name, those of its folders."""
+    keys = set()
+    while file:
+        keys |= {file, os.path.basename(file)}
+        file = os.path.dirname(file)
+    return keys
 
 
 def accepted(images: ImageSet) -> list[set[int] | frozenset[int]]:

@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import demand_file, read_bytes
 from imagenet_biases.base.schema import Malformed, read_json
-from imagenet_biases.study import wordnet_ids
+from imagenet_biases.study import VALIDATION_STEM, wordnet_ids
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+EXTENSIONS = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
+UNREAD = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".psd", ".svg", ".tga")
+"""Images that are not read, but named."""
+
+HEADERS = re.compile(r"(class|label|wnid|synset|target|category|y)(es|s|_?(id|name|number|index))?", re.IGNORECASE)
 LONGEST_TEXT = 1 << 26  # bytes: a label file of the whole training set has 50 million
 WORD = re.compile(r"\"([^\"]*)\"|'([^']*)'|([^\s,;\"']+)")
 
@@ -46,7 +50,26 @@ def flat_labels(names: list[str], folders: list[Path], label_file: str | Path | 
     Raises:
         UserError: labels are damaged, do not cover the images, or disagree.
     """
-    sources: dict[Path, list[int]] = {}
+    sources = _label_sources(names, folders, label_file)
+    if not sources:
+        return None
+    first, labels = next(iter(sources.items()))
+    for source, others in sources.items():
+        differing = [name for name, a, b in zip(names, labels, others, strict=True) if a != b]
+        if differing:
+            raise UserError(
+                f"{first} and {source} give {len(differing)} images different labels ({listed_briefly(differing)}): "
+                f"keep the right one"
+            )
+    return labels
+
+
+def _label_sources(names: list[str], folders: list[Path], label_file: str | Path | None) -> dict[Path | str, list[int]]:
+    """Return the class numbers of the images by each source that gives some."""
+    sources: dict[Path | str, list[int]] = {}
+    named = [number for number in map(named_class, names) if number is not None]
+    if names and len(named) == len(names):
+        sources["the file names"] = named
     for folder in folders:
         if (folder / "meta.bin").is_file():
             sources[folder / "meta.bin"] = _of_numbers(names, _meta(folder / "meta.bin"), folder / "meta.bin")
@@ -58,17 +81,22 @@ def flat_labels(names: list[str], folders: list[Path], label_file: str | Path | 
             sources[packed] = _of_numbers(names, _packed_devkit(packed), packed)
     if label_file is not None:
         sources[Path(label_file)] = _file_labels(names, Path(label_file))
-    if not sources:
-        return None
-    first, labels = next(iter(sources.items()))
-    for path, others in sources.items():
-        differing = [name for name, a, b in zip(names, labels, others, strict=True) if a != b]
-        if differing:
-            raise UserError(
-                f"{first} and {path} give {len(differing)} images different labels ({listed_briefly(differing)}): keep "
-                f"the right one"
-            )
-    return labels
+    return sources
+
+
+def named_class(name: str) -> int | None:
+    """Return the class number of the WordNet id that is a part of a file name, None where there is none.
+
+    Hugging Face calls validation images ILSVRC2012_val_00000293_n01440764.JPEG; training images are n01440764_10026.
+    """
+    wnid = re.search(r"(?:^|_)(n\d{8})(?=[_.]|$)", name)
+    return wordnet_index().get(wnid[1]) if wnid else None
+
+
+def released_stem(file: str) -> str:
+    """Return an image's file name without folder and extension, and without the WordNet id of Hugging Face's copy."""
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return stem[:-10] if re.fullmatch(rf"{VALIDATION_STEM}_n\d{{8}}", stem) else stem
 
 
 def possible_label_file(folders: Iterable[Path]) -> Path | None:
@@ -183,9 +211,10 @@ def _words(line: str) -> list[str]:
 
 
 def table(path: str | Path) -> list[list[str]]:
-    """Return the words of each non-empty line of a text file; # begins a comment."""
+    """Return the words of each non-empty line of a text file after its header, if any; # begins a comment."""
     lines = [line.partition("#")[0] for line in _text(path).splitlines()]
-    return list(filter(None, map(_words, lines)))
+    rows = list(filter(None, map(_words, lines)))
+    return rows[1:] if rows and HEADERS.fullmatch(rows[0][-1]) else rows
 
 
 def label(word: str, path: str | Path, line: int) -> int:
@@ -231,8 +260,7 @@ def real_labels(images: "ImageSet") -> list[set[int]]:
     Raises:
         UserError: the file does not contain such labels.
     """
-    custom = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), None)
-    source = custom or Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
+    source = next((p / "real.json" for p in images.listing.beside if (p / "real.json").exists()), _shipped_real())
     sets = _real(source, *_stamp(source))
     numbers = list(map(_validation_number, images.files))
     if max(numbers, default=0) > len(sets):
@@ -251,6 +279,15 @@ def real_labels(images: "ImageSet") -> list[set[int]]:
             stacklevel=2,
         )
     return labels
+
+
+def shipped_real_labels() -> list[list[int]]:
+    """Return the ReaL labels that come with timm, by the number of the image."""
+    return _real(_shipped_real())
+
+
+def _shipped_real() -> Path:
+    return Path(str(resources.files("timm.data").joinpath("_info", "imagenet_real_labels.json")))
 
 
 def _stamp(path: Path) -> tuple[int | None, int | None]:

@@ -18,8 +18,15 @@ from imagenet_biases.base.arrays import open_arrays
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic
 from imagenet_biases.base.schema import Malformed
-from imagenet_biases.images.archives import LABEL_IN_ARCHIVE, ArchiveFolder, ArchiveMembers, shard_labels
-from imagenet_biases.images.labels import EXTENSIONS, flat_labels, possible_label_file, wordnet_index
+from imagenet_biases.images.archives import ArchiveFolder, ArchiveMembers, shard_labels
+from imagenet_biases.images.labels import (
+    EXTENSIONS,
+    UNREAD,
+    flat_labels,
+    possible_label_file,
+    released_stem,
+    wordnet_index,
+)
 from imagenet_biases.study import Declaration
 
 THREADS = 16
@@ -35,7 +42,7 @@ class ImageNames:
 
     @cached_property
     def keys(self) -> Int64[np.ndarray, " N"]:
-        """A stable 63-bit number per image, from its class and its file name without extension.
+        """A stable 63-bit number per image, from its class and its released file name without extension.
 
         An image has the same key in every layout, order and subset, so seeded noise does not depend on them.
         """
@@ -43,8 +50,9 @@ class ImageNames:
 
 
 def _key(label: int, file: str) -> int:
-    stem = os.path.splitext(os.path.basename(file))[0]
-    return int.from_bytes(hashlib.blake2b(f"{label}/{stem}".encode(), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(f"{label}/{released_stem(file)}".encode(), digest_size=8).digest(), "big") >> 1
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +187,7 @@ def _scan(folder: Folder) -> tuple[Any, ...]:
     """
     if isinstance(folder, ArchiveFolder):
         names, *columns = folder.scan()
-        images = [i for i, name in enumerate(names) if not name.endswith(LABEL_IN_ARCHIVE)]
+        images = [i for i, name in enumerate(names) if name.lower().endswith(EXTENSIONS)]
         return [names[i] for i in images], *(column[images] for column in columns)
     names, sizes = [], []
     with os.scandir(folder) as entries:
@@ -188,6 +196,16 @@ def _scan(folder: Folder) -> tuple[Any, ...]:
                 names.append(entry.name)
                 sizes.append(size_of(entry))
     return names, np.array(sizes, np.int64)
+
+
+def unread(root: Folder) -> list[str]:
+    """Return the files below a folder that are images by their names, but of formats that are not read."""
+    if isinstance(root, ArchiveFolder):
+        return root.below(UNREAD)
+    files: list[str] = []
+    for folder, _, names in os.walk(root):
+        files += [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(UNREAD)]
+    return files
 
 
 def size_of(entry: Path | os.DirEntry) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, write_json
@@ -37,18 +37,23 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Preprocessing:
     """Turns a photograph into a square: resizes its short side to `resize`, then crops the central `crop` square.
 
-    `resize` None: the files already have the size `crop` x `crop`; any other size is an error.
+    Attributes:
+        resize: None: the files already have the size `crop` x `crop`; any other size is an error.
+        as_seen: show custom images as viewers do: upright by their EXIF data, with all bit depths scaled to 8. Released
+            sets are shown as they were released.
     """
 
     resize: int | None
     crop: int
     interpolation: str = "bilinear"
+    as_seen: bool = False
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "crop crop 3"]:
         """Turn a Pillow image into RGB pixels. Raises ValueError for sizes that it does not accept."""
         from torchvision.transforms import InterpolationMode, functional
 
         transforms: Any = functional  # whose annotations know tensors only
+        image = _as_seen(image) if self.as_seen else image
         if self.resize is None:
             if image.size != (self.crop, self.crop):
                 raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
@@ -62,7 +67,31 @@ class Preprocessing:
         return np.array(image)
 
     def __str__(self) -> str:
-        return f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
+        size = f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
+        return f"{size}-as-seen" if self.as_seen else size
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Return an image upright and, if it is grey with more than 8 bits, with 8.
+
+    Integers of 16 bits lose the lower 8; floating-point values are taken for shares of white where none exceeds 1, else
+    for values of 8 bits. Pillow itself cuts both off at 255.
+
+    Raises:
+        ValueError: the range of the values is unknown.
+    """
+    if image.mode[0] in "IF":  # I;16, I (a PNG of 16 bits in older Pillow), F
+        values = np.asarray(image)
+        if not values.size or not np.isfinite(values).all() or values.min() < 0:
+            raise ValueError("has values below 0 or not finite: save it with 8 bits")
+        deep = image.mode != "F" and (";16" in image.mode or image.format == "PNG" or values.max() > 255)
+        scaled = values // 256 if deep else values * 255 if image.mode == "F" and values.max() <= 1 else values
+        if scaled.max() > 255:
+            raise ValueError(f"has values up to {values.max():g}: save it with 8 bits")
+        exif = image.getexif()
+        image = Image.fromarray(np.rint(scaled).astype(np.uint8))
+        image.getexif().update(exif)
+    return ImageOps.exif_transpose(image)
 
 
 STUDY = Preprocessing(STUDY_RESIZE, STUDY_CROP)

@@ -4,7 +4,9 @@ Labels come from folder names (WordNet id or class number) or a label file, neve
 """
 
 import hashlib
+import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,16 +18,19 @@ import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
 
-from imagenet_biases.base.errors import UserError, listed_briefly
+from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
 from imagenet_biases.base.schema import Fields, Malformed, Shape, count, read_json
-from imagenet_biases.images.archives import READ, ArchiveFolder, archives, archives_in, unpacking
-from imagenet_biases.images.listing import Folder, Listing, NoImages, class_of, list_classes, subfolders
+from imagenet_biases.images.archives import READ, ArchiveFolder, archives, archives_in, other_splits, unpacking
+from imagenet_biases.images.listing import Folder, Listing, NoImages, class_of, list_classes, subfolders, unread
 from imagenet_biases.images.order import VERSION, stratified_order
 from imagenet_biases.images.preprocessing import AS_IS, Preprocessing
-from imagenet_biases.study import DECLARATIONS, Declaration, class_numbers, wordnet_ids
+from imagenet_biases.images.release import left_out, release_findings
+from imagenet_biases.study import DECLARATIONS, SEVERITIES, Declaration, class_numbers, wordnet_ids
 
 if TYPE_CHECKING:
     from imagenet_biases.vocabulary import Data
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +43,13 @@ class ImageSet:
         chosen: positions in the listing, rising; of a whole set, all that are to be shown.
         collection: where the images come from; 'drawn' for the demo's set.
         as_is: the files are ready-made: not preprocessed.
+        as_seen: custom images: shown as viewers do (Preprocessing.as_seen).
         subset: what an incomplete set lacks.
         whole: the set that this one is a sample of.
         asked: how many images a benchmark asks for, where that is less than all: its whole.
         classes: class numbers to which logits are restricted; None: all.
         variables: further facts about the images, for a benchmark's use.
+        findings: what tells it from the release that it is given as, a line each; image_set warns of them.
     """
 
     name: str
@@ -50,11 +57,13 @@ class ImageSet:
     chosen: Int64[np.ndarray, " N"]
     collection: str = "imagenet"
     as_is: bool = False
+    as_seen: bool = False
     subset: dict[str, Any] | None = None
     whole: "ImageSet | None" = None
     asked: int | None = None
     classes: tuple[int, ...] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -150,7 +159,7 @@ class ImageSet:
 
     def preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Return the preprocessing that applies: the one given, or none where the files are ready-made."""
-        return AS_IS if self.as_is else preprocessing
+        return AS_IS if self.as_is else replace(preprocessing, as_seen=self.as_seen)
 
     def path(self, position: int) -> Path:
         """Return the path of the image at a position of the listing; in an archive, the path to show."""
@@ -169,7 +178,7 @@ class Missing(UserError):
 
 
 def image_set(name: str, data: "Data") -> ImageSet:
-    """Find, list and check an image set, before anything is computed on it.
+    """Find, list and check an image set, before anything is computed on it; warns of what it finds.
 
     Args:
         name: one of study.DECLARATIONS, with /CORRUPTION/SEVERITY for the corrupted sets.
@@ -180,12 +189,23 @@ def image_set(name: str, data: "Data") -> ImageSet:
         UserError: the folder is missing, or contains a wrong number of images or an unknown class.
     """
     if data.listed is not None and name in data.listed:
-        return data.listed[name]
+        images = data.listed[name]
+    else:
+        images = _image_set(name, data)
+        if data.listed is not None:
+            data.listed[name] = images
+    for finding in images.findings:  # in the record of every benchmark that shows the set
+        warnings.warn(finding, stacklevel=2)
+    return images
+
+
+def _image_set(name: str, data: "Data") -> ImageSet:
     base, _, variant = name.partition("/")
     declared = DECLARATIONS[base]
     paths = _paths(base, data)
-    top, listing = look_in(base, paths, data, lambda top: _listed(name, top, variant, declared, data))
-    top = top.beside if isinstance(top, ArchiveFolder) else top
+    with collected_warnings() as findings:
+        top, listing = look_in(base, paths, data, lambda top: _listed(name, top, variant, declared, data))
+    place, top = top, top.beside if isinstance(top, ArchiveFolder) else top
     manifest = read_manifest(top)
     classes = class_numbers(declared.classes) if declared.classes else None
     _check_classes(name, listing, classes)
@@ -200,16 +220,26 @@ def image_set(name: str, data: "Data") -> ImageSet:
         as_is=declared.as_is,
         classes=classes,
     )
+    if len(everything) and not manifest:
+        findings += release_findings(everything, declared)
     images = check_complete(
-        everything,
+        replace(everything, findings=tuple(findings)),
         manifest.get("images", declared.images),
         data,
         per_class=None if manifest else declared.per_class,
         expected=expected if expected is not None else range(1000),
     )
-    if data.listed is not None:
-        data.listed[name] = images
+    if images.subset:
+        lines = left_out(base, unread(_variant_folder(place, variant, declared)), skipped(paths))
+        images = replace(images, findings=(*images.findings, *lines))
+    for finding in images.findings:  # now, before hours are spent; the record has them, too
+        logger.warning("%s", finding)
     return images
+
+
+def skipped(paths: Sequence[Path]) -> list[Path]:
+    """Return the archives in a set's folder that are taken for another split's."""
+    return other_splits(paths[0]) if len(paths) == 1 and paths[0].is_dir() else []
 
 
 def image_sets(base: str, variants: Sequence[str], data: "Data") -> list[ImageSet]:
@@ -309,6 +339,9 @@ def look_in(base: str, paths: list[Path], data: "Data", listed: Callable[[Folder
                 reason = error
     elif folder and (line := unpacking(sorted(folder.iterdir()))):
         raise UserError(f"{reason}; or unpack what is there:  {line}")
+    if folder and (skipped := other_splits(folder)):
+        names = listed_briefly(path.name for path in skipped)
+        raise type(reason)(f"{reason} ({names}: named after another split, so not read; give the file itself)")
     raise reason
 
 
@@ -377,8 +410,20 @@ def check_complete(
             f"measure what is there with --allow-partial"
         )
     if problems:
-        images = replace(images, subset={"images": total, "of": whole})
+        surplus = tuple(f"{images.name}: {problem}" for problem in _surplus(images, whole, per_class))
+        images = replace(images, subset={"images": total, "of": whole}, findings=(*images.findings, *surplus))
     return images if data.limit is None else images.first(data.limit)
+
+
+def _surplus(images: ImageSet, whole: int, per_class: int | None) -> Iterable[str]:
+    """Yield what is too much: an incomplete download is tolerated as a subset, another release is not the same set."""
+    counts = np.bincount(images.labels, minlength=1000)
+    many = [number for number in np.flatnonzero(counts) if per_class and counts[number] > per_class]
+    if many:
+        examples = listed_briefly(f"{wordnet_ids()[number]} has {counts[number]}" for number in many)
+        yield f"{len(many)} classes have more than {per_class} images ({examples}): is this another release?"
+    elif len(images) > whole:
+        yield f"{len(images):,} images, {whole:,} were released: is this another release?"
 
 
 def _class_problems(counts: np.ndarray, per_class: int | None, expected: Collection[int]) -> list[str]:
@@ -400,9 +445,31 @@ def _variant_folder(top: Folder, variant: str, declared: Declaration) -> Folder:
     corruption, severity = variant.split("/")
     # the released archives contain groups of corruptions (noise, blur, ...): both depths occur
     for parent in (top, *(top / folder for folder in subfolders(top))):
-        if (folder := parent / corruption / severity).is_dir():
-            return folder
+        if (folder := parent / corruption).is_dir() and (name := _severity_folder(folder, severity)):
+            return folder / name
     raise Missing(f"{declared.title}: no folder {corruption}/{severity} under {top}; unpack that corruption there")
+
+
+def _severity_folder(corruption: Folder, severity: str) -> str | None:
+    """Return the name of a severity's folder: the number itself, or the place of a parameter among five.
+
+    The script of ImageNet-C-bar's authors names folders by a parameter of the corruption, which rises with severity:
+    1.00, 2.00, 3.00, 5.00, 6.00.
+
+    Raises:
+        UserError: there are parameters, but not five.
+    """
+    names = subfolders(corruption)
+    parameters = sorted((name for name in names if re.fullmatch(r"\d+(\.\d+)?", name)), key=float)
+    levels = [str(level) for level in SEVERITIES]
+    if len(parameters) == len(levels) and severity in levels:
+        return parameters[levels.index(severity)]
+    if strange := [name for name in parameters if name not in levels]:
+        raise UserError(
+            f"{corruption}: the folders {', '.join(parameters)} are neither severities 1 to 5 nor five parameters in "
+            f"rising order, so that {strange[0]} has no severity; make those that are missing"
+        )
+    return severity if severity in names else None
 
 
 def _check_classes(name: str, listing: Listing, classes: tuple[int, ...] | None) -> None:

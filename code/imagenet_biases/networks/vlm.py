@@ -18,6 +18,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.vocabulary import identified
 
+CUT_OFF = "<|cut off|>"  # ends an answer that reached the limit of tokens
 QUESTION = "Describe the image. Keep your response short."  # for benchmarks without a question
 
 
@@ -26,7 +27,8 @@ class Answerer(torch.nn.Module):
     """A transformers model and its processor: pixels in [0, 1] and a question -> one answer per image.
 
     With `letters` ("ABC...") it returns their scores as the first token of the answer, float32 [B, letters], instead
-    of text. The model is not a submodule; it runs in the precision of the surrounding autocast, else in float32.
+    of text. An answer that reaches the limit of tokens ends in CUT_OFF. The model is not a submodule; it runs in the
+    precision of the surrounding autocast, else in float32.
     """
 
     answers = "words"
@@ -59,7 +61,12 @@ class Answerer(torch.nn.Module):
         written = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
         if not model.config.is_encoder_decoder:
             written = written[:, inputs["input_ids"].shape[1] :]
-        return [answer.strip() for answer in processor.batch_decode(written, skip_special_tokens=True)]
+        answers = [answer.strip() for answer in processor.batch_decode(written, skip_special_tokens=True)]
+        if written.shape[1] < tokens:
+            return answers
+        ends = torch.tensor(_end_tokens(model, processor), device=written.device)
+        cut_off = ~torch.isin(written[:, -1], ends)
+        return [answer + CUT_OFF * int(cut) for answer, cut in zip(answers, cut_off.tolist(), strict=True)]
 
     def _inputs(self, pixels: Float[Tensor, "B 3 H W"], text: str) -> Any:
         from PIL import Image
@@ -95,6 +102,14 @@ class Answerer(torch.nn.Module):
                 raise UserError("the model's tokenizer lacks a separate token for each letter; use --decode greedy")
             self._letters[letters] = by_letter
         return self._letters[letters]
+
+
+def _end_tokens(model: Any, processor: Any) -> list[int]:
+    """Return the tokens after which a model writes no more, the padding among them."""
+    ids = [processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id]
+    stated = model.generation_config.eos_token_id
+    ids += stated if isinstance(stated, list) else [stated]
+    return [number for number in ids if number is not None]
 
 
 def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[Answerer, dict[str, Any]]:
