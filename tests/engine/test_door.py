@@ -199,19 +199,20 @@ def test_the_whole_result_owns_the_name(drawn, tmp_path):
     path = tmp_path / "net" / "imagenet.json"
     network = {"net": Small()}
     evaluate(network, "imagenet", Data(drawn, limit=20), SETTINGS, results=tmp_path)
-    assert read_record(path)["subset"]["images"] == 20
+    assert read_record(path)["share"]["images"] == 20
     (whole,) = evaluate(network, "imagenet", Data(drawn), SETTINGS, results=tmp_path)
     assert read_record(path) == whole.content and not whole["subset"]
-    for data, settings in (
-        (Data(drawn, limit=20), SETTINGS),
-        (Data(drawn, limit=30), SETTINGS),
-        (Data(drawn), Settings(device="cpu", batch_size=16, precision="bf16")),
-        (Data(drawn), Settings(device="cpu", batch_size=16, seed=3)),
+    for settings in (
+        Settings(device="cpu", batch_size=16, precision="bf16"),
+        Settings(device="cpu", batch_size=16, seed=3),
     ):
-        (other,) = evaluate(network, "imagenet", data, settings, results=tmp_path)
+        (other,) = evaluate(network, "imagenet", Data(drawn), settings, results=tmp_path)
         assert read_record(path) == whole.content
         assert read_record(path.with_name(f"imagenet.{variant(other.content)}.json")) == other.content
-    assert len(list(path.parent.glob("imagenet*.json"))) == 5
+    for limit in (20, 30):  # of the same identity: the whole stays, and is returned
+        (kept,) = evaluate(network, "imagenet", Data(drawn, limit=limit), SETTINGS, results=tmp_path)
+        assert kept.content == whole.content == read_record(path)
+    assert len(list(path.parent.glob("imagenet*.json"))) == 3
 
 
 def test_measurements_say_when_and_by_what_they_were_made(drawn, tmp_path, monkeypatch):
@@ -267,7 +268,8 @@ def test_a_metric_is_whole_if_what_it_rests_on_is(drawn, tmp_path):
     assert "top1_acc/imagenet-c" not in record.metrics and not record["partial"] and not record["subset"]
     assert any("20 of 95 folders are not there" in warning for warning in record["warnings"])
     limited = evaluate(Small(), "imagenet", Data(drawn, limit=5), SETTINGS)[0]
-    assert limited["partial"]["top1_acc/imagenet"] == {"images": 5, "of": 96}
+    assert not limited["partial"]
+    assert limited["sampled"]["top1_acc/imagenet"] == {"images": 5, "of": 96, "low": None, "high": None}
 
 
 def test_a_benchmarks_own_sample_is_whole(drawn):
@@ -410,7 +412,7 @@ def test_every_run_logs_its_own_accuracy(drawn, monkeypatch):
     monkeypatch.setattr("imagenet_biases.engine.loop.time.monotonic", iter(range(0, 10**6, 2)).__next__)
     monkeypatch.setattr(
         "imagenet_biases.results.wandb_log.WandbLogger.watch",
-        lambda self, group, progress, accuracies: told.append((progress.images, dict(accuracies))),
+        lambda self, group, progress, accuracies: told.append((progress.group.shown, dict(accuracies))),
     )
     networks = {"texture": load_model("calibration_texture"), "guess": Small(3)}
     dark = Condition("dark", stimulus=identified("dark")(lambda pixels, batch: pixels * 0))
@@ -431,7 +433,10 @@ def test_live_accuracies_reach_the_wandb_run_of_their_network():
     logger = WandbLogger("disabled", None, None)
     for name, lines in logged.items():
         logger.runs["job", name] = SimpleNamespace(log=lines.append)
-    group, progress = SimpleNamespace(images=SimpleNamespace(name="imagenet")), SimpleNamespace(images=32, done=96)
+    group, progress = (
+        SimpleNamespace(images=SimpleNamespace(name="imagenet")),
+        SimpleNamespace(group=SimpleNamespace(shown=32), done=96),
+    )
     logger.watch(group, progress, {("a", "clean"): 70.0, ("b", "clean"): 30.0, ("b", "dark"): 10.0})
     counts = {"progress/images": 32, "progress/forward passes": 96}
     assert logged["a"] == [counts | {"progress/imagenet/clean so far": 70.0}]

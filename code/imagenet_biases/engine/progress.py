@@ -30,7 +30,7 @@ class Progress:
         self.shown, self.total, self.round_end, self.done = shown, 0, 0, 0
         self.group = GroupProgress("", 0)
         self.bar: tqdm | None = None
-        self.deadline = math.inf
+        self.deadline, self.turn = math.inf, 0
         self.started = self.reported = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -70,7 +70,8 @@ class Progress:
             return
         accuracy = ""
         if accuracies:
-            (network, condition), value = list(accuracies.items())[int(now) % len(accuracies)]
+            (network, condition), value = list(accuracies.items())[self.turn % len(accuracies)]
+            self.turn += 1
             accuracy = f"{network} {condition} {value:.1f} % so far"
         pace = self.done / max(now - self.started, 1e-9)
         left = f"{duration((self.total - self.done) / pace)} left" if pace else "unknown time left"
