@@ -189,7 +189,8 @@ class Attacked(Protocol):
     """A network as attacks see it: pixels [b, 3, H, W] to logits [b, classes], with gradients.
 
     `rows` says which images of the batch these are, where they are not all. An attribute `draws` above 1 says over how
-    many calls to average a gradient.
+    many calls to average a gradient. An attribute `flat` that is None receives whether the gradient of each image, at
+    the next call, is zero or not finite.
     """
 
     def __call__(self, pixels: Float[Tensor, "b 3 H W"], rows: Any = None) -> Float[Tensor, "b C"]: ...

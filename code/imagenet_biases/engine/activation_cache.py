@@ -30,7 +30,10 @@ class NetworkState:
 
     def touched(self) -> list[Module]:
         """Return the modules that are not as they were, in any order."""
-        different = {id(tensor) for tensor, value in self.tensors if not torch.equal(tensor, value)}
+        # all comparisons first, then one look at them: each look waits for a GPU
+        flags = [(tensor != value).any() for tensor, value in self.tensors]
+        changed = torch.stack(flags).tolist() if flags else []
+        different = {id(tensor) for (tensor, _), flag in zip(self.tensors, changed, strict=True) if flag}
         modules = []
         for module, before in self.attributes:
             tensors = (*module._parameters.values(), *module._buffers.values())
@@ -44,9 +47,10 @@ class NetworkState:
             attributes = vars(module)
             attributes.clear()
             attributes.update(_copied(before))
-        with torch.no_grad():
-            for tensor, value in self.tensors:
-                tensor.copy_(value)
+        if self.tensors:
+            tensors, values = map(list, zip(*self.tensors, strict=True))
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, values)  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -554,6 +554,8 @@ class Run:
             )
         content["warnings"] += [note for note in record_notes if note not in content["warnings"]]
         content["provenance"]["scored_from"] = source
+        flat = {cell.condition.name: cell.flat_gradients for cell in cells if cell.flat_gradients is not None}
+        content["provenance"] |= {"flat_gradients": flat} if flat else {}
         new = True
         if self.recording.results is not None:
             content, path, new = write_record(self.recording.results, content)

@@ -132,6 +132,7 @@ class Runner:
                 return self.network(pixels, batch=replace(attacked_batch, draw=next(calls))).float()
 
         network.draws = DRAWS if self.network.wants_batch else 1  # type: ignore[attr-defined]
+        network.flat = None  # type: ignore[attr-defined]
         return network  # type: ignore[return-value]
 
     def _stepping(self, count: int) -> Callable[..., Any]:

@@ -22,8 +22,8 @@ from imagenet_biases.base.errors import Terminated, UserError, out_of_memory
 from imagenet_biases.engine.inference import Runner, Runners, attacked
 from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
-from imagenet_biases.engine.recorder import Positions, Readable, Recorder, checksum
-from imagenet_biases.engine.runtime import Runtime
+from imagenet_biases.engine.recorder import Places, Positions, Recorder, checksum
+from imagenet_biases.engine.runtime import Runtime, on_device
 from imagenet_biases.images.loader import batches
 from imagenet_biases.images.preprocessing import Reader, Unreadable
 from imagenet_biases.networks.load import Network
@@ -205,7 +205,8 @@ class Loop:
                 batched = any(cell.condition.batched for cell in group.cells)
                 # answers that depend on the batch need the same batches in every run
                 turns = places // size if batched else np.arange(len(places)) // size
-                split[key] = np.split(order[places], np.flatnonzero(np.diff(turns)) + 1)
+                shown = order[places] if batched else group.images.as_stored(order[places])
+                split[key] = np.split(shown, np.flatnonzero(np.diff(turns)) + 1)
             slices.append(Slice(replace(group, cells=[cell for cell in group.cells if cell in goals]), split[key]))
         return slices
 
@@ -408,28 +409,29 @@ class Presenter:
         self._report_unreadable(unreadable)
         self.recorder.sample.remember(rows, positions, unreadable)
         device = self.runtime.device
-        index = torch.from_numpy(positions).to(device)
+        index = on_device(positions, device)
         # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
         pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         readable = np.ones(len(positions), bool)
         readable[list(unreadable)] = False
+        places = Places(positions, index, readable)
         batch = Batch(self.keys[index], self.runtime.seed)
         original = Presentation(None, pixels, pixels, self.labels[index], batch)
         for condition, by_network in self.group.presentations(("clean", "stimulus", "attack")):
             presented = None
             for network, cells in self.recorder.due(by_network, positions):
                 if _stepwise(condition, network):
-                    self._guarded(network, self._join, condition, network, cells, original, positions, readable)
+                    self._guarded(network, self._join, condition, network, cells, original, places)
                     continue
                 if presented is None:
                     presented = replace(original, pixels=_stimulated(condition, original))
-                answered = self._guarded(network, self._show, condition, network, cells, presented, positions, readable)
+                answered = self._guarded(network, self._show, condition, network, cells, presented, places)
                 if answered:
                     self._count(condition, positions)
         # a network's own activations are kept from its intact pass over the batch: all its changes in one go
         for network in dict.fromkeys(c.network for c in self.group.cells if c.condition.kind == "change"):
             if network not in self.loop.failed:
-                self._guarded(network, self._show_changed, network, original, positions, readable)
+                self._guarded(network, self._show_changed, network, original, places)
         at_once = [cell for cell in self.group.cells if not _stepwise(cell.condition, cell.network)]
         self.recorder.mark(at_once, positions, readable)
         self.progress.count_images(len(positions))
@@ -449,14 +451,14 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         presented: Presentation,
-        positions: Positions,
-        readable: Readable,
+        places: Places,
     ) -> None:
         """Show a stimulus to one network, attacked where the condition is an attack; keep what its readouts need."""
         if condition.attack is not None:
             network_of_batch = self._runner(network).differentiable(presented.batch)
             presented = attacked(condition.attack, network_of_batch, presented, **condition.settings)
-        self._answer(condition, network, cells, presented, positions, readable)
+            self.recorder.count_gradients(cells, network_of_batch)
+        self._answer(condition, network, cells, presented, places)
 
     def _answer(
         self,
@@ -464,18 +466,17 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         presented: Presentation,
-        positions: Positions,
-        readable: Readable,
+        places: Places,
     ) -> None:
         """Have a network answer what is presented."""
         runner = self._runner(network)
-        self._keep_picture(condition, network, presented.pixels, positions)
+        self._keep_picture(condition, network, presented.pixels, places.positions)
         answer = runner.answer(presented.pixels, presented.batch, condition.prompt)
         if any(cell.readout.intact for cell in cells):
             unchanged = presented.pixels is presented.before
             intact = answer if unchanged else runner.answer(presented.before, presented.batch)
             presented = replace(presented, intact=intact)
-        self.recorder.keep(cells, _answered(presented, answer), positions, readable)
+        self.recorder.keep(cells, _answered(presented, answer), places)
 
     def _join(
         self,
@@ -483,21 +484,20 @@ class Presenter:
         network: Network,
         cells: Sequence[Cell],
         original: Presentation,
-        positions: Positions,
-        readable: Readable,
+        places: Places,
     ) -> None:
         """Have the images that are due join an attack under way."""
-        joining = self.recorder.due_rows(cells, positions)
-        self.recorder.mark(cells, positions[joining & ~readable], False)
-        key, rows = (condition, network), np.flatnonzero(joining & readable)
+        joining = self.recorder.due_rows(cells, places.positions)
+        self.recorder.mark(cells, places.positions[joining & ~places.readable], False)
+        key, rows = (condition, network), np.flatnonzero(joining & places.readable)
         if key not in self.attacks:
             assert condition.stepwise is not None
             attacked_network = self._runner(network).differentiable(None)
             seed, size = self.runtime.seed, self.runtime.batch_size
             self.attacks[key] = condition.stepwise(attacked_network, seed, size, **condition.settings)
-        tickets, chosen = (torch.from_numpy(array).to(self.runtime.device) for array in (positions[rows], rows))
+        chosen = slice(None) if len(rows) == len(joining) else on_device(rows, self.runtime.device)
         keys = original.batch.keys[chosen]
-        self.attacks[key].add(tickets, original.pixels[chosen], original.labels[chosen], keys)
+        self.attacks[key].add(places.index[chosen], original.pixels[chosen], original.labels[chosen], keys)
         self._continue_attack(condition, network)
 
     def _continue_attack(self, condition: Condition, network: Network, last: bool = False) -> None:
@@ -507,21 +507,22 @@ class Presenter:
             positions, readable = tickets.cpu().numpy(), np.ones(len(tickets), bool)
             batch = Batch(self.keys[tickets], self.runtime.seed)
             presented = Presentation(None, pixels, before, self.labels[tickets], batch)
-            self._answer(condition, network, cells, presented, positions, readable)
+            self._answer(condition, network, cells, presented, Places(positions, tickets, readable))
+            self.recorder.count_gradients(cells, self.attacks[condition, network].network)
             self.recorder.mark(cells, positions, readable)
             self._count(condition, positions)
 
-    def _show_changed(self, network: Network, original: Presentation, positions: Positions, readable: Readable) -> None:
+    def _show_changed(self, network: Network, original: Presentation, places: Places) -> None:
         """Show the pixels to one network under each of its changes."""
         runner, intact = self._runner(network), None
         for condition, by_network in self.group.presentations(("change",)):
-            for _, cells in self.recorder.due([pair for pair in by_network if pair[0] is network], positions):
+            for _, cells in self.recorder.due([pair for pair in by_network if pair[0] is network], places.positions):
                 if intact is None and (condition.attack is None or any(cell.readout.intact for cell in cells)):
                     intact = runner.intact(original.pixels, original.batch)
                 presented, answer = runner.changed(condition, original)
                 presented = _answered(replace(presented, intact=intact), answer)
-                self.recorder.keep(cells, presented, positions, readable)
-                self._count(condition, positions)
+                self.recorder.keep(cells, presented, places)
+                self._count(condition, places.positions)
         runner.forget_activations()
 
     def _runner(self, network: Network) -> Runner:

@@ -131,6 +131,7 @@ def make_jobs(
     return jobs, left_out
 
 
+FLAT = 0.05  # share of gradients without a direction from which an attack is doubted
 Ranges = tuple[tuple[int, int], ...]
 """From which to which place in an image set's order, for each round."""
 
@@ -182,12 +183,24 @@ class Cell:
     @property
     def notes(self) -> list[str]:
         """What was odd about the answers."""
-        if not self.stored.nonfinite:
-            return []
-        return [
-            f"{self.stored.nonfinite} answers to {self.condition.name} were not finite (NaN or infinite logits): the "
-            f"network or the precision is at fault"
-        ]
+        notes, name = [], self.condition.name
+        if self.stored.nonfinite:
+            notes.append(
+                f"{self.stored.nonfinite} answers to {name} were not finite (NaN or infinite logits): the network or "
+                f"the precision is at fault"
+            )
+        if self.flat_gradients is not None and self.flat_gradients >= FLAT:
+            notes.append(
+                f"{100 * self.flat_gradients:.0f} % of the gradients of {name} are zero or not finite (rounding, or a "
+                f"saturated output, inside the network): the attack is no test of its robustness"
+            )
+        return notes
+
+    @property
+    def flat_gradients(self) -> float | None:
+        """The share of an attack's gradients, at its first step, that are zero or not finite."""
+        flat, gradients = self.stored.gradients
+        return flat / gradients if gradients else None
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from imagenet_biases.engine.plan import Cell, Group
-from imagenet_biases.engine.runtime import Runtime
+from imagenet_biases.engine.runtime import Runtime, on_device
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.networks.load import Network
 from imagenet_biases.results.provenance import circumstances
@@ -22,6 +22,17 @@ from imagenet_biases.vocabulary import Presentation
 
 Positions: TypeAlias = Int64[np.ndarray, " B"]  # of a batch's images in their set
 Readable: TypeAlias = Bool[np.ndarray, " B"]  # which of them can be decoded
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where a batch's images are in their set, on the host and on the device, and which of them can be decoded."""
+
+    positions: Positions
+    index: Int64[Tensor, " B"]
+    readable: Readable
+
+
 SAMPLE = 4  # images of a set, of several classes, whose pixels are remembered with the answers and to be looked at
 
 
@@ -63,6 +74,8 @@ class _Buffer:
     asked: Bool[np.ndarray, " N"]  # images that this run was to answer
     nonfinite: Tensor  # answers with NaN or infinite logits
     hits: Tensor
+    flat: Tensor  # gradients of attacks that are zero or not finite
+    gradients: int = 0  # gradients that `flat` is of
     counted: int = 0  # images that `hits` is over
 
     @classmethod
@@ -70,8 +83,8 @@ class _Buffer:
         values = cell.stored.values
         if values.dtype.kind in "biuf":
             values = torch.from_numpy(values).to(device, copy=True)
-        nonfinite, hits = torch.zeros((2,), dtype=torch.int64, device=device)
-        return cls(values, due, due.copy(), nonfinite, hits)
+        nonfinite, hits, flat = torch.zeros((3,), dtype=torch.int64, device=device)
+        return cls(values, due, due.copy(), nonfinite, hits, flat)
 
     def on_host(self, copy: bool = False) -> np.ndarray:
         """Return the rows as an array."""
@@ -130,25 +143,38 @@ class Recorder:
 
     # What was answered
 
-    def keep(self, cells: Sequence[Cell], presentation: Presentation, positions: Positions, readable: Readable) -> None:
-        """Store what the readouts make of an answer: missing rows only, so that nothing is changed or counted twice."""
+    def keep(self, cells: Sequence[Cell], presentation: Presentation, places: Places) -> None:
+        """Store what the readouts make of an answer: missing rows only, so that nothing is changed or counted twice.
+
+        Where all rows are missing, nothing goes to the device, which is not waited for.
+        """
+        positions, readable = places.positions, places.readable
         for cell in cells:
             buffer = self.buffers[cell]
             rows = cell.readout(presentation)
-            due = np.flatnonzero(buffer.due[positions])
+            due, where, chosen = np.flatnonzero(buffer.due[positions]), places.index, slice(None)
             if isinstance(buffer.values, np.ndarray):
                 buffer.values[positions[due]] = np.asarray(rows)[due]
             else:
                 rows = torch.as_tensor(rows, device=self.runtime.device).to(buffer.values.dtype)
-                where = torch.from_numpy(positions[due]).to(self.runtime.device)
-                buffer.values[where] = rows if len(due) == len(positions) else rows[torch.from_numpy(due)]
+                if len(due) < len(positions):
+                    chosen = on_device(due, self.runtime.device)
+                    where = places.index[chosen]
+                buffer.values[where] = rows[chosen]
             if presentation.logits is not None:
-                finite = presentation.logits.isfinite().all(1)
-                buffer.nonfinite += (~(finite if len(due) == len(positions) else finite[torch.from_numpy(due)])).sum()
+                buffer.nonfinite += (~presentation.logits.isfinite().all(1)[chosen]).sum()
             hits = cell.readout.hits(rows, presentation.labels)
             if hits is not None:
                 buffer.hits += hits.sum()
                 buffer.counted += int(readable.sum())
+
+    def count_gradients(self, cells: Iterable[Cell], network: Any) -> None:
+        """Count an attack's gradients, and those that are none, as the network that it is made on noted them."""
+        if network.flat is not None:
+            for cell in cells:
+                self.buffers[cell].flat += network.flat.sum()
+                self.buffers[cell].gradients += len(network.flat)
+            network.flat = None
 
     def mark(self, cells: Iterable[Cell], positions: Positions, readable: Readable | bool) -> None:
         """Note that images that were due have been answered or, where they are not readable, left out."""
@@ -213,6 +239,8 @@ class Recorder:
             measured = stored.measured + (moment if buffer.asked.any() else [])
             checksums = stored.pixels | self.sample.checksums
             updated[cell] = StoredResponses(stored.values, stored.state, measured, stored.nonfinite + count, checksums)
+            flat, gradients = stored.gradients
+            updated[cell].gradients = flat + int(buffer.flat), gradients + buffer.gradients
         return updated
 
     def _asked(self, parts: dict[Cell, StoredResponses]) -> dict[Cell, StoredResponses]:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from imagenet_biases.base.errors import UserError
@@ -148,6 +149,11 @@ def _device(name: str | torch.device) -> torch.device:
     if not 0 <= (device.index or 0) < count:
         raise UserError(f"there is no device {device}: this machine has {count} of that kind (LOCAL_RANK, --device)")
     return device
+
+
+def on_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on a device, without waiting for what the device still has to do."""
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, non_blocking=True)
 
 
 @functools.cache

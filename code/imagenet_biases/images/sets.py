@@ -147,6 +147,17 @@ class ImageSet:
             return self
         return replace(self.first(size), asked=size)
 
+    def as_stored(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Return positions in the order in which they can be read: rows of a parquet file by their groups.
+
+        Groups of rows are compressed; in another order each image would cost the reading of a group.
+        """
+        members = self.listing.members
+        if members is None or all(path.suffix != ".parquet" for path in members.archives):
+            return positions
+        where = self.chosen[positions]
+        return positions[np.lexsort((members.places[where], members.numbers[where]))]
+
     def share(self) -> dict[str, int] | None:
         """Return how much of the whole set this one is, for a record: {images, of, order}; None for a whole set.
 

@@ -190,7 +190,7 @@ def _redrawn(kind: str, name: str, value: Tensor, seed: int, draw: int) -> Tenso
     """Return a parameter's numbers after a reset of kind permute, moments or zero."""
     if kind == "zero":
         return torch.zeros_like(value)
-    states = torch.tensor([_number(kind, name, seed, draw)], device=value.device)
+    states = torch.tensor([_number(kind, name, seed, draw)]).to(value.device, non_blocking=True)
     if kind == "permute":
         return value.flatten()[bits(states, value.numel())[0].argsort()].view(value.shape)
     mean, sd = value.double().mean(), value.double().std(correction=0)

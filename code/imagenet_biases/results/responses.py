@@ -25,7 +25,7 @@ from jaxtyping import Shaped, UInt8
 
 from imagenet_biases.base.arrays import StoredArrays, open_arrays
 from imagenet_biases.base.files import atomic, safe_name
-from imagenet_biases.base.schema import Fields, Malformed, check, count, parsed
+from imagenet_biases.base.schema import Fields, Malformed, Row, check, count, parsed
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
@@ -48,7 +48,8 @@ ENTRY = Fields(
         "pixels": {str: count},
         "complete": bool,
         "answered": count,
-    }
+    },
+    {"gradients": Row(count, count)},
 )
 DAMAGED = (OSError, KeyError, Malformed)
 
@@ -61,6 +62,7 @@ class StoredResponses:
         state: UNSEEN, ANSWERED or LEFT_OUT for each image; read-only after `release`.
         measured: when, where and by what.
         nonfinite: how many answers were not finite.
+        gradients: how many gradients of an attack were zero or not finite, and of how many.
         pixels: {position: checksum of the decoded pixels} of a few images.
         stale: what is stored is not this, it is of other images.
     """
@@ -77,6 +79,7 @@ class StoredResponses:
         self.values: Any = values
         self.state, self.measured, self.nonfinite = state, list(measured), nonfinite
         self.pixels, self.stale = pixels or {}, stale
+        self.gradients: tuple[int, int] = (0, 0)
 
     def of_other_pixels(self, other: "StoredResponses") -> bool:
         """Whether the other was measured on images with other pixels, as far as both have checksums."""
@@ -103,6 +106,7 @@ class StoredResponses:
         if new:
             self.measured += [moment for moment in other.measured if moment not in self.measured]
             self.nonfinite += other.nonfinite
+            self.gradients = self.gradients[0] + other.gradients[0], self.gradients[1] + other.gradients[1]
         self.pixels |= other.pixels
 
     def packed(self, images: "ImageSet") -> "StoredResponses":
@@ -110,7 +114,13 @@ class StoredResponses:
         seen, state = self.state != UNSEEN, np.zeros(len(images.whole or images), np.uint8)
         state[images.rows] = self.state
         values = self.values if seen.all() else self.values[seen]
-        return StoredResponses(values, state, self.measured, self.nonfinite, self.pixels, self.stale)
+        return self._with(values, state)
+
+    def _with(self, values: Any, state: UInt8[np.ndarray, " N"]) -> "StoredResponses":
+        """Return a description of other rows by the same facts."""
+        described = StoredResponses(values, state, self.measured, self.nonfinite, dict(self.pixels), self.stale)
+        described.gradients = self.gradients
+        return described
 
     def unpacked(self, images: "ImageSet") -> "StoredResponses":
         """Return what is stored, packed, of the images of a sample."""
@@ -118,12 +128,12 @@ class StoredResponses:
         state = self.state[images.rows]
         values = np.zeros((len(images), *self.values.shape[1:]), self.values.dtype)
         values[state != UNSEEN] = self.values[(np.cumsum(seen) - 1)[images.rows[state != UNSEEN]]]
-        return StoredResponses(values, state, self.measured, self.nonfinite, self.pixels)
+        return self._with(values, state)
 
     def joined(self, other: "StoredResponses") -> "StoredResponses":
         """Return these packed responses with the answers that only the other has."""
         mine, new = self.state != UNSEEN, (self.state == UNSEEN) & (other.state != UNSEEN)
-        result = StoredResponses(self.values, self.state, self.measured, self.nonfinite, dict(self.pixels))
+        result = self._with(self.values, self.state)
         if new.any():
             result.state = np.where(new, other.state, self.state)
             rows = np.cumsum(result.state != UNSEEN) - 1
@@ -334,7 +344,10 @@ def _cell(arrays: StoredArrays, key: str, entry: Entry) -> StoredResponses:
         values = values[seen]
     elif len(values) != seen.sum():
         raise Malformed("an impossible state")
-    return StoredResponses(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
+    responses = StoredResponses(values, state, entry["measured"], entry["nonfinite"], entry["pixels"])
+    flat, gradients = entry.get("gradients", (0, 0))
+    responses.gradients = flat, gradients
+    return responses
 
 
 def _read(file: Path) -> tuple[dict[str, Cell], bool]:
@@ -375,6 +388,8 @@ def _write(path: Path, cells: Iterable[Cell]) -> None:
             "complete": bool(seen.all()),
             "answered": int(seen.sum()),
         }
+        if responses.gradients[1]:
+            index[key]["gradients"] = list(responses.gradients)
         arrays |= {f"{key}.values": responses.values, f"{key}.state": responses.state}
     check(index, {str: ENTRY}, path.name)
     with atomic(path) as file:

@@ -122,7 +122,11 @@ def gradient(
 def _gradient(network: Attacked, pixels: Pixels, labels: Labels, loss: Loss, rows: Any) -> tuple[Pixels, Tensor]:
     pixels = pixels.detach().requires_grad_()
     logits = network(pixels, rows=rows)
-    return torch.autograd.grad(loss(logits, labels), pixels)[0], logits.detach()
+    gradients = torch.autograd.grad(loss(logits, labels), pixels)[0]
+    if getattr(network, "flat", False) is None:
+        largest = gradients.flatten(1).abs().amax(1)
+        network.flat = ~((largest > 0) & largest.isfinite())  # type: ignore[attr-defined]
+    return gradients, logits.detach()
 
 
 def _ball(pixels: Pixels, eps: float) -> tuple[Pixels, Pixels]:
@@ -226,7 +230,7 @@ class _TunedPGD:
     def __init__(self, network: Attacked, seed: int, width: int, *, eps: float, steps: int, stream: str) -> None:
         self.network, self.seed, self.width = network, seed, max(1, width)
         self.eps, self.steps, self.stream = eps, steps, stream
-        self.sizes = [eps / 8 * (1 + math.cos(math.pi * step / steps)) for step in range(steps + 1)]
+        self.sizes = torch.tensor([eps / 8 * (1 + math.cos(math.pi * step / steps)) for step in range(steps + 1)])
         # dicts of tensors with one row per image
         self.moving: Rows | None = None
         self.waiting: list[Rows] = []
@@ -266,29 +270,37 @@ class _TunedPGD:
     def _step(self) -> None:
         assert self.moving is not None
         now, eps, steps = self.moving, self.eps, self.steps
-        first, sizes = now["step"] <= steps, torch.tensor(self.sizes, dtype=now["pixels"].dtype)
+        first = now["step"] <= steps
+        self.sizes = self.sizes.to(now["pixels"], non_blocking=True)
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             return torch.where(first, cross_entropy(logits, labels, reduction="none"), _margin(logits, labels)).sum()
 
         gradients, logits = gradient(self.network, now["iterate"], now["labels"], loss, rows=now["ticket"])
         done = (logits.argmax(1) != now["labels"]) | (now["step"] == 2 * steps + 1)
-        size = sizes.to(gradients.device)[now["step"] % (steps + 1)][:, None, None, None]
+        size = self.sizes[now["step"] % (steps + 1)][:, None, None, None]
         iterate = torch.clamp(now["iterate"] + gradients.sign_().mul_(size), *_ball(now["pixels"], eps))
-        again = torch.nonzero((now["step"] == steps) & ~done)[:, 0]
-        if len(again):
+        # which images begin again and which are done: the only wait of a step
+        restarting, ended = torch.stack([(now["step"] == steps) & ~done, done]).cpu()
+        if restarting.any():
+            again = _places(restarting, done.device)
             batch = Batch(now["keys"][again], self.seed)
             iterate[again] = _random_start(now["pixels"][again], batch, self.stream, eps)
-        after, out = now | {"step": now["step"] + 1, "iterate": iterate}, torch.nonzero(done)[:, 0]
-        if len(out):
-            self.done.append(_rows(now, out))
-            after = _rows(after, torch.nonzero(~done)[:, 0])
+        after = now | {"step": now["step"] + 1, "iterate": iterate}
+        if ended.any():
+            self.done.append(_rows(now, _places(ended, done.device)))
+            after = _rows(after, _places(~ended, done.device))
         self.moving = after
 
     def _out(self, count: int) -> tuple[Tensor, Pixels, Pixels]:
         done = _joined(self.done)
         self.done, out = [_rows(done, slice(count, None))], _rows(done, slice(count))
         return out["ticket"], out["pixels"], out["iterate"]
+
+
+def _places(chosen: Tensor, device: torch.device) -> Int64[Tensor, " n"]:
+    """Return where a mask on the host is true, on a device."""
+    return torch.nonzero(chosen)[:, 0].to(device, non_blocking=True)
 
 
 def _count(*parts: Rows | None) -> int:

@@ -29,6 +29,6 @@ def solarize(pixels: Float[Tensor, "B C H W"], levels: int | Int64[Tensor, " B"]
 
     `levels`: one number, or one per image.
     """
-    thresholds = torch.as_tensor(levels, device=pixels.device).reshape(-1, 1, 1, 1)
+    thresholds = levels if isinstance(levels, int) else levels.reshape(-1, 1, 1, 1)
     values = (pixels * 255).round_()
     return torch.where(values >= thresholds, 255 - values, values).div_(255)
