@@ -122,11 +122,21 @@ def main():
         cached = on("cpu", workers=args.workers, batch_size=args.batch_size, cache=f"{temporary}/cache")
         once = [range(i, min(i + args.batch_size, args.images)) for i in range(0, args.images, args.batch_size)]
         once = [np.array(task) for task in once]
+
+        def in_order(images):
+            """Return the tasks of a round that shows all images, as the loop shows them."""
+            shown = images.as_stored(images.order)
+            return [shown[i : i + args.batch_size] for i in range(0, args.images, args.batch_size)]
+
         simplejpeg = decoding._simplejpeg
         ways = {
             "files": lambda: by_slots(files, once, plain),
             "tar": lambda: by_slots(tar, once, plain),
             "parquet": lambda: by_slots(parquet, once, plain),
+            "files, in the set's order": lambda: by_slots(files, in_order(files), plain),
+            "tar, in the set's order": lambda: by_slots(tar, in_order(tar), plain),
+            "parquet, in the set's order": lambda: by_slots(parquet, in_order(parquet), plain),
+            "cache, in the set's order": lambda: by_slots(files, in_order(files) * repeat, cached),
             "cache, a new shared tensor a batch": lambda: by_tensors(files, once * repeat, cached),
             "cache": lambda: by_slots(files, once * repeat, cached),
             "ready-made, Pillow": lambda: by_slots(corrupted, once, plain),

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Photographs(torch.utils.data.Dataset):
 
         crop = v2.RandomResizedCrop(size, antialias=True)
         view = v2.Compose([v2.RGB(), crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-        self.readers = [Reader(images, view) for images in sets]
+        self.readers = [Reader(replace(images, as_seen=False), view) for images in sets]  # the view is all there is
         self.starts = np.cumsum([0, *map(len, sets)])
         self.seed, self.epoch = seed, 0
 

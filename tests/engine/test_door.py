@@ -346,7 +346,7 @@ def test_records_come_as_they_are_complete_clean_first(drawn, tmp_path, monkeypa
     gates = []
     monkeypatch.setattr(
         "imagenet_biases.engine.evaluate.Run._clean_warning",
-        staticmethod(lambda network, accuracy, images: gates.append((network.name, len(events)))),
+        lambda run, cell: gates.append((cell.network.name, len(events))),
     )
     names = ["spectral", "criticalband", "imagenet_real", "imagenet", "imagenet_ood"]
     evaluate({"one": Small(0), "two": Small(1)}, names, Data(drawn), SETTINGS, results=tmp_path)

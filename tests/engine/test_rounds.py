@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import CODE, answered, run
+from common import CODE, SHARED, answered, needs_shared, run
 from imagenet_biases import Benchmark, Data, Pass, Recording, Settings, evaluate, evaluate_rounds
 from imagenet_biases.engine.evaluate import refined
 from imagenet_biases.engine.schedule import Schedule
@@ -380,3 +380,29 @@ def test_with_a_budget_places_are_known_for_fewer_passes():
         greedy = spent(World(seed), Settings(budget=1e9), shares, 6)
         ratios.append(greedy / fixed)
     assert np.median(ratios) < 0.9 and max(ratios) <= 1, ratios
+
+
+@needs_shared
+@pytest.mark.slow
+def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photographs_give(tmp_path):
+    """MobileNetV2 on 100 photographs, of which 32, the least with an interval, say what all would give."""
+    network = f"{SHARED / 'nets' / 'mobilenet.py'}:load"
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True)
+    chosen = ["imagenet", "spectral", "criticalband", "imagenet_adv", "solarization", "perturbation", "criticality"]
+    options = {
+        "imagenet_adv": {"attack": "fgsm"},
+        "solarization": {"alpha": "21", "draws": 2},
+        "criticality": {"reset": "zero", "draws": 1, "layers": "fc"},
+        "perturbation": {"source": "gradient", "padding": "zeros"},
+    }
+    settings = Settings(device="cpu", rounds=(20.0, 100.0))
+    first, *_, last = evaluate_rounds(network, chosen, data, settings, options=options)
+    inside = []
+    for before, after in zip(first, last, strict=True):
+        assert after["share"] is None
+        for name, sampled in before["sampled"].items():
+            if sampled["low"] is not None and after["metrics"][name] is not None:
+                assert (sampled["images"], sampled["of"]) == (32, 100)
+                slack = 1e-6 * max(1.0, abs(after["metrics"][name]))  # the same mean by another order of sums
+                inside.append(sampled["low"] - slack <= after["metrics"][name] <= sampled["high"] + slack)
+    assert len(inside) > 100 and np.mean(inside) >= 0.9, (np.mean(inside), len(inside))

@@ -37,6 +37,7 @@ def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
     """
     paces: dict[Network, float] = {}
     shown: dict[tuple[str, Identity], int] = {}  # images that an earlier job, or round, shows
+    counted: set[tuple[str, Identity]] = set()
     store, rounds = request.store(), len(request.shares)
     for _, label in request.labels():
         for identity, answered in _stored(store.labelled(label)).items():
@@ -47,7 +48,9 @@ def forecast(request: "Request") -> Iterator[tuple[Job, BenchmarkCost]]:
         for name, label, image_pass, condition in _presentations(request, job):
             key = label, _identity(image_pass, condition, request.runtime)
             images = image_pass.images
-            cost.passes += round(len(images) * condition.cost * of_shard)
+            if key not in counted:
+                counted.add(key)
+                cost.passes += round(len(images) * condition.cost * of_shard)
             for number, goal in enumerate(job.goals[images.name]):
                 passes = round(max(goal - shown.get(key, 0), 0) * condition.cost * of_shard)
                 shown[key] = max(goal, shown.get(key, 0))

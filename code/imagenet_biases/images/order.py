@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-
-from imagenet_biases.stimuli.seeded import streams, uniform
-from imagenet_biases.vocabulary import Batch
 
 VERSION = 1  # of the order; records state it
 
@@ -31,6 +27,11 @@ def stratified_order(
         variant: of a set of variants: each shows the same images in another order.
         seed: 0 for every set; others are for simulations.
     """
+    import torch  # here: tables and figures import image sets, and need no torch
+
+    from imagenet_biases.stimuli.seeded import streams, uniform
+    from imagenet_biases.vocabulary import Batch
+
     name = f"order {variant}".rstrip()
     image_streams = streams(Batch(torch.from_numpy(np.ascontiguousarray(keys)), seed), name).numpy()
     ties = np.argsort(np.array(files, object), kind="stable").argsort() if len(files) else np.arange(len(keys))

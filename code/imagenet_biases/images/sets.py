@@ -170,7 +170,9 @@ class ImageSet:
 
     def preprocessing(self, preprocessing: Preprocessing) -> Preprocessing:
         """Return the preprocessing that applies: the one given, or none where the files are ready-made."""
-        return AS_IS if self.as_is else replace(preprocessing, as_seen=self.as_seen)
+        if self.as_is:
+            return AS_IS
+        return replace(preprocessing, as_seen=True) if self.as_seen else preprocessing
 
     def path(self, position: int) -> Path:
         """Return the path of the image at a position of the listing; in an archive, the path to show."""
