@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,9 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--model",
-        help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
-        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (a model that answers in words), comma-separated",
+        help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files, net.onnx or "
+        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (transformers: image classifiers, models that answer in "
+        "words), hf-hub:ID (timm), torchhub:OWNER/REPO:ENTRY, api:MODEL, predictions:FILE; comma-separated",
     )
     networks.add_argument("--name", metavar="LABEL", help="your own name for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
@@ -121,7 +123,17 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
         "with @0.5 half of it. The results get a row of their own",
     )
     networks.add_argument(
-        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run its own code here"
+        "--trust-remote-code", action="store_true", help="let a model of a hub (hf:, torchhub:) run its own code here"
+    )
+    networks.add_argument("--gradients", action="store_true", help="convert an ONNX file to torch, for attacks")
+    networks.add_argument("--api-base", metavar="URL", help="of api:MODEL, e.g. http://localhost:8000/v1")
+    networks.add_argument(
+        "--api",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="how api:MODEL is asked: concurrency=8, rate=60 (requests per minute), timeout=300, price=2.5,10 (US "
+        "dollars per million tokens read and written)",
     )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
@@ -233,6 +245,7 @@ def request_from(
 ) -> "Request":
     """Return the request that a command line makes; `networks` where --model does not name them."""
     from imagenet_biases.engine.evaluate import Loading, Recording, Request
+    from imagenet_biases.networks.api import Endpoint
 
     loading = Loading(
         label=args.name,
@@ -242,6 +255,8 @@ def request_from(
         allow_unstable=args.allow_unstable,
         frontend=args.frontend,
         trust_remote_code=args.trust_remote_code,
+        gradients=args.gradients,
+        api=Endpoint.settings_from(args.api_base, args.api) if args.api_base or args.api else None,
     )
     recording = Recording(args.results, args.fresh, args.wandb, args.wandb_project, args.wandb_layout, progress=True)
     return Request(
@@ -267,6 +282,10 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
     if files := [name for name in names if name.startswith("answers:")]:
         options["answers"] = [name.removeprefix("answers:") for name in files]
         args.model = ",".join(name for name in names if name not in files) or None
+    if predictions := [name.removeprefix("predictions:") for name in names if name.startswith("predictions:")]:
+        if len(predictions) < len(names):
+            raise UserError("files of predictions are scored without a network: name them alone in --model")
+        return report_predictions(benchmark, predictions, options, args)
     if benchmark.without_network and report_without_network(benchmark, options, args):
         return 0
     if not args.model:
@@ -308,21 +327,48 @@ def print_results(request: "Request", records: Sequence[Any]) -> None:
 
 def report_without_network(benchmark: Benchmark, options: Mapping[str, Any], args: argparse.Namespace) -> bool:
     """Score answers that come from files (people, other toolboxes' networks); return whether there were any."""
-    from imagenet_biases.engine.evaluate import score_files
-
     assert benchmark.without_network is not None
-    try:
-        chosen = benchmark.options_from(options)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen = _chosen(benchmark, options)
     answers = benchmark.without_network(data_of(args), **chosen)
     if not answers:
         return False
     if args.model:
         raise UserError("files are scored without a network: omit --model")
+    _score(benchmark, answers, chosen, args)
+    return True
+
+
+def report_predictions(
+    benchmark: Benchmark, files: Sequence[str], options: Mapping[str, Any], args: argparse.Namespace
+) -> int:
+    """Score files of predictions (networks.predictions) on the images that a benchmark presents unchanged."""
+    from imagenet_biases.measures.accuracy import likely_order
+    from imagenet_biases.networks.predictions import scored
+
+    if args.name and len(files) > 1:
+        raise UserError(f"--name gives one network a name, but there are {len(files)}; score them one by one")
+    chosen = _chosen(benchmark, options)
+    answers = scored(benchmark.passes(data_of(args), **chosen), files)
+    for label, results in answers:
+        for (images, _), responses in results.items():
+            if order := likely_order(responses):
+                warnings.warn(f"{label}, {images}: classes in another order: {order}", stacklevel=2)
+    _score(benchmark, [(args.name or label, results) for label, results in answers], chosen, args)
+    return 0
+
+
+def _chosen(benchmark: Benchmark, options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return benchmark.options_from(options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _score(benchmark: Benchmark, answers: Any, chosen: dict[str, Any], args: argparse.Namespace) -> None:
+    from imagenet_biases.engine.evaluate import score_files
+
     records = score_files(benchmark, answers, chosen, settings_of(args), args.results)
     print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
-    return True
 
 
 # The plan -------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_a_job_has_cores_for_decoding(submitted):
 
 @pytest.mark.parametrize("word", ["setup", "=x", "setup=[module load", "additional_parameters={a}", "nonsense=1"])
 def test_a_setting_that_is_none_gets_one_line(submitted, word):
-    with pytest.raises(UserError, match="^--s") as caught:
+    with pytest.raises(UserError, match=r"^--s") as caught:
         submitted("--slurm", word)
     assert "\n" not in str(caught.value)
 

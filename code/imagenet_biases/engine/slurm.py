@@ -24,8 +24,8 @@ def add_flags(group: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further settings for Slurm, e.g. account=vision, mem_gb=64, setup='module load cuda'; lists and objects as "
-        "JSON",
+        help="further settings for Slurm, e.g. account=vision, mem_gb=64, setup='module load cuda'; lists and objects "
+        "in JSON",
     )
 
 

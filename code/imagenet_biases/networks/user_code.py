@@ -62,15 +62,18 @@ def class_sources(body: torch.nn.Module) -> str:
     """Return a text that identifies the classes of a network's modules, except those of published packages.
 
     A class of this package is identified by id and version; any other by its source code, or, where that is not
-    available (typed into a plain interpreter), by its name.
+    available (typed into a plain interpreter), by its name. A body of this package may name further published packages.
     """
+    published = PUBLISHED
+    if type(body).__module__.startswith(f"{HARNESS}."):
+        published += getattr(body, "published", ())
     classes = {kind for module in body.modules() for kind in type(module).__mro__}
     texts = []
     for kind in classes:
         package = kind.__module__.partition(".")[0]
         if package == HARNESS and "id" in vars(kind):
             texts.append(kind.id if kind.version == 1 else f"{kind.id}\nversion {kind.version}")
-        elif kind is not object and package not in PUBLISHED:
+        elif kind is not object and package not in published:
             try:
                 texts.append(inspect.getsource(kind))
             except (OSError, TypeError):

@@ -42,8 +42,8 @@ Pictures = Mapping[tuple[str, str], Any]  # {(image set, condition): pictures}
 class WandbLogger:
     """One W&B run per network and benchmark, grouped by network, with the record itself as a file and an artifact.
 
-    A run's id depends only on what is measured, so that a run that is resumed or repeated is the same; where a user has
-    deleted it, on how often. A sweep gives all runs of a process its own id, so W&B is left alone there.
+    A run's id depends only on what is measured, so that a run that is resumed or repeated is the same, and, where a
+    user has deleted it, on how often. A sweep gives all runs of a process its own id, so W&B is left alone there.
 
     Attributes:
         mode: online, offline or disabled; 'auto' follows WANDB_MODE, else it is online where a key is configured.
@@ -79,7 +79,7 @@ class WandbLogger:
         self.runs[job, network] = run or _guarded("no run opened", self._open, job, network, "offline")
 
     def _open_online(self, job: Any, network: "Network") -> Any:
-        """Open a run online, under a further id where it was deleted; where these are gone, too, it alone is offline."""
+        """Open a run online, under a further id where it was deleted; where these are, too, it alone is offline."""
         for deleted in range(DELETED):
             try:
                 return self._open(job, network, "online", deleted)
