@@ -67,7 +67,9 @@ def transformers_folder(network, folder, names=None):
             new = f"classifier.1.{parts[1]}"
         else:
             block = f"resnet.encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}"
-            kind = "convolution" if parts[2].startswith("conv") or parts[2:4] == ["downsample", "0"] else "normalization"
+            kind = (
+                "convolution" if parts[2].startswith("conv") or parts[2:4] == ["downsample", "0"] else "normalization"
+            )
             where = "shortcut" if parts[2] == "downsample" else f"layer.{int(parts[2][-1]) - 1}"
             new = f"{block}.{where}.{kind}.{parts[-1]}"
         state[new] = value

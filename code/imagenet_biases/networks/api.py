@@ -9,11 +9,11 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import os
 import threading
 import time
 import urllib.parse
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from torch import Tensor
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.vlm import QUESTION
 from imagenet_biases.vocabulary import identified
+
+logger = logging.getLogger(__name__)
 
 KEY = "OPENAI_API_KEY"
 NO_KEY = "none"  # the client wants one; a server of one's own takes any
@@ -127,7 +129,7 @@ class ApiModel(torch.nn.Module):
     def __init__(self, model: str, client: Any, endpoint: Endpoint, stored: AnswerFile) -> None:
         super().__init__()
         self._model, self._client, self._endpoint, self._stored = model, client, endpoint, stored
-        self._options: dict[str, Any] = {"temperature": 0}
+        self.request: dict[str, Any] = {"temperature": 0}  # beside the question; what the model takes of it
         self._limit = "max_completion_tokens"
         self._turn, self._lock = 0.0, threading.Lock()
 
@@ -171,7 +173,7 @@ class ApiModel(torch.nn.Module):
 
         while True:
             self._wait_for_turn()
-            options = self._options | {self._limit: tokens}
+            options = self.request | {self._limit: tokens}
             try:
                 return self._client.chat.completions.create(model=self._model, messages=messages, **options)
             except openai.BadRequestError as error:
@@ -186,8 +188,8 @@ class ApiModel(torch.nn.Module):
             if self._limit in options and self._limit in reason and self._limit != "max_tokens":
                 self._limit = "max_tokens"
             elif "temperature" in options and "temperature" in reason:
-                if self._options.pop("temperature", None) is not None:
-                    warnings.warn(f"api:{self._model} takes no temperature: its answers are drawn", stacklevel=2)
+                if self.request.pop("temperature", None) is not None:
+                    logger.warning("warning: api:%s takes no temperature: its answers are drawn", self._model)
             else:
                 return False
         return True
@@ -233,5 +235,6 @@ def api_model(model: str, endpoint: Endpoint) -> tuple[ApiModel, dict[str, Any]]
     name = hashlib.sha256(f"{model}\n{source}".encode()).hexdigest()[:16]
     path = Path(endpoint.answers) / f"{name}.jsonl" if endpoint.answers else None
     stored = AnswerFile(path, endpoint.price)
-    facts = {"source": source, "arch": model, "usage": stored.usage}
-    return ApiModel(model, client, endpoint, stored), facts
+    body = ApiModel(model, client, endpoint, stored)
+    # the last two change while it is measured: a record states them as they are when it is written
+    return body, {"source": source, "arch": model, "usage": stored.usage, "request": body.request}

@@ -706,7 +706,7 @@ def skeleton(architecture: str, trust_remote_code: bool = False) -> Network:
 
         parts = image_classifier(architecture, trust_remote_code) if kind == "transformers" else None
         if parts is None:
-            raise UserError(f"{architecture}: --dry-run cannot estimate generation time for hf: models; omit it")
+            raise UserError(f"{architecture}: --dry-run cannot estimate generation time for models in words; omit it")
         body, code = parts["body"], ""
     elif kind:
         body, code = load_model(architecture, trust_remote_code=trust_remote_code).body, ""

@@ -367,10 +367,7 @@ def onnx_network(name: str, gradients: bool = False) -> tuple[torch.nn.Module, S
         graph = onnx.load(path, load_external_data=False).graph
         files = {entry.value for part in graph.initializer for entry in part.external_data if entry.key == "location"}
         sha256 = "+".join(file_hash(path.parent / file) for file in (path.name, *sorted(files)))
-        if gradients:
-            body = _as_torch(path)
-        else:
-            body = OnnxNetwork(path)
+        body = _as_torch(path) if gradients else OnnxNetwork(path)
     return body, Statements(inside=_first_arithmetic(graph)), sha256
 
 
