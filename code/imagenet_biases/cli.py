@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, exit_on_user_error
+from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, collected_warnings, exit_on_user_error
 from imagenet_biases.networks.registry import NORMALIZATION_CHOICES
 from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import IMAGE_FOLDERS
@@ -348,12 +348,15 @@ def report_predictions(
     if args.name and len(files) > 1:
         raise UserError(f"--name gives one network a name, but there are {len(files)}; score them one by one")
     chosen = _chosen(benchmark, options)
-    answers = scored(benchmark.passes(data_of(args), **chosen), files)
-    for label, results in answers:
-        for (images, _), responses in results.items():
-            if order := likely_order(responses):
-                warnings.warn(f"{label}, {images}: classes in another order: {order}", stacklevel=2)
-    _score(benchmark, [(args.name or label, results) for label, results in answers], chosen, args)
+    for file in files:  # one by one: each has warnings of its own
+        with collected_warnings() as notes:
+            ((label, results),) = scored(benchmark.passes(data_of(args), **chosen), [file])
+            for (images, _), responses in results.items():
+                if order := likely_order(responses):
+                    warnings.warn(f"{label}, {images}: classes in another order: {order}", stacklevel=2)
+        for note in notes:
+            print(f"warning: {clean(note)}", file=sys.stderr)
+        _score(benchmark, [(args.name or label, results)], chosen, args, notes)
     return 0
 
 
@@ -364,10 +367,12 @@ def _chosen(benchmark: Benchmark, options: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(str(error)) from None
 
 
-def _score(benchmark: Benchmark, answers: Any, chosen: dict[str, Any], args: argparse.Namespace) -> None:
+def _score(
+    benchmark: Benchmark, answers: Any, chosen: dict[str, Any], args: argparse.Namespace, notes: Sequence[str] = ()
+) -> None:
     from imagenet_biases.engine.evaluate import score_files
 
-    records = score_files(benchmark, answers, chosen, settings_of(args), args.results)
+    records = score_files(benchmark, answers, chosen, settings_of(args), args.results, notes)
     print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
 
 

@@ -591,14 +591,19 @@ def score_files(
     options: Mapping[str, Any],
     settings: Settings,
     folder: str | Path,
+    of_files: Sequence[str] = (),
 ) -> list[Record]:
-    """Score answers that come from files, pairs (label, Results): the same records, without a network."""
+    """Score answers that come from files, pairs (label, Results): the same records, without a network.
+
+    `of_files`: warnings of reading the files, for the records.
+    """
     runtime = make_runtime(settings, 0)
     records: list[Record] = []
     for label, answered in answers:
         results = Results(answered.all(), None, options)
         with collected_warnings() as notes:
             metrics = named(benchmark.report(results), benchmark.name)
+        notes = [*of_files, *notes]
         image_sets = list({responses.images.name: responses.images for responses in results.all()}.values())
         with collected_warnings():
             content = make_record(

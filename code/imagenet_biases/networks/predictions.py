@@ -63,9 +63,8 @@ def _responses(table: Table, passes: Sequence[Pass]) -> list[Responses]:
     """Return what a table answers, per pass."""
     sets = {shown.images.name: shown.images for shown in passes}
     rows = {name: _rows(table, images, sets) for name, images in sets.items()}
-    answered = np.array(list(rows.values()))
     named = np.zeros(len(table.images), int)
-    for of_set in answered:
+    for of_set in rows.values():
         named[of_set[of_set >= 0]] += 1
     _check_names(table, named)
     responses: list[Responses] = []
