@@ -58,9 +58,9 @@ def measured(drawn, network, tmp_path_factory):
     """The metrics of the network itself."""
     folder = tmp_path_factory.mktemp("measured")
     words = ("--model", network, "--data", drawn, "--results", folder, "--wandb", "disabled", "--num-workers", 0)
-    for name in ("imagenet", "imagenet_ood"):
+    for name in ("imagenet", "imagenet_ood", "imagenet_real"):
         assert run(f"eval_{name}.py", *words).returncode == 0
-    return {name: metrics_in(folder / "net.Blurred", name) for name in ("imagenet", "imagenet_ood")}
+    return {name: metrics_in(folder / "net.Blurred", name) for name in ("imagenet", "imagenet_ood", "imagenet_real")}
 
 
 def metrics_in(folder, name):
@@ -123,6 +123,7 @@ def test_logits_score_as_the_network_in_every_benchmark_of_unchanged_images(answ
         metrics, _, err = scored(tmp_path / name, drawn)
         assert metrics == measured["imagenet"]
         assert ("probabilities" in err) == (name == "soft.npz")
+    assert scored(tmp_path / "arrays.npz", drawn, "imagenet_real")[0] == measured["imagenet_real"]
 
 
 def test_one_file_answers_several_sets(answered, measured, drawn, tmp_path):

@@ -20,6 +20,7 @@ from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.load import load_model
 from imagenet_biases.networks.normalization import NORMALIZATIONS
 from imagenet_biases.networks.sources import check_order
+from zoo_server import Reply, Server
 
 pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
@@ -69,7 +70,6 @@ def brought(tmp_path_factory, drawn):
     shutil.copy(folder / "resnet18.mine" / "model.safetensors", place)
     tiny_networks.transformers_folder(network, folder / "resnet-18")
     tiny_networks.onnx_file(network, folder / "net.onnx")
-    tiny_networks.onnx_file(network, folder / "by-four.onnx", batch=4)
     return network, {
         "torch module": {"name": f"{folder}/net.py:build", "normalization": "imagenet"},
         "checkpoint": {"name": f"{folder}/net.pth", "arch": "resnet18"},
@@ -77,7 +77,6 @@ def brought(tmp_path_factory, drawn):
         "timm hub": {"name": f"hf-hub:{folder}/resnet18.mine"},
         "transformers": {"name": f"hf:{folder}/resnet-18"},
         "ONNX": {"name": f"{folder}/net.onnx"},
-        "ONNX, four images at a time": {"name": f"{folder}/by-four.onnx"},
         "ONNX with gradients": {"name": f"{folder}/net.onnx", "gradients": True},
         "torch.hub": {"name": f"torchhub:{folder}/hub:tiny", "trust_remote_code": True},
         "torch.hub, weights": {"name": f"torchhub:{folder}/hub:modern", "trust_remote_code": True},
@@ -88,6 +87,14 @@ def brought(tmp_path_factory, drawn):
 @pytest.fixture(autouse=True)
 def own_pins(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_FOLDER", str(tmp_path))
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    server = Server()
+    server.reach(monkeypatch)
+    yield server
+    server.close()
 
 
 def answers(network, data):
@@ -108,14 +115,16 @@ QUICK = ("torch module", "timm name", "timm hub", "transformers", "ONNX", "torch
 
 
 def test_the_same_network_gives_the_same_answers_in_every_form(brought, drawn):
-    same_answers(brought[1], Data(root=drawn, limit=32), QUICK)
+    same_answers(brought[1], Data(root=drawn, limit=24), QUICK)
 
 
 @needs_shared
 @pytest.mark.slow
-def test_the_same_network_gives_the_same_answers_on_photographs(brought):
+def test_the_same_network_gives_the_same_answers_on_photographs(brought, tmp_path):
+    tiny_networks.onnx_file(brought[0], tmp_path / "by-four.onnx", batch=4)
+    forms = brought[1] | {"ONNX, four images at a time": {"name": f"{tmp_path}/by-four.onnx"}}
     data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True)
-    same_answers(brought[1], data, brought[1])
+    same_answers(forms, data, forms)
 
 
 @pytest.mark.slow
@@ -130,6 +139,18 @@ def test_every_form_gives_the_modules_logits(brought):
         with torch.no_grad():
             torch.testing.assert_close(network(pixels), expected, atol=2e-3, rtol=1e-3, msg=form)
         assert network.identity["network"] == load_model(**settings).identity["network"], form
+
+
+def test_a_network_is_fetched_from_the_hub(brought, mirror, tmp_path):
+    folder = registry_path(brought[1]["timm hub"]["name"])
+    for file in ("config.json", "model.safetensors"):
+        mirror.replies[f"hf://owner/resnet18.mine/{file}"] = Reply(folder / file)
+    network = load_model("hf-hub:owner/resnet18.mine", checkpoints=tmp_path)
+    assert network.identity["network"] == load_model(**brought[1]["timm hub"]).identity["network"]
+    assert network.identity["source"] == "hf://owner/resnet18.mine/model.safetensors"
+    assert network.identity["source"] in registry.pins().all()
+    with pytest.raises(UserError, match=r"cannot fetch hf://timm/gone/config\.json"):
+        load_model("timm/gone", checkpoints=tmp_path)
 
 
 def test_scripts_take_the_names_and_label_them(brought, drawn, tmp_path):
@@ -320,6 +341,7 @@ def test_what_is_damaged_or_something_else_gets_one_line(brought, tmp_path):
         f"hf-hub:{changed(timm_folder, tmp_path / 'c', label_names=registry_ids()[::-1])}": "in their order",
         f"hf-hub:{without_a_tensor(timm_folder, tmp_path / 'd')}": "cannot be loaded",
         f"hf:{changed(hf_folder, tmp_path / 'e', id2label=tens)}": "10 labels",
+        f"hf:{timm_folder}": f"a network of timm; give hf-hub:{timm_folder}",
         f"hf:{without_a_tensor(hf_folder, tmp_path / 'f')}": "it would be random",
         "torchhub:nothing": "OWNER/REPO:ENTRY",
         f"{tmp_path / 'text.onnx'}": "cannot be loaded",

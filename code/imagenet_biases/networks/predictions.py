@@ -62,7 +62,8 @@ def scored(passes: Sequence[Pass], paths: Iterable[str | Path]) -> list[tuple[st
 def _responses(table: Table, passes: Sequence[Pass]) -> list[Responses]:
     """Return what a table answers, per pass."""
     sets = {shown.images.name: shown.images for shown in passes}
-    rows = {name: _rows(table, images, sets) for name, images in sets.items()}
+    stated = [{name for name in sets if f"/{name}/" in f"/{image}"} for image in table.images]
+    rows = {name: _rows(table, images, stated) for name, images in sets.items()}
     named = np.zeros(len(table.images), int)
     for of_set in rows.values():
         named[of_set[of_set >= 0]] += 1
@@ -93,8 +94,8 @@ def _check_names(table: Table, named: Int64[np.ndarray, " N"]) -> None:
         )
 
 
-def _rows(table: Table, images: ImageSet, sets: Iterable[str]) -> Int64[np.ndarray, " images"]:
-    """Return which row answers each image of a set, -1 for none."""
+def _rows(table: Table, images: ImageSet, stated: Sequence[set[str]]) -> Int64[np.ndarray, " images"]:
+    """Return which row answers each image of a set, -1 for none; `stated`: the sets that each row's path names."""
     by_name: dict[tuple[str, ...], int] = {}
     for position, file in enumerate(images.files):
         parts = _parts(file)
@@ -104,10 +105,9 @@ def _rows(table: Table, images: ImageSet, sets: Iterable[str]) -> Int64[np.ndarr
                 by_name[key] = position if key not in by_name else -1  # of several images: the folder decides
     rows = np.full(len(images), -1)
     for row, name in enumerate(table.images):
-        parts = _parts(name)
-        stated = [part for part in parts if part in sets]
-        if stated and images.name not in stated:
+        if stated[row] and images.name not in stated[row]:
             continue
+        parts = _parts(name)
         position = next((by_name[key] for length in (3, 2, 1) if (key := parts[-length:]) in by_name), None)
         if position == -1:
             raise UserError(f"{table.path}: '{name[:60]}' is the name of several images; give their folders, too")

@@ -165,6 +165,8 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
         config: Any = AutoConfig.from_pretrained(place, **options)
+        if config.model_type == "timm_wrapper":
+            raise UserError(f"{name} is a network of timm; give hf-hub:{place}")
         kinds = [*(config.architectures or []), *(getattr(config, "auto_map", None) or {})]
         if not any("ImageClassification" in kind for kind in kinds):
             return None
