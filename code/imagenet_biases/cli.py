@@ -278,12 +278,10 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
     add_options(parser, benchmark.options)
     args = parser.parse_args(arguments)
     options = {option.name: getattr(args, option.name) for option in benchmark.options if hasattr(args, option.name)}
-    names = (args.model or "").split(",")
-    if files := [name for name in names if name.startswith("answers:")]:
-        options["answers"] = [name.removeprefix("answers:") for name in files]
-        args.model = ",".join(name for name in names if name not in files) or None
-    if predictions := [name.removeprefix("predictions:") for name in names if name.startswith("predictions:")]:
-        if len(predictions) < len(names):
+    if answers := _files_in(args, "answers:"):
+        options["answers"] = answers
+    if predictions := _files_in(args, "predictions:"):
+        if args.model:
             raise UserError("files of predictions are scored without a network: name them alone in --model")
         return report_predictions(benchmark, predictions, options, args)
     if benchmark.without_network and report_without_network(benchmark, options, args):
@@ -295,6 +293,15 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
         print_plan(request)
         return 0
     return execute(request)
+
+
+def _files_in(args: argparse.Namespace, prefix: str) -> list[str]:
+    """Return the files that --model names with a prefix, and take them out of it."""
+    names = (args.model or "").split(",")
+    files = [name for name in names if name.startswith(prefix)]
+    if files:
+        args.model = ",".join(name for name in names if name not in files) or None
+    return [name.removeprefix(prefix) for name in files]
 
 
 def execute(request: "Request") -> int:

@@ -376,3 +376,25 @@ def test_an_entry_of_torch_hub_that_fails_is_named(brought, tmp_path):
         load_model(f"torchhub:{tmp_path}:broken", trust_remote_code=True)
     with pytest.raises(UserError, match="gone"):
         load_model(f"torchhub:{tmp_path}:gone", trust_remote_code=True)
+
+
+def test_weights_beside_an_onnx_file_are_part_of_the_network(brought, tmp_path):
+    module = brought[0]
+    torch.onnx.export(module, (torch.zeros(1, 3, 224, 224),), tmp_path / "net.onnx", dynamo=True, external_data=True)
+    (weights,) = tmp_path.glob("net.onnx?*")
+    network = load_model(f"{tmp_path}/net.onnx")
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1  # one weight a little
+    weights.write_bytes(data)
+    assert load_model(f"{tmp_path}/net.onnx").identity["network"] != network.identity["network"]
+    weights.unlink()
+    with pytest.raises(UserError, match=r"net\.onnx cannot be loaded"):
+        load_model(f"{tmp_path}/net.onnx")
+
+
+@pytest.mark.slow
+def test_layers_of_a_network_that_cannot_be_built_anew_are_reset_as_pytorch_does(brought, drawn, tmp_path):
+    words = ("--data", drawn, "--limit", 4, "--results", tmp_path, "--wandb", "disabled", "--num-workers", 0)
+    for form, metric in (("transformers", "metric/criticality-pytorch/mean"), ("timm hub", "metric/criticality/mean")):
+        status, out, err = run("eval_criticality.py", "--model", brought[1][form]["name"], *words)
+        assert status == 0 and metric in out, err

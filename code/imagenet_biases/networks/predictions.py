@@ -179,6 +179,11 @@ def read_table(path: Path) -> Table:
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             raise UserError(f"{path}, row {number}: {len(row)} fields, the head has {len(header)}")
+    return _of_rows(path, header, rows)
+
+
+def _of_rows(path: Path, header: list[str], rows: list[list[str]]) -> Table:
+    """Return what the rows of a CSV file say."""
     place = header.index("image")
     images = tuple(row[place].strip() for row in rows)
     if len(header) == CLASSES + 1:

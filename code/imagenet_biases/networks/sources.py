@@ -31,6 +31,12 @@ from imagenet_biases.networks.user_code import blaming
 from imagenet_biases.study import STUDY_CROP
 from imagenet_biases.vocabulary import identified
 
+PLACE_AND_TIME = (
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)  # of a configuration, not the network
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 # timm's hub -----------------------------------------------------------------------------------------------------------
@@ -114,6 +120,7 @@ class ImageClassifier(torch.nn.Module):
         flipped: whether it takes the channels as B, G, R.
     """
 
+    side: int | None = None
     published = ("transformers",)  # whose code the model's configuration identifies
 
     def __init__(self, model: Any, flipped: bool = False) -> None:
@@ -170,11 +177,7 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
         kinds = [*(config.architectures or []), *(getattr(config, "auto_map", None) or {})]
         if not any("ImageClassification" in kind for kind in kinds):
             return None
-        labels = [str(config.id2label[number]) for number in sorted(config.id2label)]
-        if len(labels) != CLASSES:
-            hint = "; its first label is the background" if labels[0].lower() == "background" else ""
-            raise UserError(f"{name} has {len(labels)} labels; a network needs {CLASSES} (ImageNet-1k){hint}")
-        check_order(labels, name)
+        check_order([str(config.id2label[number]) for number in sorted(config.id2label)], name)
         loader: Any = AutoModelForImageClassification
         model, loaded = loader.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **options)
         processor = AutoImageProcessor.from_pretrained(place, **options)
@@ -183,10 +186,8 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
             raise UserError(f"{name} has no weights for {lacking[0]} and {len(lacking) - 1} more: it would be random")
         preprocessing, normalization = _of_processor(processor)
     flipped = isinstance(preprocessing, ProcessorPreprocessing) and preprocessing.flipped
-    body: Any = ImageClassifier(model.eval(), flipped)
-    side = getattr(config, "image_size", None)
-    if isinstance(side, int) and side != STUDY_CROP and not _takes(body, STUDY_CROP):
-        body.side = side
+    body = ImageClassifier(model.eval(), flipped)
+    body.side = _side(body, getattr(config, "image_size", None))
     facts = {
         "checkpoint_sha256": None,
         "source": "a folder" if Path(place).is_dir() else f"hf://{place}",
@@ -194,8 +195,7 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
         "arch": type(model).__name__,
         "normalization": normalization.name,
     }
-    settings = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "dtype")}
-    settings = {key: value for key, value in settings.items() if key not in ("transformers_version", "torch_dtype")}
+    settings = {key: value for key, value in config.to_dict().items() if key not in PLACE_AND_TIME}
     return {
         "body": body,
         "code": json.dumps(settings, sort_keys=True, default=str),
@@ -228,14 +228,14 @@ def _of_processor(processor: Any) -> tuple[Preprocessing | str, Normalization]:
     return ProcessorPreprocessing(None, width, "", name, black, white, flipped, processor), Normalization.of(mean, std)
 
 
-def _takes(body: torch.nn.Module, side: int) -> bool:
-    """Whether a network takes images of a side."""
+def _side(body: torch.nn.Module, stated: Any) -> int | None:
+    """Return the side of images that a network's configuration states, if it takes no other; else None."""
     try:
         with torch.no_grad():
-            body(torch.zeros((1, 3, side, side), dtype=torch.float32))
+            body(torch.zeros((1, 3, STUDY_CROP, STUDY_CROP), dtype=torch.float32))
     except (ValueError, RuntimeError):
-        return False
-    return True
+        return stated if isinstance(stated, int) else None
+    return None
 
 
 @cache
@@ -262,6 +262,9 @@ def check_order(labels: Sequence[str], name: str) -> None:
     Raises:
         UserError: they are others, or in another order.
     """
+    if len(labels) != CLASSES:
+        hint = "; the first is the background" if labels and labels[0].lower() == "background" else ""
+        raise UserError(f"{name} has {len(labels)} labels; a network needs {CLASSES} (ImageNet-1k){hint}")
     names, by_name = _class_names(), {}
     for number, synonyms in enumerate(names):
         by_name |= dict.fromkeys(synonyms, number)

@@ -39,8 +39,7 @@ def build(arch: str) -> tuple[torch.nn.Module, str]:
         raise UserError(f"the architecture {arch} is a file of Python code: {which_function(arch)}")
     if ":" in arch:
         return _call(_imported(arch), arch), ""
-    # a tag names weights; timm accepts any tag of an architecture that it has
-    if not (packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))):
+    if not buildable(arch):
         hint = nearest(arch, packages.timm_names(pretrained="." in arch))
         raise UserError(
             f"there is no architecture {arch!r} in timm: {hint or 'or give module:function or file.py:function'}"
@@ -48,6 +47,12 @@ def build(arch: str) -> tuple[torch.nn.Module, str]:
     import timm
 
     return timm.create_model(arch), ""
+
+
+def buildable(arch: str) -> bool:
+    """Whether `build` takes an architecture's name; a network from elsewhere may state one of another library."""
+    # a tag names weights; timm accepts any tag of an architecture that it has
+    return ":" in arch or packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))
 
 
 def class_id(name: str) -> str:
