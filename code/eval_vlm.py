@@ -6,6 +6,7 @@ Data:   the cue-conflict images of model-vs-human: DIR/cue-conflict/...; --downl
 Run:    python code/eval_vlm.py --model hf:llava-hf/llava-1.5-7b-hf --model-vs-human DIR
         python code/eval_vlm.py --model hf:ID --task vqa caption --steer none shape texture --order circular ...
         python code/eval_vlm.py --model clip:ViT-L-14/openai --task clip16 --model-vs-human DIR
+        python code/eval_vlm.py --model api:MODEL --api-base URL --model-vs-human DIR     vLLM, hosted models
         python code/eval_vlm.py --model answers:FILE.csv --task vqa         released or API answers, no model, no images
 Gives:  shape-bias/TASK: answers that name the shape / answers that name the shape or the texture; under /shape and
         /texture the question asks for one cue, under /likelihood the letters' probabilities are read off, under

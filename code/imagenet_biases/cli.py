@@ -3,11 +3,12 @@
 import argparse
 import fnmatch
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, exit_on_user_error
+from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, collected_warnings, exit_on_user_error
 from imagenet_biases.networks.registry import NORMALIZATION_CHOICES
 from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.study import IMAGE_FOLDERS
@@ -94,8 +95,9 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
     networks = parser.add_argument_group("networks")
     networks.add_argument(
         "--model",
-        help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files or "
-        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (a model that answers in words), comma-separated",
+        help="names from models/zoo.toml, groups (all, augmentation, ...), timm names, checkpoint files, net.onnx or "
+        "file.py:function, clip:ARCH/TAG (open_clip), hf:ID (transformers: image classifiers, models that answer in "
+        "words), hf-hub:ID (timm), torchhub:OWNER/REPO:ENTRY, api:MODEL, predictions:FILE; comma-separated",
     )
     networks.add_argument("--name", metavar="LABEL", help="your own name for one network: its results folder")
     networks.add_argument("--arch", default="resnet50", help="architecture of a checkpoint file (default: resnet50)")
@@ -121,7 +123,17 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
         "with @0.5 half of it. The results get a row of their own",
     )
     networks.add_argument(
-        "--trust-remote-code", action="store_true", help="let a model of the hub (hf:ID) run its own code here"
+        "--trust-remote-code", action="store_true", help="let a model of a hub (hf:, torchhub:) run its own code here"
+    )
+    networks.add_argument("--gradients", action="store_true", help="convert an ONNX file to torch, for attacks")
+    networks.add_argument("--api-base", metavar="URL", help="of api:MODEL, e.g. http://localhost:8000/v1")
+    networks.add_argument(
+        "--api",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="how api:MODEL is asked: concurrency=8, rate=60 (requests per minute), timeout=300, price=2.5,10 (US "
+        "dollars per million tokens read and written)",
     )
     if sets:
         _add_images(parser.add_argument_group("images"), sets)
@@ -233,6 +245,7 @@ def request_from(
 ) -> "Request":
     """Return the request that a command line makes; `networks` where --model does not name them."""
     from imagenet_biases.engine.evaluate import Loading, Recording, Request
+    from imagenet_biases.networks.api import Endpoint
 
     loading = Loading(
         label=args.name,
@@ -242,6 +255,8 @@ def request_from(
         allow_unstable=args.allow_unstable,
         frontend=args.frontend,
         trust_remote_code=args.trust_remote_code,
+        gradients=args.gradients,
+        api=Endpoint.settings_from(args.api_base, args.api) if args.api_base or args.api else None,
     )
     recording = Recording(args.results, args.fresh, args.wandb, args.wandb_project, args.wandb_layout, progress=True)
     return Request(
@@ -263,10 +278,12 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
     add_options(parser, benchmark.options)
     args = parser.parse_args(arguments)
     options = {option.name: getattr(args, option.name) for option in benchmark.options if hasattr(args, option.name)}
-    names = (args.model or "").split(",")
-    if files := [name for name in names if name.startswith("answers:")]:
-        options["answers"] = [name.removeprefix("answers:") for name in files]
-        args.model = ",".join(name for name in names if name not in files) or None
+    if answers := _files_in(args, "answers:"):
+        options["answers"] = answers
+    if predictions := _files_in(args, "predictions:"):
+        if args.model:
+            raise UserError("files of predictions are scored without a network: name them alone in --model")
+        return report_predictions(benchmark, predictions, options, args)
     if benchmark.without_network and report_without_network(benchmark, options, args):
         return 0
     if not args.model:
@@ -276,6 +293,15 @@ def run(benchmark: Benchmark, description: str, arguments: Sequence[str] | None 
         print_plan(request)
         return 0
     return execute(request)
+
+
+def _files_in(args: argparse.Namespace, prefix: str) -> list[str]:
+    """Return the files that --model names with a prefix, and take them out of it."""
+    names = (args.model or "").split(",")
+    files = [name for name in names if name.startswith(prefix)]
+    if files:
+        args.model = ",".join(name for name in names if name not in files) or None
+    return [name.removeprefix(prefix) for name in files]
 
 
 Show = Callable[["Request", Sequence[Any]], None]
@@ -318,21 +344,53 @@ def print_results(request: "Request", records: Sequence[Any]) -> None:
 
 def report_without_network(benchmark: Benchmark, options: Mapping[str, Any], args: argparse.Namespace) -> bool:
     """Score answers that come from files (people, other toolboxes' networks); return whether there were any."""
-    from imagenet_biases.engine.evaluate import score_files
-
     assert benchmark.without_network is not None
-    try:
-        chosen = benchmark.options_from(options)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen = _chosen(benchmark, options)
     answers = benchmark.without_network(data_of(args), **chosen)
     if not answers:
         return False
     if args.model:
         raise UserError("files are scored without a network: omit --model")
-    records = score_files(benchmark, answers, chosen, settings_of(args), args.results)
-    print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
+    _score(benchmark, answers, chosen, args)
     return True
+
+
+def report_predictions(
+    benchmark: Benchmark, files: Sequence[str], options: Mapping[str, Any], args: argparse.Namespace
+) -> int:
+    """Score files of predictions (networks.predictions) on the images that a benchmark presents unchanged."""
+    from imagenet_biases.measures.accuracy import likely_order
+    from imagenet_biases.networks.predictions import scored
+
+    if args.name and len(files) > 1:
+        raise UserError(f"--name gives one network a name, but there are {len(files)}; score them one by one")
+    chosen = _chosen(benchmark, options)
+    for file in files:  # one by one: each has warnings of its own
+        with collected_warnings() as notes:
+            ((label, results),) = scored(benchmark.passes(data_of(args), **chosen), [file])
+            for (images, _), responses in results.items():
+                if order := likely_order(responses):
+                    warnings.warn(f"{label}, {images}: classes in another order: {order}", stacklevel=2)
+        for note in notes:
+            print(f"warning: {clean(note)}", file=sys.stderr)
+        _score(benchmark, [(args.name or label, results)], chosen, args, notes)
+    return 0
+
+
+def _chosen(benchmark: Benchmark, options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return benchmark.options_from(options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _score(
+    benchmark: Benchmark, answers: Any, chosen: dict[str, Any], args: argparse.Namespace, notes: Sequence[str] = ()
+) -> None:
+    from imagenet_biases.engine.evaluate import score_files
+
+    records = score_files(benchmark, answers, chosen, settings_of(args), args.results, notes)
+    print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
 
 
 # The plan -------------------------------------------------------------------------------------------------------------

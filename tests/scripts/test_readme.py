@@ -125,7 +125,8 @@ def test_every_command_is_understood(words, monkeypatch):
     if parsed.get("benchmarks"):
         assert {*parsed["benchmarks"].split(",")} <= {*benchmarks.names()}
     for one in ",".join(filter(None, (parsed.get("model"), parsed.get("fetch"), parsed.get("verify")))).split(","):
-        own = "/" in one or "my_network" in one or one == "my.pth" or one.startswith(("@", "answers:")) or "mine" in one
+        own = "/" in one or "my_network" in one or one == "my.pth" or "mine" in one
+        own = own or one.startswith(("@", "answers:", "api:", "predictions:"))
         assert not one or own or one in registry() or one in groups() or re.fullmatch(r"resnet50\.\w+_in1k", one), one
 
 

@@ -72,6 +72,8 @@ def evaluate(
     allow_unstable: bool = False,
     frontend: str | None = None,
     trust_remote_code: bool = False,
+    gradients: bool = False,
+    api: Mapping[str, Any] | None = None,
     wandb: str = "disabled",
     wandb_project: str | None = None,
     wandb_layout: str = "study",
@@ -89,7 +91,8 @@ def evaluate(
         results: a folder for records and responses; None: nothing is written.
         fresh: measure again what is there already.
         label: a name for the one network.
-        arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code: as for load_model.
+        arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code, gradients, api: as for
+            load_model.
         wandb: 'disabled', 'auto', 'online' or 'offline'.
         wandb_project, wandb_layout: as the flags of the same names.
         progress: whether to show it.
@@ -101,7 +104,9 @@ def evaluate(
     Raises:
         UserError: something is wrong with the input, or a network cannot be loaded or fails.
     """
-    loading = Loading(label, arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code)
+    loading = Loading(
+        label, arch, normalization, checkpoints, allow_unstable, frontend, trust_remote_code, gradients, api
+    )
     recording = Recording(results, fresh, wandb, wandb_project, wandb_layout, progress)
     request = Request(
         networks, benchmarks, data, settings or Settings(), options=options, loading=loading, recording=recording
@@ -159,6 +164,8 @@ class Loading:
     allow_unstable: bool = False
     frontend: str | None = None
     trust_remote_code: bool = False
+    gradients: bool = False
+    api: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,9 @@ class Request:
         """Return a network as far as it can be had without its weights, one per architecture."""
         key = name if isinstance(self.networks, Mapping) else architecture(name, self.loading.arch)
         if key not in self._built:
-            self._built[key] = self.from_python(name) if isinstance(self.networks, Mapping) else skeleton(key)
+            from_python = isinstance(self.networks, Mapping)
+            trusted = self.loading.trust_remote_code
+            self._built[key] = self.from_python(name) if from_python else skeleton(key, trusted)
         return self._built[key]
 
     def from_python(self, name: str) -> Network:
@@ -286,6 +295,8 @@ class Request:
             loaders = {name: functools.partial(self.from_python, name) for name in self.networks}
         else:
             names, loading = self._names(), asdict(self.loading)
+            if self.recording.results is not None and not self.recording.fresh:  # answers that were paid for
+                loading["api"] = {"answers": Path(self.recording.results) / ".api", **(self.loading.api or {})}
             if self.loading.label and len(names) > 1:
                 raise UserError(f"--name gives one network a name, but there are {len(names)}; run them one by one")
             loaders = {name: functools.partial(load_model, name, **loading) for name in names}
@@ -582,14 +593,19 @@ def score_files(
     options: Mapping[str, Any],
     settings: Settings,
     folder: str | Path,
+    of_files: Sequence[str] = (),
 ) -> list[Record]:
-    """Score answers that come from files, pairs (label, Results): the same records, without a network."""
+    """Score answers that come from files, pairs (label, Results): the same records, without a network.
+
+    `of_files`: warnings of reading the files, for the records.
+    """
     runtime = make_runtime(settings, 0)
     records: list[Record] = []
     for label, answered in answers:
         results = Results(answered.all(), None, options)
         with collected_warnings() as notes:
             metrics = named(benchmark.report(results), benchmark.name)
+        notes = [*of_files, *notes]
         image_sets = list({responses.images.name: responses.images for responses in results.all()}.values())
         with collected_warnings():
             content = make_record(

@@ -1,6 +1,7 @@
 """Jobs of a cluster, each of which measures one shard. The engine is submitit: Slurm, or a stand-in on this machine."""
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -23,8 +24,45 @@ def add_flags(group: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="further settings for Slurm, e.g. account=vision",
+        help="further settings for Slurm, e.g. account=vision, mem_gb=64, setup='module load cuda'; lists and objects "
+        "in JSON",
     )
+
+
+LISTS = ("setup", "teardown", "srun_args")  # of submitit: one command each; a repeated setting adds to them
+CORES = 8  # per GPU, for the processes that decode images
+
+
+def settings_of(words: Sequence[str]) -> dict[str, Any]:
+    """Return {name: value} of NAME=VALUE words, each value as the number, text, list or object that submitit takes.
+
+    Raises:
+        UserError: a word is not of this form.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = name.strip().replace("-", "_").removeprefix("slurm_")
+        if not (name and equals):
+            raise UserError(f"--slurm {word}: give NAME=VALUE, e.g. account=vision or setup='module load cuda'")
+        value = _value(name, text)
+        if name in LISTS:
+            value = [*settings.get(name, []), *(value if isinstance(value, list) else [text])]
+        settings[name] = value
+    return settings
+
+
+def _value(name: str, text: str) -> Any:
+    """Return what a text stands for; an account 0123 or a version 3.10 stays a text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        if text.startswith(("[", "{")) and name in (*LISTS, "additional_parameters"):
+            raise UserError(f"--slurm {name}={text}: this is not a list or an object in JSON") from None
+        return text
+    return value if isinstance(value, list | dict) or (isinstance(value, int | float) and str(value) == text) else text
 
 
 class ShardJob:
@@ -80,7 +118,7 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
         raise UserError("--submit gives every job its shard: omit --shard")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job does not know where this package is
     logs = Path(args.results).absolute() / ".jobs"
-    settings = dict(word.partition("=")[::2] for word in args.slurm)
+    settings = settings_of(args.slurm)
     if args.partition:
         settings["partition"] = args.partition
     try:
@@ -88,6 +126,7 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
         executor.update_parameters(
             name="imagenet_biases", timeout_min=max(1, round(60 * args.time)), tasks_per_node=1, nodes=1,
             gpus_per_node=args.gpus if args.submit != "local" else None,
+            cpus_per_task=_cores(args) if args.submit != "local" else None,
             **{f"slurm_{name}": value for name, value in settings.items()},
         )  # fmt: skip
         numbers = range(1, args.jobs + 1)
@@ -101,6 +140,12 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
         print("Whichever job finishes a record last writes it; the same command submits again what is missing.")
         return 0
     return int(max(map(_failed, jobs)))
+
+
+def _cores(args: argparse.Namespace) -> int:
+    """Return how many cores a job needs: for its decoding processes and one more, per GPU."""
+    workers = getattr(args, "num_workers", None)
+    return max(1, args.gpus) * (CORES if workers is None else max(0, workers) + 1)
 
 
 def _failed(job: Any) -> bool:

@@ -128,9 +128,10 @@ def likely_order(responses: Responses) -> str:
 
 
 def accuracies(responses: Responses, name: str, ks: Iterable[int] = (1, 5)) -> Iterator[tuple[str, Estimate]]:
-    """Yield `top1_acc/NAME` and `top5_acc/NAME`."""
+    """Yield `top1_acc/NAME` and `top5_acc/NAME`, each where so many classes per image are known."""
     for k in ks:
-        yield f"top{k}_acc/{name}", top(responses, k)
+        if k <= max((1, *responses.values.shape[1:])):
+            yield f"top{k}_acc/{name}", top(responses, k)
 
 
 def among(responses: Responses, label_sets: Sequence[Set[int]], k: int = 1) -> Estimate:

@@ -29,7 +29,7 @@ from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import correct, resampled_means, with_percentiles
 from imagenet_biases.networks.load import Network
-from imagenet_biases.networks.user_code import build
+from imagenet_biases.networks.user_code import build, buildable
 from imagenet_biases.stimuli.seeded import bits, normal
 from imagenet_biases.vocabulary import (
     CLEAN,
@@ -141,6 +141,8 @@ def resolved_reset(network: Network, kind: str, untrained: str | None = None) ->
     source = network.identity.get("source", "")
     if not arch and network.identity.get("normalization") != "its own" and source != "Python" and ".py:" not in source:
         arch = network.identity.get("arch")
+    if arch and not untrained and not buildable(arch):
+        arch = None
     return ("fresh", {"build": arch, "code": _code(arch)}) if arch else ("pytorch", None)
 
 

@@ -10,6 +10,7 @@ from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 STUDY = f"study: short side {STUDY_RESIZE} (bilinear), central {STUDY_CROP} x {STUDY_CROP}"
 STATED = "that of --normalization, else as the file, the module or timm's configuration says"
 INSIDE = "its own: the module receives pixels in [0, 1]; of a bare network of timm or torchvision, the library's"
+ELSEWHERE = "that of --normalization, else as its configuration, its processor or its graph says, else ImageNet's"
 RULES = ("wrapper", "ignore", "strip", "rename")  # in the order in which they apply
 
 
@@ -36,7 +37,8 @@ def explain(name: str, checkpoints: str | Path | None = None, measured: float | 
     elif kind == "file":
         rows = _files(registry.checkpoint_files(name))
     else:
-        rows = [("address", name), ("normalization", INSIDE), ("preprocessing", f"{STUDY}; native: its own")]
+        normalization = INSIDE if kind in ("function", "zero-shot", "api") else ELSEWHERE
+        rows = [("address", name), ("normalization", normalization), ("preprocessing", f"{STUDY}; native: its own")]
     rows.append(("expected", "unknown" if expected is None else f"top-1 {expected:.2f} % (ImageNet validation, study)"))
     text = "no record yet; eval_imagenet.py writes one"
     if measured is not None:

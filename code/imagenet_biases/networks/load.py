@@ -30,6 +30,7 @@ from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.networks.state_dict import fill, find
 from imagenet_biases.networks.user_code import blaming, build, class_sources
+from imagenet_biases.study import STUDY_RESIZE
 
 if TYPE_CHECKING:
     from imagenet_biases.networks.frontends import FrontEnd
@@ -387,12 +388,15 @@ def load_model(
     allow_unstable: bool = False,
     frontend: str | None = None,
     trust_remote_code: bool = False,
+    gradients: bool = False,
+    api: Mapping[str, Any] | None = None,
 ) -> Network:
     """Return the Network called `name`.
 
     Args:
-        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`,
-            `clip:ARCH/TAG` (networks.zero_shot) or `hf:ID` (networks.vlm).
+        name: registry entry, timm name, checkpoint file (or backbone.pth+head.pth), `file.py:function`, `net.onnx`, or
+            a name with a prefix (registry.PREFIXES): clip:ARCH/TAG, hf:ID, hf-hub:ID, timm/NAME,
+            torchhub:OWNER/REPO:ENTRY, api:MODEL.
         label: the name of its results (default: `registry.network_name(name)`).
         arch: for a checkpoint file: a timm name, `module:function` or `file.py:function` that builds the bare network.
         normalization: of pixels before the network: imagenet, inception, clip, none, builtin (the module does it), or
@@ -401,26 +405,29 @@ def load_model(
         checkpoints: folder of downloads (default: environment variable ZOO_CHECKPOINTS, else models/checkpoints).
         allow_unstable: accept a network whose answers are not a function of the image, with a warning.
         frontend: what stands before it, as text (networks.frontends). An entry of the registry may have its own.
-        trust_remote_code: let a model of the hub run its own code.
+        trust_remote_code: let a model of a hub run its own code.
+        gradients: convert an ONNX file to torch, so that it can be attacked.
+        api: how api:MODEL is asked: the arguments of networks.api.Endpoint.
 
     Raises:
         UserError: anything keeps the network from being complete and as expected.
     """
     kind = registry.kind_of(name)
     label = safe_name(label) if label is not None else registry.network_name(name)
-    if kind == "registry":
-        parts = _from_registry(registry.registry()[name], checkpoints)
-    elif kind == "zero-shot":
-        parts = _from_open_clip(name, checkpoints)
-    elif kind == "function":
-        parts = _from_function(name, normalization)
-    elif kind == "timm":
-        parts = _from_timm(name, checkpoints)
-    elif kind == "language":
-        parts = _from_hub(name.removeprefix("hf:"), trust_remote_code)
-    else:
-        parts = _from_files(registry.checkpoint_files(name), arch, normalization)
-    if kind in ("registry", "zero-shot", "timm", "language") and normalization != "auto":
+    loaders: dict[str, Callable[[], dict[str, Any]]] = {
+        "registry": lambda: _from_registry(registry.registry()[name], checkpoints),
+        "zero-shot": lambda: _from_open_clip(name, checkpoints),
+        "function": lambda: _from_function(name, normalization),
+        "timm": lambda: _from_timm(name, checkpoints),
+        "timm-hub": lambda: _from_timm_hub(name, checkpoints),
+        "transformers": lambda: _from_transformers(name, trust_remote_code),
+        "torchhub": lambda: _from_torch_hub(name, trust_remote_code, normalization),
+        "onnx": lambda: _from_onnx(name, gradients, normalization),
+        "api": lambda: _from_api(name, api or {}),
+        "file": lambda: _from_files(registry.checkpoint_files(name), arch, normalization),
+    }
+    parts = loaders[kind]()
+    if kind not in ("function", "torchhub", "onnx", "file") and normalization != "auto":
         parts |= _instead(normalization, parts, name)
     network = Network(**parts, name=label, allow_unstable=allow_unstable)
     frontend_of_entry = registry.registry()[name].frontend if kind == "registry" else ""
@@ -542,16 +549,62 @@ def _from_open_clip(name: str, checkpoints: str | Path | None) -> dict[str, Any]
     return {"body": body, "mean": mean, "std": std, "preprocessing": preprocessing, "facts": facts}
 
 
-def _from_hub(name: str, trust_remote_code: bool) -> dict[str, Any]:
+def _from_timm_hub(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
+    from imagenet_biases.networks.sources import timm_hub
+
+    parts, hashes = timm_hub(name, checkpoints)
+    _pin(hashes)
+    return parts
+
+
+def _from_torch_hub(name: str, trust_remote_code: bool, normalization: str) -> dict[str, Any]:
+    from imagenet_biases.networks.sources import torch_hub
+
+    body, label = torch_hub(name, trust_remote_code), registry.network_name(name)
+    chosen = _of_module(body, normalization, label, "imagenet")
+    source = label if Path(registry.split_hub(name)[0]).is_dir() else name
+    facts = {"checkpoint_sha256": None, "source": source, "arch": label, "normalization": chosen.name}
+    return {"body": body, **_constants(chosen), "facts": facts}
+
+
+def _from_onnx(name: str, gradients: bool, normalization: str) -> dict[str, Any]:
+    from imagenet_biases.networks.sources import onnx_network
+
+    body, stated, sha256 = onnx_network(name, gradients)
+    chosen = decide(normalization, stated, "imagenet", name)
+    source = Path(name).name
+    facts = {"checkpoint_sha256": sha256, "source": source, "arch": source, "normalization": chosen.name}
+    side = getattr(body, "side", None)
+    preprocessing = Preprocessing(STUDY.resize, side) if side and side <= STUDY_RESIZE else STUDY
+    return {"body": body, "code": sha256, **_constants(chosen), "preprocessing": preprocessing, "facts": facts}
+
+
+def _from_transformers(name: str, trust_remote_code: bool) -> dict[str, Any]:
+    """Return an image classifier, or else a model that answers in words."""
+    from imagenet_biases.networks.sources import image_classifier
     from imagenet_biases.networks.vlm import vision_language_model
 
-    body, facts = vision_language_model(name, trust_remote_code)
+    parts = image_classifier(name, trust_remote_code)
+    if parts is not None:
+        return parts
+    body, facts = vision_language_model(name.removeprefix("hf:"), trust_remote_code)
     digest = hashlib.sha256(facts.pop("chat_template").encode())
     _add_tensors(digest, body.model.state_dict())
+    # not checked with two images: writing takes long, and in half precision the batch size may change a word
+    return _in_words(body, digest.hexdigest(), facts)
+
+
+def _from_api(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from imagenet_biases.networks.api import Endpoint, api_model
+
+    body, facts = api_model(name.removeprefix("api:"), Endpoint(**settings))
+    return _in_words(body, f"{facts['arch']}\n{facts['source']}", facts)
+
+
+def _in_words(body: torch.nn.Module, code: str, facts: dict[str, Any]) -> dict[str, Any]:
     facts |= {"checkpoint_sha256": None, "normalization": "its own"}
     mean, std = NORMALIZATIONS["none"]
-    # not checked with two images: writing takes long, and in half precision the batch size may change a word
-    return {"body": body, "code": digest.hexdigest(), "mean": mean, "std": std, "facts": facts, "check": False}
+    return {"body": body, "code": code, "mean": mean, "std": std, "facts": facts, "check": False}
 
 
 def read_verified(address: str, path: Path, expected: str | None = None) -> tuple[dict[str, Any], str]:
@@ -642,17 +695,25 @@ def architecture(name: str, arch: str = "resnet50") -> str:
     return registry.registry()[name].arch if kind == "registry" else arch if kind == "file" else name
 
 
-def skeleton(architecture: str) -> Network:
+def skeleton(architecture: str, trust_remote_code: bool = False) -> Network:
     """Return a Network of an architecture without its weights: all that is known of it before a download.
 
-    A user's function is called as it is. Raises UserError as `load_model` does.
+    A user's function is called as it is, a network of another source loaded. Raises UserError as `load_model` does.
     """
-    if architecture.startswith("hf:"):
-        raise UserError(f"{architecture}: --dry-run cannot estimate generation time for hf: models; omit it")
-    if registry.zero_shot(architecture):
+    kind = registry.prefix_kind(architecture)
+    if kind == "zero-shot":
         from imagenet_biases.networks.zero_shot import untrained
 
         body, code = untrained(architecture), ""
+    elif kind in ("transformers", "api"):
+        from imagenet_biases.networks.sources import image_classifier
+
+        parts = image_classifier(architecture, trust_remote_code) if kind == "transformers" else None
+        if parts is None:
+            raise UserError(f"{architecture}: --dry-run cannot estimate generation time for models in words; omit it")
+        body, code = parts["body"], ""
+    elif kind:
+        body, code = load_model(architecture, trust_remote_code=trust_remote_code).body, ""
     else:
         body, code = build(architecture)
     mean, std = NORMALIZATIONS["none"]

@@ -1,8 +1,8 @@
 """The registry of networks as data: models/zoo.toml, its groups, and what the names on a command line stand for.
 
 A name is an entry of the registry, any timm name, a checkpoint file (path.pth, path.safetensors, with an architecture;
-backbone.pth+head.pth for a network in two files) or `file.py:function`, your function that returns a module on [0, 1]
-pixels. Looking up an entry needs neither torch nor timm.
+backbone.pth+head.pth for a network in two files), `file.py:function`, your function that returns a module on [0, 1]
+pixels, or a name with a prefix (PREFIXES). Looking up an entry needs neither torch nor timm.
 """
 
 import ast
@@ -39,7 +39,14 @@ SOURCES = (
     "file",  # in this repository, or beside the user's zoo.user.toml
     "hand",  # no public address
 )
-PREFIXES = {"clip:": "zero-shot", "hf:": "language"}
+PREFIXES = {
+    "clip:": "zero-shot",  # networks.zero_shot
+    "hf:": "transformers",  # an image classifier (networks.sources) or a model that answers in words (networks.vlm)
+    "api:": "api",  # networks.api
+    "hf-hub:": "timm-hub",  # networks.sources, as the next two
+    "timm/": "timm-hub",
+    "torchhub:": "torchhub",
+}
 NORMALIZATIONS = {  # mean and standard deviation of R, G, B in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -400,7 +407,7 @@ def resolve(spec: str) -> list[str]:
         kind = kind_of(name)
         if kind == "function":
             demand_file(split_function(name)[0], "a file of Python code")
-        for path in checkpoint_files(name) if kind == "file" else ():
+        for path in checkpoint_files(name) if kind in ("file", "onnx") else ():
             demand_file(path, "a checkpoint file")
     return names
 
@@ -431,16 +438,16 @@ def network_name(name: str) -> str:
     """
     kind = kind_of(name)
     if kind in PREFIXES.values():
-        return language_name(name)
+        return prefixed_name(name)
     if kind == "function":
         path, function = split_function(name)
         return safe_name(f"{path.stem}.{function}")
-    if kind != "file":
+    if kind not in ("file", "onnx"):
         return safe_name(name)
     stems: list[str] = []
     for path in checkpoint_files(name):
         stem = path.name
-        while stem.endswith(SUFFIXES):
+        while stem.endswith((*SUFFIXES, ".onnx")):
             stem = stem.rpartition(".")[0]
         stems.append(stem)
     return safe_name("+".join(stems))
@@ -458,25 +465,47 @@ def zero_shot(arch: str) -> bool:
     return arch.startswith("clip:")
 
 
-def language_name(name: str) -> str:
-    """Return the label of clip:ARCH/TAG[:TEMPLATES] or hf:OWNER/NAME[@REVISION], or of a folder in their place."""
-    prefix, _, place = name.partition(":")
-    if prefix == "hf":
+def prefixed_name(name: str) -> str:
+    """Return the label of a name with a prefix: its last part; of clip: and torchhub: names, all parts."""
+    kind = prefix_kind(name)
+    place = name.partition("/" if name.startswith("timm/") else ":")[2]
+    if kind == "torchhub":
+        place, entry = split_hub(name)
+        return safe_name(f"{Path(place.partition(':')[0]).name}.{entry}")
+    if kind != "zero-shot":
         return safe_name(Path(place.partition("@")[0]).name)
     place = Path(place).name if os.path.isdir(place.partition(":")[0]) else place
     return safe_name("clip-" + place.removesuffix(":80").replace("/", "-").replace(":", "-"))
 
 
+def prefix_kind(name: str) -> str:
+    """Return the kind that a name's prefix states, 'onnx' for such a file, else ''."""
+    for prefix, kind in PREFIXES.items():
+        if name.startswith(prefix):
+            return "file" if prefix == "timm/" and os.path.isfile(name) else kind
+    return "onnx" if name.endswith(".onnx") else ""
+
+
+def split_hub(name: str) -> tuple[str, str]:
+    """Return (OWNER/REPO or OWNER/REPO:REF or folder, entry) of torchhub:... Raises UserError if it is no such name."""
+    place, _, entry = name.removeprefix("torchhub:").rpartition(":")
+    if not (place and entry):
+        raise UserError(f"{name}: give torchhub:OWNER/REPO:ENTRY, e.g. torchhub:pytorch/vision:resnet50")
+    return place, entry
+
+
 def kind_of(name: str) -> str:
-    """Return what `name` is: registry, function, timm, file, zero-shot or language.
+    """Return what `name` is: registry, function, timm, file, onnx, or a kind of PREFIXES.
 
     Raises:
         UserError: it is none of them; the message gives the nearest names.
     """
     if name in registry():
         return "registry"
-    if name.startswith(tuple(PREFIXES)):
-        return PREFIXES[name.partition(":")[0] + ":"]
+    if kind := prefix_kind(name):
+        return kind
+    if name.startswith(("predictions:", "answers:")):
+        raise UserError(f"{name}: a file of answers is scored by the script of one benchmark, such as eval_imagenet.py")
     if ".py:" in name:
         return "function"
     if name.endswith(".py"):

@@ -39,8 +39,7 @@ def build(arch: str) -> tuple[torch.nn.Module, str]:
         raise UserError(f"the architecture {arch} is a file of Python code: {which_function(arch)}")
     if ":" in arch:
         return _call(_imported(arch), arch), ""
-    # a tag names weights; timm accepts any tag of an architecture that it has
-    if not (packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))):
+    if not buildable(arch):
         hint = nearest(arch, packages.timm_names(pretrained="." in arch))
         raise UserError(
             f"there is no architecture {arch!r} in timm: {hint or 'or give module:function or file.py:function'}"
@@ -48,6 +47,12 @@ def build(arch: str) -> tuple[torch.nn.Module, str]:
     import timm
 
     return timm.create_model(arch), ""
+
+
+def buildable(arch: str) -> bool:
+    """Whether `build` takes an architecture's name; a network from elsewhere may state one of another library."""
+    # a tag names weights; timm accepts any tag of an architecture that it has
+    return ":" in arch or packages.in_timm(arch) or ("." not in arch and packages.in_timm(arch, pretrained=False))
 
 
 def class_id(name: str) -> str:
@@ -62,15 +67,18 @@ def class_sources(body: torch.nn.Module) -> str:
     """Return a text that identifies the classes of a network's modules, except those of published packages.
 
     A class of this package is identified by id and version; any other by its source code, or, where that is not
-    available (typed into a plain interpreter), by its name.
+    available (typed into a plain interpreter), by its name. A body of this package may name further published packages.
     """
+    published = PUBLISHED
+    if type(body).__module__.startswith(f"{HARNESS}."):
+        published += getattr(body, "published", ())
     classes = {kind for module in body.modules() for kind in type(module).__mro__}
     texts = []
     for kind in classes:
         package = kind.__module__.partition(".")[0]
         if package == HARNESS and "id" in vars(kind):
             texts.append(kind.id if kind.version == 1 else f"{kind.id}\nversion {kind.version}")
-        elif kind is not object and package not in PUBLISHED:
+        elif kind is not object and package not in published:
             try:
                 texts.append(inspect.getsource(kind))
             except (OSError, TypeError):

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 PROJECT = "imagenet-biases"
 LAYOUTS = ("study", "benchmarks")
 MOST = 10  # scalars of a run: the headline; everything else is in its table and charts
+DELETED = 3  # ids of one record that users may have deleted
 ROWS, COLUMNS = 8, 4  # of the sheet of stimuli
 
 Pictures = Mapping[tuple[str, str], Any]  # {(image set, condition): pictures}
@@ -41,7 +42,8 @@ Pictures = Mapping[tuple[str, str], Any]  # {(image set, condition): pictures}
 class WandbLogger:
     """One W&B run per network and benchmark, grouped by network, with the record itself as a file and an artifact.
 
-    A run's id depends only on what is measured, so that a run that is resumed or repeated is the same.
+    A run's id depends only on what is measured, so that a run that is resumed or repeated is the same, and, where a
+    user has deleted it, on how often. A sweep gives all runs of a process its own id, so W&B is left alone there.
 
     Attributes:
         mode: online, offline or disabled; 'auto' follows WANDB_MODE, else it is online where a key is configured.
@@ -59,32 +61,47 @@ class WandbLogger:
         self.folder, self.runtime = Path(results or "."), runtime
         self.project, self.layout = project or os.environ.get("WANDB_PROJECT") or PROJECT, layout
         self.runs: dict[tuple[Any, ...], Any] = {}
+        self.ids: set[str] = set()  # of runs that are this one's
         self.offline: list[Path] = []
-        self.mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
-        if self.mode not in ("online", "offline", "disabled"):
-            self.mode = "online" if _guarded("no key", _has_key) else "offline"
+        self.mode = _mode(mode)
+        if self.mode != "disabled" and os.environ.get("WANDB_SWEEP_ID"):
+            logger.warning("warning: W&B is left alone: a sweep has one run, and here every record has one of its own")
+            self.mode = "disabled"
 
     def start(self, job: Any, network: "Network") -> None:
         """Open a run to be watched while it measures."""
         if self.mode == "disabled" or (job, network) in self.runs:
             return
-        run = _guarded("no run opened", self._open, job, network)
+        run = _guarded("no run opened", self._open_online, job, network) if self.mode == "online" else None
         if run is None and self.mode == "online":
             self.mode = "offline"  # no network or no quota: keep the runs here, to be synced later
             _guarded("restart", _forget)  # the client still holds the id of the run that failed
-            run = _guarded("no run opened", self._open, job, network)
-        self.runs[job, network] = run
+        self.runs[job, network] = run or _guarded("no run opened", self._open, job, network, "offline")
 
-    def _open(self, job: Any, network: "Network") -> Any:
+    def _open_online(self, job: Any, network: "Network") -> Any:
+        """Open a run online, under a further id where it was deleted; where these are, too, it alone is offline."""
+        for deleted in range(DELETED):
+            try:
+                return self._open(job, network, "online", deleted)
+            except Exception as error:
+                if not ("409" in str(error) and "deleted" in str(error)):
+                    raise
+            logger.warning("warning: W&B: the run of %s, %s was deleted; it gets a new id", network.name, job.name)
+        return self._open(job, network, "offline", DELETED)
+
+    def _open(self, job: Any, network: "Network", mode: str, deleted: int = 0) -> Any:
         runtime = self.runtime
         settings = [runtime.preprocessing, runtime.precision, runtime.seed]
         subsets = [[images.name, images.collection, images.subset] for images in job.image_sets]
         tags = [network.category, runtime.preprocessing, runtime.precision]
         tags += ["subset"] if any(images.subset for images in job.image_sets) else []
+        identity = [network.name, job.name, network.identity["network"], *settings, subsets]
+        identity += [f"deleted {deleted}"] if deleted else []
+        self.ids.add(_id(identity))
         run = _init(
             self.folder,
-            self.mode,
-            [network.name, job.name, network.identity["network"], *settings, subsets],
+            mode,
+            identity,
             project=(job.benchmark.project or job.name) if self.layout == "benchmarks" else self.project,
             name=f"{network.name} {job.name}",
             group=network.name,
@@ -99,7 +116,7 @@ class WandbLogger:
             },
             reinit="create_new",
         )
-        if self.mode == "offline":
+        if mode == "offline":
             self.offline.append(Path(run.settings.sync_dir))
         return run
 
@@ -133,7 +150,7 @@ class WandbLogger:
         if run is not None:
             _guarded("results", self._write, run, record, results, pictures, job.benchmark.headline)
             _guarded("closing", run.finish)
-            if self.mode == "offline":
+            if run.offline and run.id in self.ids:  # an agent's id is shared with runs of other records
                 _guarded("older runs", _forget_older, run)
 
     def _write(
@@ -194,6 +211,18 @@ def _scalars(record: Mapping[str, Any], headline: Sequence[str]) -> dict[str, fl
     return scalars
 
 
+def _mode(mode: str) -> str:
+    """Return online, offline or disabled."""
+    mode = os.environ.get("WANDB_MODE", mode) if mode == "auto" else mode
+    if mode not in ("online", "offline", "disabled"):
+        mode = "online" if _guarded("no key", _has_key) else "offline"
+    return mode
+
+
+def _id(identity: list[Any]) -> str:
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+
+
 def _guarded(step: str, action: Callable[..., Any], *arguments: Any) -> Any:
     """Call into W&B; whatever goes wrong there costs a warning, not the run."""
     try:
@@ -210,7 +239,7 @@ def _init(folder: Path, mode: Any, identity: list[Any], **settings: Any) -> Any:
 
     folder.mkdir(parents=True, exist_ok=True)
     return wandb.init(
-        id=hashlib.sha256(repr(identity).encode()).hexdigest()[:16],
+        id=_id(identity),
         dir=str(folder),
         mode=mode,
         resume="allow" if mode == "online" else None,
@@ -276,7 +305,7 @@ def _forget() -> None:
 
 def training_run(mode: str, folder: str | Path, config: Mapping[str, Any]) -> Callable[[Mapping[str, float]], Any]:
     """Return a function that logs a line {name: number} of the training in `folder`; resumed, it is the same run."""
-    mode, path = WandbLogger(mode, folder, None).mode, Path(folder).resolve()
+    mode, path = _mode(mode), Path(folder).resolve()
     if mode == "disabled":
         return lambda line: None
     settings = {"project": "training", "name": path.name, "config": config}
