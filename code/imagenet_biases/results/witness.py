@@ -18,7 +18,7 @@ from imagenet_biases.base.paths import RAW_DATA
 from imagenet_biases.estimate import Z95, Estimate
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks.registry import registry
-from imagenet_biases.study import ALEXNET_ERROR, DECLARATIONS, definition_of
+from imagenet_biases.study import ALEXNET_ERROR, DECLARATIONS, STUDY_CROP, STUDY_RESIZE, definition_of
 
 WITNESSES = RAW_DATA / "witness.csv"
 KEYS = ("model", "source", "licence", "images", "img_size", "crop_pct", "interpolation")
@@ -135,6 +135,21 @@ def names_of(model: str, source: str = "") -> set[str]:
 def witnesses_of(names: Collection[str]) -> list[Witness]:
     """Return the witnesses of a network, of all preprocessings, by its names (`names_of`)."""
     return [witness for witness in witnesses() if witness.model in names]
+
+
+def nearest_witness(model: str, metric: str) -> Witness | None:
+    """Return the witness whose preprocessing is the most like the study's among those of a network that have a metric.
+
+    The study's own, else the one with the nearest crop, then the nearest size of the resized image.
+    """
+    having = [witness for witness in witnesses_of(names_of(model)) if metric in witness.values]
+    return min(having, key=_unlike_study, default=None)
+
+
+def _unlike_study(witness: Witness) -> tuple[bool, int, int]:
+    interpolation_and_resize, crop = witness.preprocessing.split("-crop")
+    resize = int(re.sub(r"\D", "", interpolation_and_resize))
+    return witness.preprocessing != str(STUDY), abs(int(crop) - STUDY_CROP), abs(resize - STUDY_RESIZE)
 
 
 def preprocessing_of(provenance: Mapping[str, Any]) -> str:
