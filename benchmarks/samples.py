@@ -8,7 +8,8 @@ conditions made from the same images (clean, filters, attacks; the variants of I
 images). Image sets that a benchmark shows once are whole, of everything else the first `share` of the images is there.
 The difference of an accuracy from the published one has the variance of a sample without replacement.
 
-Writes raw-data/samples.csv, and the sentence on samples in raw-data/ANSWER.md and in the notebook that shows it:
+Writes raw-data/samples.csv, and the sentence on samples and the paragraph on other laboratories (analysis/witnesses.py)
+in raw-data/ANSWER.md and in the notebook that shows it:
   share, draws       of the images; how often they were drawn
   change, worst      the largest change of a correlation within categories, of 16 (BIASES x SCORES): median over draws,
                      and the worst draw
@@ -28,6 +29,7 @@ from jaxtyping import Float
 from scipy.special import ndtri
 
 from imagenet_biases.analysis.statistics import rank_correlations
+from imagenet_biases.analysis.witnesses import PARAGRAPH, paragraph
 from imagenet_biases.base.paths import RAW_DATA, SCRIPTS
 from imagenet_biases.results.places import standing
 from imagenet_biases.results.table import PUBLISHED, read_table, study, write_frame
@@ -127,11 +129,11 @@ def sentence(table: pd.DataFrame, share: float = 0.05) -> str:
 SENTENCE = re.compile(r"^- From \d+ % of the images .*?places\s+off\.$", re.M | re.S)
 
 
-def write_sentence(table: pd.DataFrame) -> None:
-    """Put the sentence into the answer, and the answer into the notebook."""
+def write_into_answer(pattern: re.Pattern[str], part: str) -> None:
+    """Put a part that is computed into the answer, and the answer into the notebook."""
     path, notebook = RAW_DATA / "ANSWER.md", SCRIPTS / "plots.ipynb"
     text = path.read_text("utf-8")
-    answer = SENTENCE.sub(sentence(table), text)
+    answer = pattern.sub(lambda _: part, text)
     path.write_text(answer, "utf-8")
     content = json.loads(notebook.read_text("utf-8"))
     for cell in content["cells"]:
@@ -144,7 +146,8 @@ def main() -> None:
     """Simulate; write the table and the line; print both."""
     table = simulate()
     write_frame(table, RAW_DATA / "samples.csv")
-    write_sentence(table)
+    write_into_answer(SENTENCE, sentence(table))
+    write_into_answer(PARAGRAPH, paragraph(read_table(PUBLISHED)))
     print(table.to_string(index=False))
     print(sentence(table))
 

@@ -9,7 +9,7 @@ Running it twice changes nothing; raw-data/benchmark.csv, the published rows, ne
 
   python code/merge_results.py                                       # results/ -> raw-data/measured*.csv
   python code/merge_results.py --out DIR                             # ... -> DIR/measured*.csv
-  python code/merge_results.py --compare                             # measured against published, changes nothing
+  python code/merge_results.py --compare                             # measured against published and witnesses
   python code/merge_results.py --wandb-project ENTITY/imagenet_c     # one project; ENTITY alone: all its projects
   python code/merge_results.py --wandb-offline results/wandb         # runs that W&B kept offline
 """
@@ -43,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frontend", default="", help="merge what was measured behind this front end (default: none)")
     parser.add_argument("--out", type=Path, default=MEASURED.parent, help="folder to write to (default: raw-data)")
     parser.add_argument("--rebuild", action="store_true", help="drop measured rows that are not found again")
-    parser.add_argument("--compare", action="store_true", help="print measured against published and write nothing")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="print measured against published and witnesses; write nothing",
+    )
     args = parser.parse_args(arguments)
 
     records = local_records(args.results) if args.results.is_dir() else []
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     published = table[table["source"] == "published"]
     rows, uncertainty, layers, conflicts = merge(chosen, source_name(*settings), published)
     if args.compare:
-        lines = compare(rows, uncertainty, published)
+        lines = compare(rows, uncertainty, published, chosen)
     else:
         lines = update(args.out / MEASURED.name, rows, uncertainty, layers, published, args.rebuild)
     print(*notes, *conflicts, *lines, sep="\n")

@@ -1,8 +1,9 @@
 """Make all figures of the study from raw-data/, and the statistics behind them.
 
 Writes figures/NAME.pdf and figures/NAME.png (what each shows: imagenet_biases/analysis/plotting.py) and
-figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows; networks
-that were measured here are added to the figures, with their own colours and names.
+figures/statistics.csv (columns and methods: imagenet_biases/analysis/statistics.py), from the published rows, and
+figures/witnesses.csv (published against other laboratories: imagenet_biases/analysis/witnesses.py); networks that were
+measured here are added to the figures, with their own colours and names.
 
   python code/plot_study.py
   python code/plot_study.py --highlight resnet50_prime,my_network       # the figures are about these
@@ -45,6 +46,7 @@ from imagenet_biases.analysis.plotting_people import people_figures
 from imagenet_biases.analysis.power import power
 from imagenet_biases.analysis.power import write as write_power
 from imagenet_biases.analysis.statistics import FEWEST, WITHIN, shared, statistics, write
+from imagenet_biases.analysis.witnesses import agreement
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.base.files import atomic
 from imagenet_biases.humans.agreement import TRIALS_HELP, read_observers, results_folder
@@ -143,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(language_models(language_rows(table)), args.out, "language_models")
     print(args.out / "language_models.pdf")
     print(args.out / "statistics.csv")
+    write_frame(agreement(table), args.out / "witnesses.csv")
+    print(args.out / "witnesses.csv")
     if args.family:
         rows = family_rows(table, read_likeness())
         write_frame(rows, args.out / "families.csv")

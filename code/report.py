@@ -29,6 +29,7 @@ from imagenet_biases.analysis.plotting import FIGURES, HIGHLIGHT_MARKERS, STYLES
 from imagenet_biases.analysis.plotting_people import looks, published_likeness
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import FEWEST, shared
+from imagenet_biases.analysis.witnesses import TITLES, agreement, paragraph
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.base.files import atomic
 from imagenet_biases.humans.agreement import (
@@ -48,8 +49,10 @@ from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.provenance import commit
 from imagenet_biases.results.table import (
     KEYS,
+    PUBLISHED,
     RAW_DATA,
     Projections,
+    beside_slips,
     derived,
     projections,
     read_beside,
@@ -101,8 +104,9 @@ def page_data(
         trials: a trial table of people and networks.
     """
     chosen = highlights(table, names)
+    table = beside_slips(table)
     networks = derived(table)
-    main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), *BIASES, *FURTHER_BIASES]))
+    main = list(dict.fromkeys([CONTROL, *SCORES, *map(unflagged, SCORES), "ID (timm)", *BIASES, *FURTHER_BIASES]))
     columns = list(dict.fromkeys([*main, *(column for column in table.columns if column not in KEYS)]))
     place = {column: number for number, column in enumerate(columns)}
     samples = projections(table, uncertainty)
@@ -123,6 +127,7 @@ def page_data(
         "bands": FREQUENCIES.tolist(),
         "frequencies": (FREQUENCIES[0] * 2**OCTAVES).tolist(),
         "criticality": _published_criticality(),
+        "witnesses": _witnesses(table),
         "people": _people(trials, chosen),
         "likeness": _plain(published_likeness()),
         "language": json.loads(language_rows(table).to_json(orient="records", double_precision=6)),
@@ -215,6 +220,12 @@ def _published_criticality() -> dict[str, list[float]]:
     """Return {layer of a ResNet-50: (mean, SD over 50 published networks, the baseline)}."""
     table = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer") / 100
     return {layer: list(row) for layer, row in table[["mean_over_50", "sd_over_50", "tv_resnet50"]].round(5).iterrows()}
+
+
+def _witnesses(table: pd.DataFrame) -> dict[str, Any]:
+    """Return what other laboratories measured of the published networks: cells, titles of the sets, and a summary."""
+    text = " ".join(paragraph(read_table(PUBLISHED)).replace("**", "").split())
+    return {"cells": _plain(agreement(table)), "titles": TITLES, "text": text}
 
 
 def _people(trials: pd.DataFrame | None, chosen: Sequence[Highlight]) -> dict[str, Any] | None:

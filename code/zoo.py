@@ -12,7 +12,7 @@ Your own network is one entry in models/zoo.user.toml, or in zoo.user.toml in th
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import requests
@@ -22,6 +22,8 @@ from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_e
 from imagenet_biases.base.schema import Malformed, read_json
 from imagenet_biases.networks.explain import explain
 from imagenet_biases.networks.registry import Entry, network_name, registry, resolve
+from imagenet_biases.results.witness import names_of, witnesses_of
+from imagenet_biases.study import CONTROL
 
 
 def on_disk(entry: Entry, checkpoints: str | None) -> list[Path] | None:
@@ -101,6 +103,15 @@ def for_all(names: Sequence[str], action: Callable[[str], str]) -> int:
     return 1 if failures else 0
 
 
+def witness_lines(name: str) -> Iterator[str]:
+    """Yield what other laboratories measured of a network, in lines as `explain` prints them."""
+    for witness in witnesses_of(names_of(name)):
+        if CONTROL in witness.values:
+            images = f", {witness.images} images" if witness.images else ""
+            figure = f"top-1 {witness.values[CONTROL]:.2f} % ({witness.preprocessing}{images}; {witness.source})"
+            yield f"  {'witness':<14} {figure}"
+
+
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> int | None:
     parser = Parser(__doc__)
@@ -118,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         show(folder)
     elif options.explain is not None:
         print(explain(options.explain, folder, measured_top1(options.explain, options.results)))
+        for line in witness_lines(options.explain):
+            print(line)
     elif options.check_links is not None:
         names = resolve(options.check_links) if options.check_links else list(registry())
         return for_all([name for name in names if name in registry()], check_links)

@@ -422,6 +422,8 @@ CONTROL = "top1_acc/imagenet"
 CORRECTED = {f"top1_acc/PGD-40/{level}": f"top1_acc/PGD-40/{level}/corrected" for level in ATTACK_EPSILONS}
 """Metric -> the published column without its slip. A measured value has no slip and stands for its own correction."""
 
+WITNESSED = "top1_acc/imagenet-real/timm"  # another laboratory's ReaL, beside the published one with its slip
+
 SCORES = ("ID", "Robustness", "Concepts", "Adversarial")
 BIASES = ("shape-bias", "LPP", "HPP", "spectral bias", "bw_norm", "cf_norm", "pns_norm")
 FURTHER_BIASES = ("criticality", "variance entropy", "sparsity", "orthogonality")  # of the group's other papers

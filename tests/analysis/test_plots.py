@@ -311,7 +311,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     pytest.importorskip("ipykernel")
     shutil.copytree(CODE, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "raw-data").mkdir()
-    names = ("criticality_layers.csv", "human_likeness.csv", "vlm_answers.csv")
+    names = ("criticality_layers.csv", "human_likeness.csv", "vlm_answers.csv", "witness.csv")
     for path in (PUBLISHED, LINEAGES, *map(PUBLISHED.with_name, names)):
         shutil.copy(path, tmp_path / "raw-data")
     (tmp_path / "models").mkdir()
@@ -326,7 +326,7 @@ def test_the_notebook_runs_on_a_fresh_clone_and_after_a_merge(with_measured, tmp
     assert "calibration_silhouette" in text and "calibration_texture" in text
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     saved = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert len(pictures) == 14 and len(saved) == 2 * 14 + 2 and "statistics.csv" in saved
+    assert len(pictures) == 15 and len(saved) == 2 * 15 + 2 and "statistics.csv" in saved
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 

@@ -1,6 +1,7 @@
 """Merging: idempotent and total, nothing mixed silently, from disk and from W&B; comparing names what is off."""
 
 import json
+import math
 import re
 import subprocess
 import types
@@ -416,7 +417,8 @@ def test_compare_names_deviations_and_writes_nothing(place, capsys):
     def line(metric):
         return next(line.split() for line in lines if line.split()[:1] == [metric])
 
-    assert line("top1_acc/imagenet")[-2:] == ["76.146", "-0.0160"]  # no mark
+    # published, difference, in standard errors of 0.191; timm's, in the same; no mark
+    assert line("top1_acc/imagenet")[-5:] == ["76.146", "-0.0160", "-0.1", "76.156", "-0.1"]
     assert line("top1_acc/imagenet-real")[-2:] == ["SLIP,", "OFF"]
     assert line("top1_acc/PGD-40/low")[-1] == "SLIP"  # 18.390 raw, 18.312 corrected
     assert line("metric/bandpass/LFC/0.1")[-1] == "OFF"
@@ -424,6 +426,26 @@ def test_compare_names_deviations_and_writes_nothing(place, capsys):
     remark = next(line for line in lines if line.startswith("  SLIP, OFF: top1_acc/imagenet-real"))
     assert "last batch only" in remark and "[82.4, 89.8]" in remark and "12.3 does not fit" in remark
     assert any("new_net: the study has no such network" in line for line in lines)
+    assert "  witness: timm aa4b585" in lines
+
+
+def test_compare_shows_a_witness_of_the_same_preprocessing(place, capsys):
+    """A network of timm that the study lacks, at the larger of two sizes; a study's network on ImageNet-C."""
+    native = {"view": "native", "native": "bicubic288-crop288"}
+    interval = {"top1_acc/imagenet": [73.0, 73.76]}
+    place.add("resnet18.a1_in1k", "imagenet", {"top1_acc/imagenet": 73.38}, intervals=interval, **native)
+    merge_results.main(["--results", f"{place.path / 'results'}", "--compare", "--preprocessing", "native"])
+    out = capsys.readouterr().out
+    (line,) = (line.split() for line in out.splitlines() if line.startswith("  top1_acc/imagenet "))
+    assert line[-5:] == ["-", "-", "-", "73.164", "+1.1"]  # 0.22 / 0.194
+    assert "other laboratories (the study has no such network), 1 metrics" in out
+    interval = {"top1_acc/fog_3": [50.0, 50.88]}
+    place.add("tv_resnet50", "imagenet_c", {"top1_acc/fog_3": 50.44}, intervals=interval)
+    merge_results.main(["--results", f"{place.path / 'results'}", "--compare"])
+    (line,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  top1_acc/fog_3"))
+    own, witness = 0.88 / 2 / 1.96, 100 * math.sqrt(0.4674 * 0.5326 / 5000 * 0.9)
+    differences = [f"{(50.44 - 46.242) / own:+.1f}", "46.74", f"{(50.44 - 46.74) / math.hypot(own, witness):+.1f}"]
+    assert line[-6:] == ["46.242", "+4.1980", *differences, "OFF"]
 
 
 def test_compare_accepts_a_sound_real_value(place, capsys):

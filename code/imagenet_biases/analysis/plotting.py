@@ -34,6 +34,7 @@ from imagenet_biases.analysis.statistics import (
     WITHIN,
     effective_robustness,
 )
+from imagenet_biases.analysis.witnesses import SETS, TITLES, agreement
 from imagenet_biases.base.errors import UserError, nearest
 from imagenet_biases.base.files import atomic
 from imagenet_biases.base.paths import HOME
@@ -722,6 +723,40 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
 
 
 @laid_out
+def published_and_witness(cells: pd.DataFrame) -> Figure | None:
+    """Draw published values against other laboratories', set by set, with bars over 95 % of their difference's error.
+
+    Filled: the study's preprocessing; open: another crop or interpolation, which is why values differ; crosses: known
+    slips. None without shared cells. `cells`: as witnesses.agreement gives them.
+    """
+    if cells.empty:
+        return None
+    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    axes = figure.subplots(2, 4).flat
+    for ax, name in zip(axes, SETS, strict=False):
+        group = cells[cells["set"] == name]
+        for same, colour, label in ((False, "#999999", "another preprocessing"), (True, "#0072B2", "the study's")):
+            part = group[group["same"] == same]
+            bar = {"elinewidth": 0.7, "ecolor": colour, "zorder": 3 if same else 2, "lw": 0}
+            slip = name == "imagenet-real"
+            ax.errorbar(part["witness"], part["published"], xerr=1.96 * part["error"], marker="x" if slip else "o",
+                        ms=4 if slip else 2.6, mec=colour, mfc=colour if same else "none", mew=0.8, label=label,
+                        **bar)  # fmt: skip
+        if len(group):
+            ends = group[["published", "witness"]].to_numpy()
+            ax.plot([ends.min(), ends.max()], [ends.min(), ends.max()], color="#888888", lw=0.7, zorder=1)
+        ax.set_title(f"{TITLES[name]} ({group['model'].nunique()} networks, {len(group)} values)")
+        ax.set_xlabel("other laboratory [%]")
+        ax.set_ylabel("published [%]")
+    last = figure.axes[-1]
+    last.set_axis_off()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    handles.append(Line2D([], [], ls="", marker="x", color="#444444", ms=4))
+    last.legend(handles, [*labels, "known slip of the published run"], loc="center", frameon=False)
+    return figure
+
+
+@laid_out
 def power_curves(table: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     """Draw in how many simulated studies the analysis finds an effect of each strength, by mechanism.
 
@@ -872,6 +907,8 @@ def figures(
     yield "solarization_curves", solarization_curves(on_photographs, chosen)
     if compared := measured_and_published(table, chosen):
         yield "measured_and_published", compared
+    if compared := published_and_witness(agreement(table)):
+        yield "published_and_witness", compared
     if drawn_figure := calibration(everything):
         yield "calibration", drawn_figure
 

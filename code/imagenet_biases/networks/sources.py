@@ -225,7 +225,10 @@ def _of_processor(processor: Any) -> tuple[Preprocessing | str, Normalization]:
     text = json.dumps(json.loads(processor.to_json_string()), sort_keys=True)
     name = f"processor-{hashlib.sha256(text.encode()).hexdigest()[:12]}-crop{width}"
     black, white = (tuple(map(float, numbers[::-1] if flipped else numbers)) for numbers in (low, high))
-    return ProcessorPreprocessing(None, width, "", name, black, white, flipped, processor), Normalization.of(mean, std)
+    prepared = ProcessorPreprocessing(
+        None, width, "", name=name, low=black, high=white, flipped=flipped, processor=processor
+    )
+    return prepared, Normalization.of(mean, std)
 
 
 def _side(body: torch.nn.Module, stated: Any) -> int | None:

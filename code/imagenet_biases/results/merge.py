@@ -17,7 +17,7 @@ import pandas as pd
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.schema import Malformed, is_object, read_json
-from imagenet_biases.estimate import proportion
+from imagenet_biases.estimate import Estimate, proportion
 from imagenet_biases.results.measurements import Projection, projected, whole
 from imagenet_biases.results.record_schema import FORMAT, check_record
 from imagenet_biases.results.table import (
@@ -31,6 +31,7 @@ from imagenet_biases.results.table import (
     write_table,
 )
 from imagenet_biases.results.text_tables import aligned
+from imagenet_biases.results.witness import Witness, in_standard_errors, names_of, preprocessing_of, witnesses_of
 from imagenet_biases.study import DRAWN_CATEGORIES, place
 from imagenet_biases.study import metric as definition
 
@@ -409,30 +410,83 @@ def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 # Measured against published ------------------------------------------------------------------------------------------
 
 
-def compare(rows: pd.DataFrame, uncertainty: pd.DataFrame, published: pd.DataFrame) -> Iterator[str]:
-    """Yield lines on measured against published figures by metric, marked where they differ or one is a slip."""
+def compare(
+    rows: pd.DataFrame, uncertainty: pd.DataFrame, published: pd.DataFrame, records: Iterable[Content] = ()
+) -> Iterator[str]:
+    """Yield lines on measured against published figures by metric, marked where they differ or one is a slip.
+
+    Beside them stands what another laboratory measured with the same preprocessing. SE: the difference of the measured
+    value in standard errors, of the measured value and of a witness on a sample.
+
+    Args:
+        rows, uncertainty: as `merge` returns them.
+        published: the published rows.
+        records: those behind the rows; they say which network was measured, and with which preprocessing.
+    """
     references: Any = published[published["source"] == "published"].set_index("model")
     bounds = uncertainty.dropna(subset=["low", "high"]).set_index(["model", "metric"])[["low", "high"]]
     bounds = dict(zip(bounds.index, bounds.itertuples(index=False), strict=True))
+    witnesses = _witnesses(records)
     for _, row in rows.iterrows():
-        if row["model"] not in references.index:
-            yield f"\n{row['model']}: the study has no such network"
+        model = row["model"]
+        witness = witnesses.get(model, {})
+        reference = references.loc[model].dropna() if model in references.index else pd.Series(dtype=float)
+        metrics = sorted((set(row.dropna().index) & {*reference.index, *witness}) - {*KEYS}, key=place)
+        whom = "published" if model in references.index else "other laboratories (the study has no such network)"
+        if model not in references.index and not metrics:
+            yield f"\n{model}: the study has no such network"
             continue
-        reference = references.loc[row["model"]]
-        published_metrics = set(reference.dropna().index)
-        metrics = sorted((set(row.dropna().index) & published_metrics) - {*KEYS}, key=place)
-        yield f"\n{row['model']}: measured against published, {len(metrics)} metrics"
-        cells = [["  metric", "measured", "95 % interval", "published", "difference", ""]]
+        yield f"\n{model}: measured against {whom}, {len(metrics)} metrics"
+        cells = [["  metric", "measured", "95 % interval", "published", "difference", "SE", "witness", "SE", ""]]
         remarks: list[str] = []
         for metric in metrics:
-            measured, low, high = row[metric], *bounds.get((row["model"], metric), (None, None))
-            mark, remark = judge(metric, measured, low, high, reference)
-            interval = f"[{low:.4g}, {high:.4g}]" if low is not None else "-"
-            figures = f"{measured:.6g}", interval, f"{reference[metric]:.6g}", f"{measured - reference[metric]:+.4f}"
-            cells.append([f"  {metric}", *figures, mark])
-            remarks += [f"  {mark}: {metric}: {remark}"] if remark else []
-        yield from aligned(cells, right=(1, 3, 4))
+            low, high = bounds.get((model, metric), (None, None))
+            line, remark = _compared(metric, Estimate(row[metric], low, high), reference, witness.get(metric))
+            cells.append(line)
+            remarks += [remark] if remark else []
+        yield from aligned(cells, right=(1, 3, 4, 5, 6, 7))
         yield from remarks or ["  no metric is off"]
+        if sources := sorted({witness[metric].source for metric in metrics if metric in witness}):
+            yield f"  witness: {', '.join(sources)}"
+
+
+def _witnesses(records: Iterable[Content]) -> dict[str, dict[str, Witness]]:
+    """Return {model: {metric: a witness of the same preprocessing}}, of whole sets where there is one."""
+    witnesses: defaultdict[str, dict[str, Witness]] = defaultdict(dict)
+    for record in records:
+        provenance = record["provenance"]
+        if provenance["frontend"] or provenance["collection"] != "imagenet":
+            continue
+        heard = witnesses_of(names_of(record["model"], provenance["source"] or ""))
+        for witness in sorted(heard, key=lambda witness: witness.images is None):
+            for metric in record["metrics"]:
+                if witness.speaks_of(metric, preprocessing_of(provenance)):
+                    witnesses[record["model"]][metric] = witness
+    return witnesses
+
+
+def _compared(
+    metric: str, measured: Estimate, reference: pd.Series, witness: Witness | None
+) -> tuple[list[str], str | None]:
+    """Return the cells of one metric's line, and a remark on it."""
+    assert measured.value is not None
+    low, high = measured.low, measured.high
+    line = [f"  {metric}", f"{measured.value:.6g}", f"[{low:.4g}, {high:.4g}]" if low is not None else "-"]
+    mark, remark = "", ""
+    if metric in reference:
+        value = float(reference[metric])
+        mark, remark = judge(metric, measured.value, low, high, reference)
+        whole = Witness("", "", "", None, "", {metric: value})
+        line += [f"{value:.6g}", f"{measured.value - value:+.4f}", _errors(measured, whole, metric)]
+    else:
+        line += ["-", "-", "-"]
+    line += ["-", "-"] if witness is None else [f"{witness.values[metric]:.6g}", _errors(measured, witness, metric)]
+    return [*line, mark], f"  {mark}: {metric}: {remark}" if remark else None
+
+
+def _errors(measured: Estimate, witness: Witness, metric: str) -> str:
+    difference = in_standard_errors(measured, witness, metric)
+    return "-" if difference is None else f"{difference:+.1f}"
 
 
 def judge(

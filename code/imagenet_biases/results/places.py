@@ -21,7 +21,7 @@ from imagenet_biases.results.measurements import (
     image_folder,
     metrics_of,
 )
-from imagenet_biases.study import BIASES, DERIVED, SCORES, STUDY_CATEGORIES, about, definition_of, derive
+from imagenet_biases.study import BIASES, DERIVED, SCORES, STUDY_CATEGORIES, WITNESSED, about, definition_of, derive
 
 FINE = {name: f"metric/criticalband/{name}_fine" for name in ("bw_norm", "cf_norm", "pns_norm")}
 """Step-wise channel -> the fine estimate that counts instead where places are to be narrowed."""
@@ -104,6 +104,7 @@ def _published() -> dict[str, dict[str, float]]:
             model = row["model"]
             del row["model"], row["category"], row["source"]
             values = {column: float(text) if text else np.nan for column, text in row.items()}
+            values[WITNESSED] = np.nan  # stands in no file
             networks[model] = values | {name: derive(name, values) for name in DERIVED}
     return networks
 

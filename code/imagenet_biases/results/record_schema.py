@@ -79,7 +79,7 @@ class Rescoring(Moment):
 
 
 class Provenance(TypedDict):
-    """What was measured and how; `view` is what Python calls preprocessing."""
+    """What was measured and how; `view` is what Python calls preprocessing, `native` what it is where it is native."""
 
     view: Text
     precision: Text
@@ -90,6 +90,7 @@ class Provenance(TypedDict):
     source: NotRequired[Text | None]
     category: NotRequired[Text]
     frontend: NotRequired[Text]
+    native: NotRequired[Text]
     image_sets: NotRequired[dict[Text, Images]]
     measured: NotRequired[list[Moment]]
     scored_from: NotRequired[Text | None]

@@ -25,6 +25,7 @@ from imagenet_biases.estimate import Estimate
 from imagenet_biases.measures.split_half import FEWEST, as_text, halves
 from imagenet_biases.results.provenance import circumstances, commit
 from imagenet_biases.results.record_schema import FORMAT, check_record
+from imagenet_biases.results.witness import disagreements
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
@@ -108,7 +109,7 @@ def make_record(
     layers = benchmark.layers(results) if benchmark.layers else {}
     for name in layers:
         study.metric(name)
-    content = {
+    content: Content = {
         "format": FORMAT,
         "model": label,
         "benchmark": benchmark.name,
@@ -128,6 +129,7 @@ def make_record(
         "scored": [],
         "provenance": _provenance(network, results, runtime, image_sets),
     }
+    content["warnings"] += disagreements(content)
     return json.loads(json.dumps(content, allow_nan=False, default=str))  # what is compared is what will be read
 
 
@@ -147,6 +149,8 @@ def _provenance(
         **measured[-1],
         "measured": measured,
     }
+    if network is not None and image_sets and runtime.preprocessing == "native":
+        provenance["native"] = str(network.native_preprocessing)
     for images in image_sets:
         provenance["image_sets"][images.name] = {
             "fingerprint": images.fingerprint,

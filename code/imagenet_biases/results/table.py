@@ -19,7 +19,8 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import atomic, read_bytes
 from imagenet_biases.base.paths import HOME, PUBLISHED, RAW_DATA
 from imagenet_biases.results.measurements import Projection, derived_projections, whole
-from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGORIES, derive, place
+from imagenet_biases.results.witness import nearest_witness
+from imagenet_biases.study import CORRECTED, DEFINITIONS, DERIVED, STUDY_CATEGORIES, WITNESSED, derive, place
 
 MEASURED = HOME / "raw-data" / "measured.csv"
 KEYS = ("model", "category", "source")
@@ -28,6 +29,7 @@ SAMPLE = UNCERTAINTY[-3:]  # share of the images, and the interval of what all w
 LAYERS = ("model", "source", "metric", "layer", "value", "low", "high")
 Paths = str | Path | Sequence[str | Path]
 LINEAGES = RAW_DATA / "lineages.csv"  # model, lineage: networks of the same group and recipe
+REAL = "top1_acc/imagenet-real"
 SIGNIFICANT = "%.6g"  # six significant digits, as the published figures have them
 
 
@@ -142,6 +144,18 @@ def _read_beside(file: Path, columns: Sequence[str]) -> pd.DataFrame:
 def write_beside(frame: pd.DataFrame, path: str | Path, kind: str) -> None:
     """Write the 'uncertainty' or the 'layers' of the table at `path`, atomically, in the order of its networks."""
     write_frame(frame.sort_values(["source", "model"], kind="stable"), beside(path, kind))
+
+
+def beside_slips(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with another laboratory's ReaL accuracies (WITNESSED) in the published rows of its networks.
+
+    Of the preprocessing that is the most like the study's. A measured value does not have the published one's slip.
+    """
+    values: list[float] = []
+    for model, source in zip(table["model"], table["source"], strict=True):
+        witness = nearest_witness(model, REAL) if source == "published" else None
+        values.append(np.nan if witness is None else witness.values[REAL])
+    return table.assign(**{WITNESSED: values})
 
 
 def derived(table: pd.DataFrame) -> pd.DataFrame:
