@@ -53,7 +53,7 @@ class Preprocessing:
         from torchvision.transforms import InterpolationMode, functional
 
         transforms: Any = functional  # whose annotations know tensors only
-        image = _as_seen(image) if self.as_seen else image
+        image = self.seen(image)
         if self.resize is None:
             if image.size != (self.crop, self.crop):
                 raise ValueError(f"is {image.width} x {image.height}, must be {self.crop} x {self.crop}")
@@ -65,6 +65,10 @@ class Preprocessing:
             image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
             image = transforms.center_crop(image, self.crop)
         return np.array(image)
+
+    def seen(self, image: Image.Image) -> Image.Image:
+        """Return an image as viewers show it, where that is asked for."""
+        return _as_seen(image) if self.as_seen else image
 
     def __str__(self) -> str:
         size = f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"

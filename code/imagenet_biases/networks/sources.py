@@ -148,12 +148,12 @@ class ProcessorPreprocessing(Preprocessing):
     processor: Any = field(default=None, compare=False, repr=False)
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "crop crop 3"]:
-        values = _processed(self.processor, [image.convert("RGB")])[0].transpose(1, 2, 0)
+        values = _processed(self.processor, [self.seen(image).convert("RGB")])[0].transpose(1, 2, 0)
         pixels = (values - np.array(self.low)) / (np.array(self.high) - np.array(self.low)) * 255
         return np.clip(np.rint(pixels[..., ::-1] if self.flipped else pixels), 0, 255).astype(np.uint8)
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name}-as-seen" if self.as_seen else self.name
 
 
 def _processed(processor: Any, images: list[Image.Image]) -> Float[np.ndarray, "B 3 H W"]:
