@@ -567,6 +567,8 @@ class Run:
         content["provenance"]["scored_from"] = source
         flat = {cell.condition.name: cell.flat_gradients for cell in cells if cell.flat_gradients is not None}
         content["provenance"] |= {"flat_gradients": flat} if flat else {}
+        if self.request.settings.until:  # which favours narrow intervals
+            content["provenance"]["until"] = str(self.request.settings.until)
         new = True
         if self.recording.results is not None:
             content, path, new = write_record(self.recording.results, content)
