@@ -274,7 +274,7 @@ def test_the_script_writes_every_figure_twice_and_the_statistics(tmp_path):
     run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "trials", check=True)
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert names == {path.stem for path in tmp_path.glob("*.png")}
-    assert len(names) == 12
+    assert len(names) == 13
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.p*"))
     assert len(pd.read_csv(tmp_path / "statistics.csv")) > 900
 

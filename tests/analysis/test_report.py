@@ -371,7 +371,7 @@ def test_filters_act_on_every_plot(page, act):
     else:
         choose(page, "source", "measured")
         assert ask(page, sections) == (0 if page.kind == "published" else 1 + len(HOSTILE))
-    assert len(before) == (7 if page.kind == "measured" and SHARED else 4)
+    assert len(before) == (8 if page.kind == "measured" and SHARED else 5)
     assert not {*before} & {*ask(page, PLOTS)}
     shown = ask(page, "document.getElementById('scatter').data.flatMap(trace => trace.customdata)")
     assert {*shown} <= {*column(page, 0)}

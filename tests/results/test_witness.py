@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
-from common import SHARED, needs_shared
+from common import SHARED, needs_shared, run
 from eval_imagenet import BENCHMARK as CLEAN_BENCHMARK
 from imagenet_biases import Benchmark, Data, Settings, evaluate
 from imagenet_biases.estimate import Estimate, proportion
@@ -99,6 +99,14 @@ def test_a_row_is_keyed_by_network_and_preprocessing():
     assert max(counts.values()) == 1
     sizes = {witness.preprocessing for witness in witnesses_of({"resnet50.tv2_in1k"})}
     assert sizes == {"bilinear201-crop176", "bilinear232-crop224"}
+
+
+def test_explain_says_what_others_measured():
+    _, printed, _ = run("zoo.py", "--explain", "tv_resnet50", check=True)
+    assert "witness        top-1 76.16 % (bilinear256-crop224; timm aa4b585)" in printed
+    assert "top-1 76.72 % (bilinear256-crop224, 5000 images; RobustBench 78fcc9e)" in printed
+    _, printed, _ = run("zoo.py", "--explain", "resnet50_prime", check=True)
+    assert "witness" not in printed
 
 
 def test_names_lead_from_a_network_to_its_witness():
@@ -239,6 +247,27 @@ def test_a_sample_counts_with_the_interval_of_the_whole_set():
     assert disagreements(record_of(33.0, 32.9, 33.1, **sampled(30, 36))) == []
     assert len(disagreements(record_of(33.0, 30, 36, **sampled(32.9, 33.1)))) == 1
     assert disagreements(record_of(33.0, 32.9, 33.1, **sampled(None, None))) == []
+
+
+def test_early_samples_do_not_raise_false_alarms(published):
+    """75 conditions on 1 % of the images, of a network as it was published: at most 5 % of the runs are reported."""
+    random, alarms, runs = np.random.default_rng(0), 0, 100
+    row = published.loc["resnet50_augmix_180ep"]
+    conditions = [metric for metric in sorted(VARIANTS) if metric in witnesses_of({row.name})[0].values]
+    for _ in range(runs):
+        metrics, sampled = {}, {}
+        for metric in conditions:
+            hits = random.hypergeometric(round(500 * row[metric]), 50_000 - round(500 * row[metric]), 500)
+            low, high = proportion(hits, 500).for_whole_set(0.99)
+            metrics[metric], sampled[metric] = hits / 5, {"images": 500, "of": 50_000, "low": low, "high": high}
+        alarms += bool(disagreements(record_of(0, 0, 0, model=row.name) | {"metrics": metrics, "sampled": sampled}))
+    assert alarms <= 0.05 * runs
+    wrong = {metric: published.loc["resnet50_deepaugment", metric] for metric in conditions}
+    for metric, value in wrong.items():
+        low, high = proportion(round(5 * value), 500).for_whole_set(0.99)
+        sampled[metric] |= {"low": low, "high": high}
+    (warning,) = disagreements(record_of(0, 0, 0, model=row.name) | {"metrics": wrong, "sampled": sampled})
+    assert "these are the figures that RobustBench 78fcc9e gives for resnet50_deepaugment" in warning
 
 
 def test_what_has_no_witness_is_not_compared():

@@ -735,7 +735,7 @@ def published_and_witness(cells: pd.DataFrame) -> Figure | None:
     axes = figure.subplots(2, 4).flat
     for ax, name in zip(axes, SETS, strict=False):
         group = cells[cells["set"] == name]
-        for same, colour, label in ((False, "#999999", "another preprocessing"), (True, "#0072B2", "the study's")):
+        for same, colour, label in ((False, "#999999", "another"), (True, "#0072B2", "the study's")):
             part = group[group["same"] == same]
             bar = {"elinewidth": 0.7, "ecolor": colour, "zorder": 3 if same else 2, "lw": 0}
             slip = name == "imagenet-real"
@@ -748,11 +748,11 @@ def published_and_witness(cells: pd.DataFrame) -> Figure | None:
         ax.set_title(f"{TITLES[name]} ({group['model'].nunique()} networks, {len(group)} values)")
         ax.set_xlabel("other laboratory [%]")
         ax.set_ylabel("published [%]")
-    last = figure.axes[-1]
-    last.set_axis_off()
+    figure.axes[-1].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     handles.append(Line2D([], [], ls="", marker="x", color="#444444", ms=4))
-    last.legend(handles, [*labels, "known slip of the published run"], loc="center", frameon=False)
+    labels = [*(f"preprocessing: {label}" for label in labels), "known slip of the published run"]
+    figure.legend(handles, labels, loc="center", bbox_to_anchor=(0.88, 0.27), frameon=False)
     return figure
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from imagenet_biases.images.preprocessing import STUDY
-from imagenet_biases.results.table import beside_slips, study
+from imagenet_biases.results.table import REAL, beside_slips, study
 from imagenet_biases.results.witness import (
     POINT,
     Witness,
@@ -22,6 +22,7 @@ from imagenet_biases.results.witness import (
     image_set_of,
     images_of,
     names_of,
+    nearest_witness,
     witnesses_of,
 )
 from imagenet_biases.study import BIASES, FLAGGED, STUDY_CATEGORIES, WITNESSED, about
@@ -128,7 +129,7 @@ def paragraph(table: pd.DataFrame) -> str:
     refuted = [TITLES[name] for name, holds in verdict.items() if not holds]
     real = whole[whole["set"] == "imagenet-real"]["difference"]
     other = cells[~cells["same"] & ~cells["metric"].isin(FLAGGED) & (cells["set"] != "imagenet-c")]
-    farthest = other.loc[other["difference"].abs().idxmax()]
+    farthest: Any = other.sort_values("difference", key=abs).iloc[-1]
     networks = whole["model"].nunique()
     in_study = whole.loc[whole["category"].isin(STUDY_CATEGORIES), "model"].nunique()
     text = (
@@ -150,11 +151,14 @@ def paragraph(table: pd.DataFrame) -> str:
 def _on_id(table: pd.DataFrame) -> str:
     """Return what becomes of ID with a witness's ReaL in place of the flagged one."""
     networks = study(beside_slips(table)).dropna(subset=[WITNESSED])
-    lower, moved = networks["ID"] - networks["ID (timm)"], correlations_of_id(table).set_index("bias")
+    lower = networks["ID"] - networks["ID (timm)"]
+    moved: Any = correlations_of_id(table).set_index("bias")
+    nearest = [nearest_witness(model, REAL) for model in networks["model"]]
+    elsewhere = sum(witness is not None and witness.preprocessing != str(STUDY) for witness in nearest)
     change = (moved["witness"] - moved["published"]).abs()
     return (
-        f"With timm's ReaL in place of the flagged one ({len(networks)} of the 48 networks, most of them at another "
-        f"crop) ID is {lower.min():.1f} to {lower.max():.1f} points lower, its ranks correlate at "
+        f"With timm's ReaL in place of the flagged one ({len(networks)} of the 48 networks, {elsewhere} of them with "
+        f"another preprocessing) ID is {lower.min():.1f} to {lower.max():.1f} points lower, its ranks correlate at "
         f"{networks['ID'].rank().corr(networks['ID (timm)'].rank()):.2f} with the published ones, and its correlations "
         f"with the seven biases over these networks move by at most {change.max():.2f} ({change.idxmax()}: "
         f"{moved.loc[change.idxmax(), 'published']:.2f} becomes {moved.loc[change.idxmax(), 'witness']:.2f})."

@@ -7,11 +7,12 @@ with figures of the same preprocessing only. It also reveals which checkpoint a 
 import csv
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from imagenet_biases.base.paths import RAW_DATA
@@ -175,10 +176,13 @@ def disagreements(record: Mapping[str, Any]) -> list[str]:
     names = names_of(record["model"], provenance.get("source") or "")
     for witness in witnesses_of(names):
         shared = [metric for metric in values if witness.speaks_of(metric, preprocessing)]
+        counts = Counter(map(image_set_of, shared))
         off: defaultdict[str, dict[str, float]] = defaultdict(dict)
         for metric in shared:
-            if (gap := distance(values[metric], witness, metric)) > POINT:
-                off[image_set_of(metric)][metric] = gap
+            image_set = image_set_of(metric)
+            compared = counts[image_set] if metric in record["sampled"] else 1
+            if (gap := distance(values[metric], witness, metric, compared)) > POINT:
+                off[image_set][metric] = gap
         if off:
             everything = len(off) == len({image_set_of(metric) for metric in shared})
             causes = _causes(values, witness, off, everything)
@@ -200,11 +204,21 @@ def _values(record: Mapping[str, Any]) -> dict[str, Estimate]:
     return values
 
 
-def distance(estimate: Estimate, witness: Witness, metric: str) -> float:
-    """Return by how many points a value's interval lies beyond a witness's; negative where they overlap."""
-    assert estimate.low is not None and estimate.high is not None
-    value = witness.values[metric]
-    return max(estimate.low - value, value - estimate.high) - Z95 * witness.error(metric)
+def distance(estimate: Estimate, witness: Witness, metric: str, compared: int = 1) -> float:
+    """Return by how many points a value's interval lies beyond a witness's; negative where they overlap.
+
+    Args:
+        estimate: with its 95 % interval.
+        witness: one that has the metric.
+        metric: its name.
+        compared: how many independent values are; the interval is widened so that 5 % of their families lie beyond it
+            by chance (Bonferroni).
+    """
+    assert estimate.value is not None and estimate.low is not None and estimate.high is not None
+    wider = NormalDist().inv_cdf(1 - 0.025 / compared) / Z95
+    gap = estimate.value - witness.values[metric]
+    reach = wider * (estimate.value - estimate.low if gap > 0 else estimate.high - estimate.value)
+    return abs(gap) - reach - Z95 * witness.error(metric)
 
 
 def _causes(
