@@ -542,6 +542,23 @@ class Run:
         source = self._source(answered, cells)
         if before := self._valid_record(answered, source):
             return Record(before)
+        content, results = self._content(answered, cells)
+        content["provenance"] |= {"scored_from": source} | self._further_provenance(cells)
+        new = True
+        if self.recording.results is not None:
+            content, path, new = write_record(self.recording.results, content)
+            if new and job.benchmark.export:
+                job.benchmark.export(results, network.name, path.parent)
+        self._warn(network, job, content["warnings"])
+        if new and answered.last:
+            wandb.finish(job, network, content, results, loop.pictures_of(cells))
+        elif new:
+            wandb.round(job, network, content)
+        return Record(content)
+
+    def _content(self, answered: Answered, cells: Sequence[Cell]) -> tuple[dict[str, Any], Results]:
+        """Return a record's content, and the responses that it is scored from."""
+        job, network = answered.job, answered.network
         samples = {images.name: images.first(answered.images[images.name]) for images in job.image_sets}
         results = Results([cell.responses(samples[cell.images.name]) for cell in cells], network, job.options)
         with collected_warnings() as report_notes:
@@ -564,22 +581,17 @@ class Run:
                 notes=list(dict.fromkeys(notes)),
             )
         content["warnings"] += [note for note in record_notes if note not in content["warnings"]]
-        content["provenance"]["scored_from"] = source
-        flat = {cell.condition.name: cell.flat_gradients for cell in cells if cell.flat_gradients is not None}
-        content["provenance"] |= {"flat_gradients": flat} if flat else {}
+        return content, results
+
+    def _further_provenance(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        """Return what else tells how far a record can be trusted."""
+        further: dict[str, Any] = {}
+        for cell in cells:
+            if cell.flat_gradients is not None:
+                further.setdefault("flat_gradients", {})[cell.condition.name] = cell.flat_gradients
         if self.request.settings.until:  # which favours narrow intervals
-            content["provenance"]["until"] = str(self.request.settings.until)
-        new = True
-        if self.recording.results is not None:
-            content, path, new = write_record(self.recording.results, content)
-            if new and job.benchmark.export:
-                job.benchmark.export(results, network.name, path.parent)
-        self._warn(network, job, content["warnings"])
-        if new and answered.last:
-            wandb.finish(job, network, content, results, loop.pictures_of(cells))
-        elif new:
-            wandb.round(job, network, content)
-        return Record(content)
+            further["until"] = str(self.request.settings.until)
+        return further
 
     def _warn(self, network: Network, job: Job, warnings: Iterable[str]) -> None:
         """Show a record's warnings, each once in all rounds."""
