@@ -79,7 +79,7 @@ def measured(service, drawn, folder, names="calibration_texture", **environment)
         *words,
         WANDB_API_KEY="0123456789" * 4,
         WANDB_BASE_URL=f"http://127.0.0.1:{service.server_port}",
-        WANDB_INIT_TIMEOUT="3",
+        WANDB_INIT_TIMEOUT="8",
         WANDB_MODE="online",
         HOME=str(folder),
         **environment,

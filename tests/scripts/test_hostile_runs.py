@@ -180,6 +180,7 @@ def test_an_unreadable_image_in_a_decoding_process_is_one_line(drawn, tmp_path):
         (tmp_path / "data" / "val" / folder.name).mkdir(parents=True)
         for path in folder.iterdir():
             (tmp_path / "data" / "val" / folder.name / path.name).symlink_to(path)
+    (tmp_path / "data" / "image-set.json").symlink_to(drawn / "imagenet" / "image-set.json")
     bad = next((tmp_path / "data" / "val" / source.name).iterdir())
     bad.unlink()
     bad.write_bytes(b"\xff\xd8\xff")
