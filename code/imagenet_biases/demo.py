@@ -18,7 +18,8 @@ from imagenet_biases.vocabulary import ROUNDS
 
 OPTIONS = {  # all thresholds and both sizes of attacks would take most of the demo's time
     "solarization": {"alpha": "11"},
-    "imagenet_adv": {"eps": "0.5/255"},
+    "imagenet_adv": {"eps": "0.5/255", "steps": "10", "step_size": "0.125/255"},
+    "criticality": {"draws": "1"},
 }
 SHARES = (34.0, 100.0)
 FIRST = ("shape-bias", "metric/bandpass/LPP", "metric/bandpass/HPP", "metric/criticalband/cf_norm_fine")
@@ -28,7 +29,7 @@ METRICS = (
     "top1_acc/imagenet",
     "top1_acc/imagenet-c",
     "top1_acc/imagenet-sketch",
-    "top1_acc/PGD-40/low",
+    "top1_acc/PGD-10/*",
     "metric/criticality/mean",
 )
 
@@ -74,6 +75,7 @@ def demo(args: argparse.Namespace, chosen: Sequence[str], options: dict[str, dic
     args.data, args.model = str(Path(args.results) / "drawn"), "calibration"
     args.rounds = SHARES if args.rounds == ROUNDS else args.rounds
     args.wandb = "disabled" if args.wandb == "auto" else args.wandb
+    args.compile = "off" if args.compile == "auto" else args.compile  # compiling would take longer than it saves
     print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
     draw(args.data)
     for benchmark, of_demo in OPTIONS.items():
