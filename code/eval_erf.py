@@ -6,9 +6,9 @@ Data:  ILSVRC-2012 validation, as for eval_imagenet.py: the first --probe images
 Run:   python code/eval_erf.py --model tv_resnet50 --imagenet DIR
 Gives: metric/erf-luo/area (share of the pixels whose mean |gradient| is above 4.55 % of the largest), /size (the root
        of their number, in pixels) and /sd (of the mean map as a distribution). The map is the gradient at the centre of
-       feature maps, channels-last maps or tokens, whatever the class; the exact definition stands in receptive.py of
-       the package. The study's metric/erf/area and max_amplitude have no published definition: these are not they. A
-       k x k convolution of ones has a size of k and an sd of the root of (k^2 - 1) / 12.
+       feature maps, channels-last maps or tokens, whatever the class; the exact definition stands in
+       measures/receptive_field.py. The study's metric/erf/area and max_amplitude have no published definition: these
+       are not they. A k x k convolution of ones has a size of k and an sd of the root of (k^2 - 1) / 12.
 """
 
 import sys

@@ -162,11 +162,12 @@ class Slow(Linear):
         return super().forward(pixels)
 
 
-def test_a_budget_ends_a_run_with_what_is_measured(data, tmp_path):
+def test_a_budget_ends_a_run_with_what_is_measured(data, tmp_path, caplog):
     started = time.monotonic()
     settings = Settings(device="cpu", batch_size=4, compile="off", rounds=(50.0, 100.0), budget=4)
-    (record,) = evaluate(Slow(), DIMMED, data, settings, results=tmp_path)
-    assert time.monotonic() - started < 4 + 3
+    with caplog.at_level("INFO"):
+        (record,) = evaluate(Slow(), DIMMED, data, settings, results=tmp_path)
+    assert time.monotonic() - started < 4 + 3 and "the budget of 4 seconds is used up" in caplog.text
     assert 4 < record["images"] < 96
     # the prefix in which every image is answered under all conditions
     images = image_set("imagenet", data)

@@ -439,8 +439,8 @@ class Run:
             wandb.close()
         self.outcome.failed |= {network.name: reason for network, reason in loop.failed.items()}
         self._report_waiting([pair for pair in pairs if pair[1] not in loop.failed and not loop.complete(pair)])
-        if schedule.reason:
-            logger.info(schedule.reason)
+        if reason := schedule.ending():
+            logger.info(reason)
         yield self.outcome.ordered(jobs, networks)
 
     def _loop(self, networks: list[Network]) -> Loop:

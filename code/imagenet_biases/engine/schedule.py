@@ -19,7 +19,7 @@ class Schedule:
     """Steps of a run: the pairs (job, network) that are granted a further round each.
 
     Attributes:
-        reason: why the run ended before its last round, in a line; '' where it did not.
+        reason: what was found out before the last round, so that the run ends, in a line.
     """
 
     def __init__(self, settings: Settings, loop: Loop, pairs: Sequence[Pair], started: float) -> None:
@@ -38,6 +38,13 @@ class Schedule:
             yield chosen
             first = False
 
+    def ending(self) -> str:
+        """Return why the run ended before its last round, in a line; '' where it did not."""
+        complete = all(self.loop.complete(pair) for pair in self.pairs)
+        if self.settings.budget and not complete and time.monotonic() > self.loop.progress.deadline:
+            return f"the budget of {duration(self.settings.budget)} is used up"
+        return self.reason
+
     def note(self, pair: Pair, record: Record, seconds: float) -> None:
         """Take notice of a record, and of how long it took to report."""
         self.records[pair], self.seconds[pair] = record, seconds
@@ -47,8 +54,6 @@ class Schedule:
         if self.settings.budget:
             reports = [seconds for pair, seconds in self.seconds.items() if pair in step]
             self.loop.progress.deadline = self.started + self.settings.budget - sum(reports)
-            if time.monotonic() > self.loop.progress.deadline:
-                self.reason = f"the budget of {duration(self.settings.budget)} is used up"
 
     def _open(self) -> list[Pair]:
         """Return the pairs that have rounds left and something left to find out."""
