@@ -407,3 +407,17 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
                 slack = 1e-6 * max(1.0, abs(after["metrics"][name]))  # the same mean by another order of sums
                 inside.append(sampled["low"] - slack <= after["metrics"][name] <= sampled["high"] + slack)
     assert len(inside) > 100 and np.mean(inside) >= 0.9, (np.mean(inside), len(inside))
+
+
+def test_samples_of_several_sizes_of_one_set_show_their_own_images(drawn):
+    """In the first round both probes come down to the 32 images that an interval needs, at other places of each."""
+    options = {
+        "erf": {"probe": 40},
+        "perturbation": {"probe": 64, "source": "gradient", "padding": "zeros", "mask": "8"},
+    }
+    chosen, settings = ["erf", "perturbation"], Settings(device="cpu", rounds=(1.0, 100.0))
+    together = list(evaluate_rounds("calibration_texture", chosen, Data(drawn), settings, options=options))
+    for number, name in enumerate(chosen):
+        alone = list(evaluate_rounds("calibration_texture", name, Data(drawn), settings, options={name: options[name]}))
+        for both, one in zip(together, alone, strict=True):
+            assert numbers(both[number].content) == numbers(one[0].content)

@@ -193,16 +193,19 @@ class Loop:
         """Return what is to be shown until so many rounds of each pair are over."""
         goals = self._goals(rounds)
         slices: list[Slice] = []
-        split: dict[bytes, list[Positions]] = {}  # groups of one image set mostly miss the same images
+        split: dict[
+            tuple[str, int, bool, bytes], list[Positions]
+        ] = {}  # groups of one image set mostly miss the same images
         for group in self.plan.groups:
             due = [cell.due(*goals[cell]) for cell in group.cells if cell in goals]
             order, size = group.images.order, self.runtime.batch_size
             places = np.flatnonzero(np.any(due, axis=0)[order]) if due else np.empty(0, np.int64)
             if not len(places):
                 continue
-            key = places.tobytes() + group.images.fingerprint.encode()
+            batched = any(cell.condition.batched for cell in group.cells)
+            # positions are those of a sample: samples of other sizes have others
+            key = group.images.fingerprint, len(group.images), batched, places.tobytes()
             if key not in split:
-                batched = any(cell.condition.batched for cell in group.cells)
                 # answers that depend on the batch need the same batches in every run
                 turns = places // size if batched else np.arange(len(places)) // size
                 shown = order[places] if batched else group.images.as_stored(order[places])
