@@ -27,12 +27,16 @@ needs_shared = pytest.mark.skipif(
 )
 
 
+def outside():
+    """Return the environment without what W&B's client leaves in it for processes of its own: here, of other tests."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
 def script(name, *arguments, check=True, cwd=None, **environment):
     """Run code/NAME as a user does; return the CompletedProcess with its text. W&B stays off unless asked for."""
     command = [sys.executable, str(CODE / name), *map(str, arguments)]
-    result = subprocess.run(
-        command, cwd=cwd or ROOT, capture_output=True, text=True, env={**os.environ, **environment}, timeout=1700
-    )
+    environment = {**outside(), **environment}
+    result = subprocess.run(command, cwd=cwd or ROOT, capture_output=True, text=True, env=environment, timeout=1700)
     if check and result.returncode:
         raise AssertionError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
     return result

@@ -1,7 +1,6 @@
 """The W&B client against a small server that speaks its protocol: deleted runs, sweeps."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -9,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from common import CODE, run, script
+from common import CODE, outside, run, script
 
 
 class Service(ThreadingHTTPServer):
@@ -121,7 +120,7 @@ def test_an_agents_id_deletes_no_other_records_folder(drawn, tmp_path):
     older.mkdir(parents=True)
     words = [sys.executable, str(CODE / "eval_imagenet.py"), "--model", "calibration_texture", "--data", str(drawn)]
     words += ["--results", str(tmp_path), "--limit", "4", "--wandb", "offline"]
-    environment = os.environ | {"WANDB_LAUNCH": "true", "WANDB_RUN_ID": "agent123"}
+    environment = outside() | {"WANDB_LAUNCH": "true", "WANDB_RUN_ID": "agent123"}
     subprocess.run(words, check=True, capture_output=True, env=environment)
     runs = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
     assert older.name in runs and len(runs) == 2 and all(name.endswith("-agent123") for name in runs)
