@@ -18,7 +18,8 @@ import torch
 from common import described, on, timed
 from imagenet_biases.base.files import write_json
 from imagenet_biases.engine import compilation
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS
 from imagenet_biases.stimuli.attacks import pgd

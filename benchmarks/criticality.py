@@ -19,7 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "code"))
 from imagenet_biases import Settings
 from imagenet_biases.base.files import write_json
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.measures.layer_criticality import layers_of, reset
 from imagenet_biases.networks.load import from_module

@@ -34,8 +34,9 @@ from PIL import Image
 from common import described, on, photographs, show, timed
 from imagenet_biases import benchmarks
 from imagenet_biases.base.files import write_json
-from imagenet_biases.engine.inference import Runners, float32_precision
+from imagenet_biases.engine.inference import Runners
 from imagenet_biases.engine.plan import make_jobs
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.engine.sharding import deal
 from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set

@@ -26,7 +26,8 @@ from common import apart, described, on, prepared, show, timed
 from imagenet_biases import benchmarks
 from imagenet_biases.base.files import write_json
 from imagenet_biases.engine import compilation
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.images.preprocessing import STUDY
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import from_module

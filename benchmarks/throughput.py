@@ -26,7 +26,8 @@ from torchvision import datasets, transforms
 
 from common import apart, described, on, photographs, prepared, show, timed
 from imagenet_biases.engine import compilation
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.registry import NORMALIZATIONS

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -387,6 +388,52 @@ def test_nonfinite_answers_are_counted_and_reported_again_on_a_repeat(validation
         (note,) = [note for note in record["warnings"] if "finite" in note]
         assert note.startswith(f"{dark} answers to clean were not finite")
         next(tmp_path.glob("*/probe.json")).unlink()
+
+
+class Stopped(Plain):
+    """Ends as a network does whose GPU has stopped, or has no memory left."""
+
+    def forward(self, pixels):
+        if len(pixels) > 2:  # at loading it is asked about two
+            raise torch.AcceleratorError(self.reason)
+        return super().forward(pixels)
+
+
+@pytest.mark.parametrize(
+    "reason, line",
+    [
+        (
+            "CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA",
+            r"the GPU has stopped on images of imagenet, networks .* \(CUDA error: device-side assert triggered\)",
+        ),
+        (
+            "CUDA error: out of memory\nCUDA kernel errors might be",
+            "out of memory with --batch-size 8; repeat with half of it",
+        ),
+    ],
+)
+def test_a_gpu_that_stops_is_no_network_s_fault(reason, line, drawn, tmp_path):
+    stopped = Stopped()
+    stopped.reason = reason
+    settings = Settings(device="cpu", batch_size=8, compile="off")
+    with pytest.raises(UserError, match=line):
+        evaluate({"stopped": stopped, "other": Plain()}, "imagenet", Data(drawn), settings, results=tmp_path)
+    # whoever goes on in the same process finds the caller's module as it was
+    assert not list(tmp_path.glob("stopped/imagenet.json"))
+
+
+def test_an_unusable_gpu_is_named(monkeypatch, caplog):
+    """What torch says of a driver that is too old, as a warning that it gives once."""
+    reason = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)."
+
+    def is_available():
+        warnings.warn(f"{reason} Please update your GPU driver", UserWarning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    assert make_runtime(Settings(), 0).device.type == "cpu" and reason in caplog.text
+    with pytest.raises(UserError, match="driver on your system is too old"):
+        make_runtime(Settings(device="cuda"), 0)
 
 
 NET = """

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import itertools
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +15,13 @@ from torch._dynamo.utils import counters
 from common import responses
 from imagenet_biases import Benchmark, Data, Pass, Settings
 from imagenet_biases.engine import compilation
-from imagenet_biases.engine.inference import Runners
+from imagenet_biases.engine.inference import Kernels, Runners, _PixelsOnly, fastest_kernels
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
 from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import proportion
-from imagenet_biases.networks.load import load_model
+from imagenet_biases.networks.load import from_module, load_model
 from imagenet_biases.results.responses import ResponseStore
 from imagenet_biases.stimuli import attacks
 from imagenet_biases.vocabulary import CLEAN
@@ -51,6 +53,24 @@ def test_folding_removes_batch_norms_and_keeps_the_answers(network):
 def test_the_calibration_networks_fold():
     network = load_model("calibration_texture")
     assert compilation.folded(network, torch.rand(2, 3, 224, 224)) is not network
+
+
+@pytest.mark.parametrize("text", ["low-pass:0.3", "high-pass:0.5@0.5", "grey", "low-pass:0.3@0"])
+def test_networks_behind_a_front_end_fold_and_share_a_program(text):
+    pixels, descriptions = torch.rand(2, 3, 224, 224), set()
+    for name in ("calibration_texture", "calibration_silhouette"):
+        network = load_model(name, frontend=text)
+        faster = compilation.folded(_PixelsOnly(network).eval(), pixels)
+        assert isinstance(faster, torch.fx.GraphModule)
+        assert not [m for m in faster.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        torch.testing.assert_close(faster(pixels), network(pixels), rtol=1e-3, atol=1e-4)
+        slopes = []
+        for program in (faster, network):
+            images = pixels.clone().requires_grad_()
+            slopes.append(torch.autograd.grad(program(images).logsumexp(1).sum(), images)[0])
+        torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5)
+        descriptions.add(compilation._description(faster, dict(faster.named_parameters())))
+    assert len(descriptions) == 1  # two networks, one program
 
 
 class Branching(torch.nn.Module):
@@ -120,6 +140,31 @@ def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradient
             name: t.data_ptr() for name, t in weights.items()
         }.items()
     assert len(programs.graphs) == 1 and compiled[0] == compiled[1]
+
+
+class Picky(torch.nn.Module):
+    """Slow in one memory order."""
+
+    def __init__(self, slow):
+        super().__init__()
+        self.slow, self.weight = slow, torch.nn.Parameter(torch.ones(1000))
+
+    def forward(self, pixels):
+        if pixels.is_contiguous(memory_format=self.slow):
+            time.sleep(0.05)
+        return pixels.mean((1, 2, 3))[:, None] * self.weight
+
+
+@pytest.mark.parametrize(
+    "slow, fast", [*itertools.permutations([torch.channels_last, torch.contiguous_format])]
+)  # fmt: skip
+def test_the_faster_memory_order_is_found_by_measuring(slow, fast):
+    runtime = make_runtime(Settings(device="cpu", batch_size=4), 0)
+    network, before = from_module(Picky(slow), "picky"), torch.backends.cudnn.benchmark
+    assert fastest_kernels(network, 64, runtime).layout is fast
+    assert torch.backends.cudnn.benchmark is before
+    # where nothing is measured, the order that is faster for most networks
+    assert Runners(runtime, {(network, 64): 10**9})._kernels(network, 64) == Kernels(torch.channels_last)
 
 
 class Head(torch.nn.Module):

@@ -14,6 +14,7 @@ from torch import nn
 import eval_criticality
 from common import ROOT, SHARED, measured, needs_shared, run
 from imagenet_biases import Data, Settings
+from imagenet_biases.engine import activation_cache
 from imagenet_biases.engine.loop import Loop
 from imagenet_biases.engine.plan import Job, make_plan
 from imagenet_biases.engine.runtime import make_runtime
@@ -28,7 +29,7 @@ from imagenet_biases.measures.layer_criticality import (
 )
 from imagenet_biases.networks.load import from_module
 from imagenet_biases.results.responses import ResponseStore
-from imagenet_biases.vocabulary import Batch, Presentation
+from imagenet_biases.vocabulary import Batch, Condition, Presentation, identified
 
 BENCHMARK = eval_criticality.BENCHMARK
 MOBILENET = f"{SHARED / 'nets' / 'mobilenet.py'}:load" if SHARED else ""
@@ -235,6 +236,31 @@ def test_weights_are_bit_identical_afterwards(fault, drawn, monkeypatch):
     hook.remove()
     assert any(calls)  # fc was indeed changed meanwhile
     assert same(before, state_of(network)) and modes == [one.training for one in network.modules()]
+
+
+@pytest.mark.parametrize("kept, touches, times", [(10**9, "tensors", 1), (0, "tensors", 3), (10**9, "hooks too", 3)])
+def test_a_change_of_tensors_alone_is_made_once(kept, touches, times, monkeypatch):
+    """Every batch of a network gets the same changed network, whether copies of the change are kept or not."""
+    monkeypatch.setattr(activation_cache, "CHANGES_KEPT", kept)
+    network, pixels, calls = Normed().eval(), torch.rand(2, 3, 224, 224), []
+    before = state_of(network)
+
+    @identified("doubled")
+    @torch.no_grad()
+    def doubled(network):
+        calls.append(touches)
+        network.fc.weight.mul_(2)
+        if touches == "hooks too":
+            network.fc.register_forward_hook(lambda module, inputs, output: output + 1)
+
+    condition, cache = Condition("twice", change=doubled), activation_cache.ActivationCache(network)
+    with torch.no_grad():
+        bias = 20 * network.fc.bias
+        expected = 2 * (network(pixels) - bias) + bias + 20 * (touches == "hooks too")
+        for _ in range(3):
+            torch.testing.assert_close(cache.answer(condition, lambda: network(pixels), None), expected)
+            assert same(before, state_of(network)) and not network.fc._forward_hooks
+    assert len(calls) == times
 
 
 @needs_shared

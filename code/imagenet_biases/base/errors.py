@@ -181,9 +181,14 @@ def refused(error: BaseException) -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error reports that memory is used up; torch reports it in several ways."""
-    return (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
-    )
+    words = "allocate memory", "CUDA error: out of memory"
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(text in str(error) for text in words)
+
+
+def device_stopped(error: BaseException) -> bool:
+    """Whether an error ends all work of this process on its device, which nothing can be read from any more."""
+    return type(error).__name__ == "AcceleratorError" and not out_of_memory(error)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,16 @@
 """Changes of a network, undone bit for bit, and run from where they act.
 
 Layers before the change give the same activations as in the intact network: these are kept from its pass over the same
-batch. Which modules a change touches is found by comparing the network with its state before, so a change need not
-declare it.
+batch. What a change touches is found by comparing the network with its state before, once, so a change need not
+declare it; where these are tensors only, the next batch gets copies of them, and the change is not made again.
 """
 
 import collections
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,25 @@ from imagenet_biases.vocabulary import Condition
 Answer = TypeVar("Answer")
 Module = torch.nn.Module
 
+CHANGES_KEPT = 2 * 10**9  # bytes of a network's changed tensors that are kept: 20 draws of every layer of a ResNet-50
+
+
+Values = list[tuple[Tensor, Tensor]]  # tensors of a network, with what is to be in them
+
+
+@dataclass
+class Touched:
+    """What a change touches.
+
+    Attributes:
+        modules: in any order.
+        values: what it makes of the network's tensors, or None where the change has to be made again: it touches more
+            than tensors, or too much to keep.
+    """
+
+    modules: set[Module]
+    values: Values | None
+
 
 class NetworkState:
     """All that a change may touch of a network: tensors with their values, and every module's attributes."""
@@ -28,18 +48,22 @@ class NetworkState:
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in (*network.parameters(), *network.buffers())]
         self.attributes = [(module, _copied(vars(module))) for module in network.modules()]
 
-    def touched(self) -> list[Module]:
-        """Return the modules that are not as they were, in any order."""
+    def touched(self, most_bytes: int) -> Touched:
+        """Return what is not as it was; values only if they take no more than so many bytes."""
         # all comparisons first, then one look at them: each look waits for a GPU
         flags = [(tensor != value).any() for tensor, value in self.tensors]
         changed = torch.stack(flags).tolist() if flags else []
-        different = {id(tensor) for (tensor, _), flag in zip(self.tensors, changed, strict=True) if flag}
-        modules = []
+        different = [tensor for (tensor, _), flag in zip(self.tensors, changed, strict=True) if flag]
+        numbers, modules, other = {id(tensor) for tensor in different}, set[Module](), False
         for module, before in self.attributes:
+            differs = _differ(vars(module), before)
+            other = other or differs
             tensors = (*module._parameters.values(), *module._buffers.values())
-            if _differ(vars(module), before) or any(id(tensor) in different for tensor in tensors):
-                modules.append(module)
-        return modules
+            if differs or any(id(tensor) in numbers for tensor in tensors):
+                modules.add(module)
+        if other or sum(tensor.nbytes for tensor in different) > most_bytes:
+            return Touched(modules, None)
+        return Touched(modules, [(tensor, tensor.detach().clone()) for tensor in different])
 
     def restore(self) -> None:
         """Put everything back."""
@@ -47,10 +71,15 @@ class NetworkState:
             attributes = vars(module)
             attributes.clear()
             attributes.update(_copied(before))
-        if self.tensors:
-            tensors, values = map(list, zip(*self.tensors, strict=True))
-            with torch.no_grad():
-                torch._foreach_copy_(tensors, values)  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage]
+        write(self.tensors)
+
+
+def write(values: Values) -> None:
+    """Copy values into a network's tensors."""
+    if values:
+        tensors, new = map(list, zip(*values, strict=True))
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, new)  # type: ignore[attr-defined]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +115,9 @@ class ActivationCache:
         self.order: list[Module] = []
         self.pixels: Tensor | None = None
         self.overwritten: set[Module] = set()  # units whose answer the network overwrites (in-place activations)
+        self.touched: dict[Condition, Touched] = {}
         self.starts: dict[Condition, Module | None] = {}  # the unit from which each condition's pass differs
+        self.free = CHANGES_KEPT  # bytes
 
     def intact(self, run: Callable[[], Answer], pixels: Tensor) -> Answer:
         """Run the network as it is and keep its units' activations."""
@@ -120,19 +151,29 @@ class ActivationCache:
 
     def answer(self, condition: Condition, run: Callable[[], Answer], pixels: Tensor | None) -> Answer:
         """Run the network under a condition's change and undo the change, whatever happens."""
-        assert condition.change is not None
         try:
-            condition.change(self.network, **condition.settings)
+            self._change(condition)
             if condition not in self.starts and self.order:
-                self.starts[condition] = self._first(self.state.touched())
+                self.starts[condition] = self._first(self.touched[condition].modules)
             with self._replayed(self.starts.get(condition) if pixels is self.pixels else None):
                 return run()
         finally:
             self.state.restore()
 
-    def _first(self, touched: Iterable[Module]) -> Module | None:
+    def _change(self, condition: Condition) -> None:
+        """Change the network as a condition says, by copies of what the change made the first time."""
+        assert condition.change is not None
+        touched = self.touched.get(condition)
+        if touched is not None and touched.values is not None:
+            write(touched.values)
+            return
+        condition.change(self.network, **condition.settings)
+        if touched is None:
+            touched = self.touched[condition] = self.state.touched(self.free)
+            self.free -= sum(value.nbytes for _, value in touched.values or ())
+
+    def _first(self, touched: set[Module]) -> Module | None:
         """Return the first unit in the order of the pass that holds a touched module; None: run the whole pass."""
-        touched = set(touched)
         members = {unit: set(unit.modules()) for unit in self.units}
         if not touched or not touched <= set().union(*members.values()):
             return None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 
+from imagenet_biases.engine.precision import float32_precision, rounding
+
 TOLERANCE = 1e-3  # of the largest logit; folding and compiling reorder float32 sums, which moves logits by about 1e-6
 
 Program = Callable[[Tensor], Tensor]
@@ -19,11 +21,13 @@ Program = Callable[[Tensor], Tensor]
 def folded(network: torch.nn.Module, example: Tensor) -> torch.nn.Module:
     """Return the network with its batch norms folded into the convolutions, where its answers stay the same.
 
-    Networks that cannot be traced, or that answer differently when folded, are returned unchanged.
+    Networks that cannot be traced, or that answer differently when folded, are returned unchanged. The answers are
+    compared in full float32, because those of two TensorFloat-32 programs differ by as much as a small mistake.
     """
     try:
-        candidate = fuse(network)
-        return candidate if _same_answers(candidate, network, example) else network
+        with float32_precision("fp32"):
+            candidate = fuse(network)
+            return candidate if _same_answers(candidate, network, example) else network
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return network  # control flow that depends on the input, or a module that copies badly: run it unfolded
 
@@ -118,8 +122,8 @@ def _agree(
 def _same_answers(candidate: Program, network: Program, example: Tensor) -> bool:
     with torch.no_grad():
         expected, answer = network(example), candidate(example)
-    # a network may answer in half precision, where one and the same product has several roundings
-    limit = max(TOLERANCE, 4 * torch.finfo(expected.dtype).eps) * expected.abs().max()
+    # in half precision or TensorFloat-32, one and the same product has several roundings
+    limit = max(TOLERANCE, 4 * rounding(expected)) * expected.abs().max()
     return bool(((answer.float() - expected.float()).abs() <= limit).all())
 
 
@@ -129,7 +133,7 @@ def _same_gradients(candidate: Program, network: Program, example: Tensor) -> bo
     def gradient(program: Program) -> tuple[Tensor, float]:
         pixels = example.detach().requires_grad_()
         logits = program(pixels)
-        return torch.autograd.grad(logits.float().logsumexp(1).sum(), pixels)[0], torch.finfo(logits.dtype).eps
+        return torch.autograd.grad(logits.float().logsumexp(1).sum(), pixels)[0], rounding(logits)
 
     (expected, eps), (computed, _) = gradient(network), gradient(candidate)
     return bool((computed - expected).norm() <= max(TOLERANCE, 16 * eps) * expected.norm())

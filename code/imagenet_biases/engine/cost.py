@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
 from imagenet_biases.engine.plan import Job
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.networks.load import Network
 from imagenet_biases.vocabulary import Condition, Pass

@@ -18,9 +18,9 @@ from imagenet_biases import study
 from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
 from imagenet_biases.base.files import safe_name
 from imagenet_biases.benchmarks import find
-from imagenet_biases.engine.inference import float32_precision
 from imagenet_biases.engine.loop import Answered, Loop, Observer, Pair
 from imagenet_biases.engine.plan import Cell, Group, Job, Ranges, make_job, make_jobs, make_plan, rehearse
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.engine.progress import Progress
 from imagenet_biases.engine.runtime import Runtime, make_runtime
 from imagenet_biases.engine.schedule import Schedule

@@ -1,9 +1,10 @@
 """A network prepared on a device: answers without gradients, with gradients for attacks, and under changes."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import replace
+import logging
+import time
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from imagenet_biases.engine.runtime import Runtime
 from imagenet_biases.networks.load import Network
 from imagenet_biases.vocabulary import Attacked, Batch, Condition, Presentation
 
+logger = logging.getLogger(__name__)
+
+MEASURE_FROM = 20_000  # forward passes of an architecture on a GPU: fewer take no longer than trying its kernels
 DRAWS = 4  # for a network that draws: an attack averages each gradient over so many (expectation over transformation)
 
 Pixels = Float[Tensor, "B 3 H W"]
@@ -41,12 +45,19 @@ class Runner:
     Args:
         crop: side of its input in pixels.
         programs: where compiled programs are kept; None: the network is not compiled.
+        layout: the order in which it takes pixels; None: channels-last if it accepts that.
     """
 
     def __init__(
-        self, network: Network, crop: int, runtime: Runtime, programs: compilation.Programs | None = None
+        self,
+        network: Network,
+        crop: int,
+        runtime: Runtime,
+        programs: compilation.Programs | None = None,
+        layout: torch.memory_format | None = None,
     ) -> None:
         self.network, self.runtime, self.crop, self.programs = network, runtime, crop, programs
+        self.layout = layout or _layouts(network)[0]
         network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.program: Callable[..., Any] = network
         self.folded: torch.nn.Module = network
@@ -63,15 +74,9 @@ class Runner:
             self.program = programs.compiled(self.folded, self._example(runtime.batch_size), runtime.autocast)
             self.padded = self.program is not self.folded
 
-    @property
-    def layout(self) -> torch.memory_format:
-        """The order in which the network takes pixels."""
-        return torch.channels_last if self.network.channels_last else torch.contiguous_format
-
     def _example(self, count: int) -> Pixels:
         """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""
-        pixels = torch.rand((count, 3, self.crop, self.crop), generator=torch.Generator().manual_seed(0))
-        return pixels.to(self.runtime.device).contiguous(memory_format=self.layout)
+        return _pixels(count, self.crop, self.runtime).contiguous(memory_format=self.layout)
 
     def answer(self, pixels: Pixels, batch: Batch | None, prompt: Mapping[str, Any] | None = None) -> Any:
         """Return float32 logits [B, classes], without gradients, or a list of B strings.
@@ -193,6 +198,52 @@ def _floats(answer: Any, count: int) -> Any:
     return answer[:count].float() if isinstance(answer, Tensor) else answer
 
 
+def _pixels(count: int, crop: int, runtime: Runtime) -> Pixels:
+    pixels = torch.rand((count, 3, crop, crop), generator=torch.Generator().manual_seed(0))
+    return pixels.to(runtime.device)
+
+
+def _layouts(network: Network) -> list[torch.memory_format]:
+    """Return the memory orders that a network accepts, the one to prefer unmeasured first."""
+    return [torch.channels_last, torch.contiguous_format] if network.channels_last else [torch.contiguous_format]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How convolutions run: the memory order of pixels and weights, and whether cuDNN tries its algorithms first."""
+
+    layout: torch.memory_format
+    benchmark: bool = False
+
+
+def fastest_kernels(network: Network, crop: int, runtime: Runtime) -> Kernels:
+    """Return what answers a batch in the least time, measured with the network as it was built."""
+    pixels, seconds = _pixels(runtime.batch_size, crop, runtime), dict[Kernels, float]()
+    before, home = torch.backends.cudnn.benchmark, next(network.buffers()).device
+    try:
+        for kernels in itertools.starmap(Kernels, itertools.product(_layouts(network), (False, True))):
+            torch.backends.cudnn.benchmark = kernels.benchmark
+            network.to(runtime.device, memory_format=kernels.layout)  # type: ignore[call-overload]
+            batch = pixels.contiguous(memory_format=kernels.layout)
+            seconds[kernels] = min([_seconds(network, batch, runtime) for _ in range(4)][1:])  # the first warms up
+    finally:
+        torch.backends.cudnn.benchmark = before
+        network.to(home)
+    fastest = min(seconds, key=lambda kernels: seconds[kernels])
+    paces = [f"{k.layout} {'with' if k.benchmark else 'without'} cudnn.benchmark: {len(pixels) / t:,.0f} images/s"
+             for k, t in seconds.items()]  # fmt: skip
+    logger.info("%s: %s", network.name, "; ".join(paces).replace("torch.", ""))
+    return fastest
+
+
+def _seconds(network: Network, pixels: Pixels, runtime: Runtime) -> float:
+    """Return how long a network takes to answer; reading an answer waits for the device."""
+    started = time.perf_counter()
+    with torch.no_grad(), runtime.autocast():
+        float(network(pixels).float().sum())
+    return time.perf_counter() - started
+
+
 class Runners:
     """The networks of a run, each prepared when its first image comes.
 
@@ -207,6 +258,8 @@ class Runners:
     def __init__(self, runtime: Runtime, planned: Mapping[tuple[Network, int], int]) -> None:
         self.runtime, self.planned = runtime, planned
         self.ready: dict[tuple[Network, int], Runner] = {}
+        self.kernels: dict[tuple[Any, int], Kernels] = {}  # measured: by architecture and crop
+        self.benchmark = torch.backends.cudnn.benchmark
         self.programs = compilation.Programs(shared=runtime.device.type != "cpu")
 
     def get(self, network: Network, crop: int) -> Runner:
@@ -214,9 +267,22 @@ class Runners:
         key = network, crop
         if key not in self.ready:
             programs = self.programs if self.runtime.compiles(self._passes(network, crop)) else None
-            self.ready[key] = Runner(network, crop, self.runtime, programs)
+            self.ready[key] = Runner(network, crop, self.runtime, programs, self._kernels(network, crop).layout)
+        torch.backends.cudnn.benchmark = self._kernels(network, crop).benchmark
         self.ready[key].wake()
         return self.ready[key]
+
+    def _kernels(self, network: Network, crop: int) -> Kernels:
+        """Return how a network's convolutions run: on a GPU as measured where that pays."""
+        usual = Kernels(_layouts(network)[0])
+        function_of_pixels = not network.wants_batch and network.answers != "words"
+        if self.runtime.device.type != "cuda" or not function_of_pixels:
+            return usual
+        key = network.identity.get("arch") or network, crop
+        if key not in self.kernels:
+            pays = self._passes(network, crop) >= MEASURE_FROM
+            self.kernels[key] = fastest_kernels(network, crop, self.runtime) if pays else usual
+        return self.kernels[key]
 
     def _passes(self, network: Network, crop: int) -> int:
         """Return the passes to come of all networks that are likely to share this one's program."""
@@ -238,45 +304,12 @@ class Runners:
             elif key[0] not in active:
                 runner.rest()
 
+    def abandon(self) -> None:
+        """Forget all networks as they are: their device has stopped, and nothing comes back from it."""
+        self.ready.clear()
+
     def close(self) -> None:
         """Put every network back as it was before any change, also after an interruption in the middle of one."""
+        torch.backends.cudnn.benchmark = self.benchmark
         for runner in self.ready.values():
             runner.release()
-
-
-@contextlib.contextmanager
-def float32_precision(precision: str) -> Iterator[None]:
-    """Run float32 products in full (fp32) or in TensorFloat-32 (tf32), whatever the process's settings.
-
-    Convolutions, recurrent layers and matrix products are set through torch's per-operator interface; both it and the
-    older switches may have been used before, in any order, and read as before afterwards.
-
-    Raises:
-        RuntimeError: torch does not take the setting, so that the record would be wrong.
-    """
-    wanted = "tf32" if precision == "tf32" else "ieee"
-    backends: Any = torch.backends  # its stubs do not know fp32_precision
-    older = None
-    with contextlib.suppress(RuntimeError):  # it refuses to be read after a mix of both interfaces
-        older = torch.get_float32_matmul_precision()
-    before = []
-    for level in (backends, backends.cudnn, backends.cuda.matmul, backends.mkldnn.matmul):
-        before.append((level, level.fp32_precision))  # its own, since the levels above are neutral by now
-        level.fp32_precision = "none"
-    try:
-        backends.fp32_precision = wanted
-        products = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
-        for product in products:
-            if product.fp32_precision != wanted:  # set by itself: it does not follow the level above
-                before.append((product, product.fp32_precision))
-                product.fp32_precision = wanted
-        # compilers read the older switch, which must agree
-        torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
-        if any(product.fp32_precision != wanted for product in products):
-            raise RuntimeError(f"torch {torch.__version__} does not take the float32 precision {wanted}")
-        yield
-    finally:
-        if older is not None:
-            torch.set_float32_matmul_precision(older)
-        for level, value in reversed(before):
-            level.fp32_precision = value

@@ -18,7 +18,7 @@ import torchvision.transforms.functional  # noqa: F401  here, or every decoding 
 from jaxtyping import Float
 from torch import Tensor
 
-from imagenet_biases.base.errors import Terminated, UserError, out_of_memory
+from imagenet_biases.base.errors import Terminated, UserError, device_stopped, listed_briefly, out_of_memory
 from imagenet_biases.engine.inference import Runner, Runners, attacked
 from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
@@ -387,6 +387,14 @@ class Presenter:
                     self._guarded(network, self._continue_attack, condition, network, True)
                     reported = self._report_and_save(reported)
         except BaseException as error:
+            if device_stopped(error):
+                self.loop.runners.abandon()
+                names = listed_briefly(dict.fromkeys(cell.network.name for cell in self.group.cells))
+                raise UserError(
+                    f"the GPU has stopped on images of {self.images.name}, networks {names} "
+                    f"({str(error).splitlines()[0]}): a network uses an index that is out of range, or the machine is "
+                    f"at fault; what was saved is kept, and CUDA_LAUNCH_BLOCKING=1 or --device cpu shows the place"
+                ) from error
             self.recorder.save()  # also on Ctrl-C: what was measured is kept
             if isinstance(error, OutOfTime) or not out_of_memory(error):
                 raise
@@ -414,7 +422,7 @@ class Presenter:
         device = self.runtime.device
         index = on_device(positions, device)
         # uint8 rows [B, H, W, 3] become float NCHW in channels-last order without a copy of their own
-        pixels = rows.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        pixels = on_device(rows, device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
         readable = np.ones(len(positions), bool)
         readable[list(unreadable)] = False
         places = Places(positions, index, readable)
@@ -544,7 +552,7 @@ class Presenter:
         except UserError:
             raise
         except NETWORK_FAULTS as error:
-            if out_of_memory(error):
+            if out_of_memory(error) or device_stopped(error):
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if len(self.loop.plan.networks) == 1:

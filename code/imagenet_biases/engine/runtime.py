@@ -3,16 +3,22 @@
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.errors import UserError, collected_warnings
 from imagenet_biases.vocabulary import Settings
+
+logger = logging.getLogger(__name__)
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists where a driver is loaded
 
 # forward passes from which compiling (5-60 s) pays: of a network on a CPU; of all networks of a graph elsewhere, which
 # is an estimate (2,000-5,000 images per second, a third saved): benchmarks/gpu.py says what it is on a GPU at hand
@@ -131,14 +137,19 @@ def _number(variable: str, default: int) -> int:
 def _device(name: str | torch.device) -> torch.device:
     if isinstance(name, torch.device):
         return name
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    with collected_warnings() as reasons:
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    reason = _unusable_gpu(reasons)
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+        if reason and not available["cuda"]:
+            logger.warning("warning: measuring without the NVIDIA GPU of this machine: %s", reason)
     kind = str(name).partition(":")[0]
     if kind not in available:
         raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
     if not available[kind]:
-        raise UserError(f"--device {name}: this machine has none that torch can use; omit --device")
+        why = f" ({reason})" if reason and kind == "cuda" else ""
+        raise UserError(f"--device {name}: this machine has none that torch can use{why}; omit --device")
     try:
         device = torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
     except (RuntimeError, ValueError, OverflowError):
@@ -151,9 +162,35 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def on_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor on a device, without waiting for what the device still has to do."""
-    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, non_blocking=True)
+def _unusable_gpu(reasons: Sequence[str]) -> str:
+    """Return why torch cannot use the NVIDIA GPU that this machine has, by torch's own warnings, or ''."""
+    if reasons:  # too old a driver, for instance: in the first sentences, before advice and addresses
+        return " ".join(reasons[0].split())[:200]
+    if NVIDIA_DRIVER.exists() and torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA; install another build"
+    return ""
+
+
+def on_device(numbers: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor on a device, without waiting for what the device still has to do.
+
+    Their memory may be used again at once.
+    """
+    tensor = numbers if isinstance(numbers, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(numbers))
+    if device.type == "cuda" and _pins():
+        tensor = tensor.pin_memory()  # a copy, which torch keeps until the device has it
+    return tensor.to(device, non_blocking=True)
+
+
+@functools.cache
+def _pins() -> bool:
+    """Whether memory can be locked for fast copies to a GPU; without, they are only slower."""
+    try:
+        torch.empty(1).pin_memory()
+        return True
+    except RuntimeError as error:
+        logger.warning("copies to the GPU are slower: no memory can be locked (%s)", str(error).splitlines()[0])
+        return False
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Decoded batches for the loop: decoding processes write them into slots of memory shared with the main process."""
 
-import contextlib
 import mmap
 import shutil
 import signal
@@ -8,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ def batches(
     Args:
         sets: image sets, each with the preprocessing to apply.
         tasks: one per batch; all tasks of a set follow each other.
-        runtime: its `workers`, `cache` and `device` are used.
+        runtime: its `workers` and `cache` are used.
 
     Raises:
         UserError: decoding processes cannot start or have died, or memory is used up.
@@ -47,8 +46,7 @@ def batches(
     decoder = _Decoder(sets, runtime.cache)
     if sys.platform == "linux":
         _check_semaphores(runtime.workers)
-        # one batch is in use, the copy of the batch before may still be on its way to a GPU
-        slots = PREFETCH * runtime.workers + 2
+        slots = PREFETCH * runtime.workers + 1  # one batch is in use
         size = max(len(positions) * int(np.prod(decoder.shape(number))) for number, positions in tasks)
         decoder.ring = _shared_memory(slots, size)
     else:
@@ -63,18 +61,13 @@ def batches(
         # the memory is inherited, which needs a fork
         multiprocessing_context="fork" if decoder.ring is not None else None,
     )
-    iterator = iter(loader)
-    with _page_locked(decoder.ring, runtime.device):
-        yield from _received(iterator, tasks, decoder, runtime.device)
+    yield from _received(iter(loader), tasks, decoder)
 
 
 def _received(
-    iterator: Iterator[Any], tasks: Sequence[Task], decoder: "_Decoder", device: torch.device
+    iterator: Iterator[Any], tasks: Sequence[Task], decoder: "_Decoder"
 ) -> Iterator[tuple[UInt8[Tensor, "B H W 3"], dict[int, str]]]:
-    events: list[Any] = []  # mark what the device still has to do
     for index, (number, positions) in enumerate(tasks):
-        if len(events) > 1:
-            events.pop(0).synchronize()  # the next batch reuses the slot of the last but one
         try:
             pixels, unreadable = next(iterator)
         except RuntimeError as error:
@@ -89,9 +82,6 @@ def _received(
         if decoder.ring is not None:
             pixels = torch.from_numpy(decoder.place(index % len(decoder.ring), number, positions))
         yield pixels, unreadable
-        if device.type == "cuda":
-            events.append(torch.cuda.Event())
-            events[-1].record()
 
 
 class _Decoder(torch.utils.data.Dataset):
@@ -168,22 +158,6 @@ def _shared_memory(slots: int, size: int) -> UInt8[np.ndarray, "slots size"]:
             f"no memory for decoded images ({slots * size / 1e6:,.0f} MB, {error.strerror}): repeat with fewer "
             f"--num-workers, 0 for none, or a smaller --batch-size"
         ) from None
-
-
-@contextlib.contextmanager
-def _page_locked(ring: np.ndarray | None, device: torch.device) -> Iterator[None]:
-    """Lock the ring in memory while it is used, for fast copies to a GPU; without, they are only slower."""
-    if ring is None or device.type != "cuda":
-        yield
-        return
-    address, cudart = ring.ctypes.data, cast(Any, torch.cuda.cudart())
-    locked = int(cudart.cudaHostRegister(address, ring.nbytes, 0)) == 0
-    try:
-        yield
-    finally:
-        if locked:
-            torch.cuda.synchronize()
-            cudart.cudaHostUnregister(address)
 
 
 def _start(worker: int) -> None:

@@ -38,7 +38,7 @@ def convolutions(network: torch.nn.Module, kernel: int | str = 3) -> dict[str, F
             continue
         size = tuple(module.kernel_size)
         if size == (3, 3) or (kernel == "all" and math.prod(size) > 1):
-            weight = module.weight.detach().double().cpu()
+            weight = module.weight.detach().double().cpu().contiguous()
             if not weight.isfinite().all():
                 raise UserError(f"the weights of the layer {name} are not all finite: the checkpoint is damaged")
             weights[name.removeprefix("body.")] = weight

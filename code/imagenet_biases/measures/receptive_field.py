@@ -6,13 +6,14 @@ summed over the three colours; each image's map is scaled by its largest value; 
 pixels above 4.55 % of the mean map's largest value (1 - 95.45 %, two standard deviations of a normal distribution).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, Int64
 from torch import Tensor
 
 from imagenet_biases.measures.accuracy import with_percentiles
@@ -50,12 +51,18 @@ def answer_by_centre(network: Network) -> None:
             return logits * 0  # no module gives a map: no gradient
         last = maps.pop()
         maps.clear()
-        signs = torch.randint(2, last.shape[1:], generator=torch.Generator().manual_seed(0))
-        return last * (2 * signs - 1).to(last.device)
+        return last * _signs(last.shape[1], last.device)
 
     for module in network.body.modules():
         module.register_forward_hook(keep)
     network.register_forward_hook(answer)
+
+
+@functools.lru_cache(maxsize=16)
+def _signs(count: int, device: torch.device) -> Int64[Tensor, " channels"]:
+    """Return so many random signs, always the same, made once for a device."""
+    signs = torch.randint(2, (count,), generator=torch.Generator().manual_seed(0))
+    return (2 * signs - 1).to(device)
 
 
 def centre(features: Tensor) -> Float[Tensor, "B channels"] | None:

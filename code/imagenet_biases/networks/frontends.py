@@ -9,6 +9,7 @@ random numbers are drawn from (seed, image, draw).
 - diffusion-noise[:published|variance-preserving]    an image under the noise of a diffusion process
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,12 @@ Pixels: TypeAlias = Float[Tensor, "B 3 H W"]
 @identified("grey")
 def grey(pixels: Pixels, batch: Batch | None) -> Pixels:
     """Return the luminance of RGB pixels in all three channels."""
-    weights = pixels.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (pixels * weights).sum(1, keepdim=True).expand_as(pixels)
+    return (pixels * _luminance(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
+
+
+@functools.cache
+def _luminance(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "1 3 1 1"]:
+    return torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
 SCHEDULES = {
@@ -79,11 +84,26 @@ def _none(value: str) -> dict[str, Any]:
     return {}
 
 
+# steps of their own where a network is traced: what they keep for a size and a device has no value there
+torch.fx.wrap("band_pass")
+torch.fx.wrap("grey")
+
+
+@functools.wraps(band_pass)
+def _band_pass(pixels: Pixels, batch: Batch | None, **settings: Any) -> Pixels:
+    return band_pass(pixels, batch, **settings)
+
+
+@functools.wraps(grey)
+def _grey(pixels: Pixels, batch: Batch | None) -> Pixels:
+    return grey(pixels, batch)
+
+
 FRONT_ENDS: dict[str, tuple[Any, Callable[[str], dict[str, Any]], bool]] = {
     # name: (function, settings from its value, whether it draws)
-    "low-pass": (band_pass, _cutoff("low-pass"), False),
-    "high-pass": (band_pass, _cutoff("high-pass"), False),
-    "grey": (grey, _none, False),
+    "low-pass": (_band_pass, _cutoff("low-pass"), False),
+    "high-pass": (_band_pass, _cutoff("high-pass"), False),
+    "grey": (_grey, _none, False),
     "diffusion-noise": (diffusion_noise, _schedule, True),
 }
 
