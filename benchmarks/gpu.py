@@ -6,23 +6,27 @@ Run:  python benchmarks/gpu.py                          (writes benchmarks/gpu-D
 ResNet-50 with random weights on synthetic photographs of ImageNet's size, in each precision, compiled and not:
 - bare: forward passes (forward and backward for PGD) over pixels in memory, nothing else;
 - harness: the same network through the loop, images cached, answers stored: clean (1 condition), spectral (23),
-  critical band (29), PGD; its pace is that of the images beyond the first batch, the time until then is `start`;
+  critical band (29), PGD; its pace is that of the images beyond the first batch, shown twice before: the first time is
+  the cold start, the second is not counted;
 - criticality: resets of every third layer, images x resets a second (never compiled);
-- naive: each condition on its own, files decoded and filtered on the CPU (fp32, uncompiled);
+- naive: each condition on its own, files decoded and filtered on the CPU, the network uncompiled in the precision that
+  it is compared in, and with few images;
 - feed: images a second that reach a network that takes no time: decoded from files, from a tar and a parquet file, and
   from the cache;
 - agreement: logits on the device against a CPU's in fp32; memory; seconds to compile, and what a second network of the
   same architecture takes of both; from how many images on compiling pays.
-What is not measured before --minutes are over is named. The hours of the study are the passes of all benchmarks, at
-this pace, of the slowest of 1, 8 and 64 such devices, to which units are dealt as --shard deals them.
+
+The steps come in such an order that every question has an answer early and the rest refines it; the file is written
+after each, and what was not measured before --minutes were over is named. The hours of the study are the passes of all
+benchmarks, at this pace, of the slowest of 1, 8 and 64 such devices, to which units are dealt as --shard deals them.
 """
 
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +50,7 @@ from imagenet_biases.stimuli.attacks import pgd, summed_cross_entropy
 from imagenet_biases.study import DECLARATIONS
 from imagenet_biases.vocabulary import CLEAN, Batch, Data, Pass
 
-NETWORKS, VALIDATION, STEPS = 48, DECLARATIONS["imagenet"].images, 10
+NETWORKS, VALIDATION, STEPS, NAIVE = 48, DECLARATIONS["imagenet"].images, 10, 64
 TARGETS = {
     "spectral / bare": ("at least", 0.98),
     "clean / bare": ("at least", 0.90),
@@ -94,6 +98,7 @@ class Bench:
                 target = self.folder / "photographs" / file.parent.name / f"{copy:04d}-{file.name}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, target)
+        self.configurations = {}
         torch.manual_seed(0)
         self.network, self.other = (network_of(timm.create_model(args.arch), name) for name in (args.arch, "another"))
 
@@ -113,67 +118,80 @@ class Bench:
                 lambda: show([Pass(images, tuple(conditions))], network, here, results, runners), self.device
             )
 
-    def harness(self, conditions, here, bare, network=None, runners=None):
-        """Return (images x conditions a second beyond the first batch, seconds until then)."""
-        network, cost = network or self.network, sum(one.cost for one in conditions)
-        count = self.size * max(2, round(self.args.seconds * bare / cost / self.size))
-        few, start = self.through(conditions, self.size, here, network, runners)
+    def harness(self, name, conditions, bare, here, runners, network=None, cost=1):
+        """Return (images x conditions a second beyond the first batch, seconds that the first batch took more)."""
+        network = network or self.network
+        passes = sum(condition.cost for condition in conditions)
+        count = self.size * max(2, round(self.args.seconds * bare / passes / self.size))
+        (few, cold), (_, warm) = (self.through(conditions, self.size, here, network, runners) for _ in range(2))
         many, whole = self.through(conditions, count, here, network, runners)
-        pace = (many - few) * len(conditions) / max(whole - start, 1e-9)
-        return pace, max(0.0, start - few * len(conditions) / pace)
+        pace = (many - few) * len(conditions) * cost / max(whole - warm, 1e-9)
+        return {name: pace, f"{name}, cold start in seconds": max(0.0, cold - warm)}
 
-    def configuration(self, precision, compiled):
-        """Return all figures of one precision, compiled or not."""
-        here, args = self.here(precision=precision, compile=compiled), self.args
+    def ready(self, precision, compiled):
+        """Return (Runtime, Runners) of a configuration, made once."""
+        if (precision, compiled) not in self.configurations:
+            here = self.here(precision=precision, compile=compiled)
+            planned = {(network, 224): 10**9 for network in (self.network, self.other)}
+            self.configurations[precision, compiled] = here, Runners(here, planned)
+        return self.configurations[precision, compiled]
+
+    def basics(self, here, runners, _):
+        """Return what it takes to get ready, whether a CPU agrees, and the bare pace."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        pixels = torch.rand(self.size, 3, 224, 224, device=self.device).to(memory_format=torch.channels_last)
-        batch, labels = (
-            Batch(torch.arange(self.size, device=self.device), 0),
-            torch.arange(self.size, device=self.device),
-        )
-        clean = (CLEAN,)
-        spectral = conditions_of("spectral", self.data)
-        critical = conditions_of("criticalband", self.data)
-        attack = pgd(f"PGD-{STEPS}", 4 / 255, STEPS, 2 / 255)
-        with float32_precision(precision):
-            runners = Runners(here, {(one, 224): 10**9 for one in (self.network, self.other)})
-            found = {}
-            for one, what in ((self.network, "get ready"), (self.other, "get a second network ready")):
-                memory = self.memory()
-                found[f"seconds to {what}"] = timed(
-                    lambda one=one: runners.get(one, 224).answer(pixels, batch), self.device
-                )
-                found[f"GB to {what}"] = (self.memory() - memory) / 1e9
-            runner = runners.get(self.network, 224)
-            bare = pace_of(lambda: runner.answer(pixels, batch).argmax(1), self.size, self.device, args.seconds)
-            steps = self.bare_steps(runner, pixels, labels, here, compiled)
-            found |= {"bare": bare, "bare PGD steps": steps}
-            for name, conditions in (("clean", clean), ("spectral", spectral), ("critical band", critical)):
-                found[name], found[f"{name}, start"] = self.harness(conditions, here, bare, runners=runners)
-            attacked, found["PGD, start"] = self.harness((attack,), here, bare, runners=runners)
-            found["PGD steps"] = attacked * STEPS
-            found["criticality"] = self.criticality(here, runners)
-            shown = runner.answer(self.shown.to(self.device), batch).cpu()
+        pixels, batch, found = self.pixels(), Batch(torch.arange(self.size, device=self.device), 0), {}
+        for network, what in ((self.network, "get ready"), (self.other, "get a second network ready")):
+            memory = self.memory()
+            prepare = partial(runners.get, network, 224)
+            found[f"seconds to {what}"] = timed(lambda prepare=prepare: prepare().answer(pixels, batch), self.device)
+            found[f"GB to {what}"] = (self.memory() - memory) / 1e9
+        runner = runners.get(self.network, 224)
+        shown = runner.answer(self.shown.to(self.device), batch).cpu()
         away = (shown - self.expected).abs().max() / self.expected.abs().max()
         found["largest difference from the CPU, of the largest logit"] = float(away)
-        found |= {f"{name} / bare": found[name] / bare for name in ("clean", "spectral", "critical band")}
-        found["PGD / bare"] = found["PGD steps"] / steps
+        bare = pace_of(lambda: runner.answer(pixels, batch).argmax(1), self.size, self.device, self.args.seconds)
+        found["bare"] = bare
         if self.device.type == "cuda":
             found["memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
         return found
 
+    def harnessed(self, *names):
+        """Return a step that measures the harness under some benchmarks' conditions."""
+
+        def step(here, runners, figures):
+            found = {}
+            for name in names:
+                conditions = (CLEAN,) if name == "clean" else conditions_of(name.replace(" ", ""), self.data)
+                found |= self.harness(name, conditions, figures["bare"], here, runners)
+                found[f"{name} / bare"] = found[name] / figures["bare"]
+            return found
+
+        return step
+
+    def attacked(self, here, runners, figures):
+        """Return forward and backward passes a second of PGD, in the harness and bare."""
+        runner, labels = runners.get(self.network, 224), torch.arange(self.size, device=self.device)
+        steps = self.bare_steps(runner, self.pixels(), labels, here, here.compile)
+        attack = pgd(f"PGD-{STEPS}", 4 / 255, STEPS, 2 / 255)
+        found = self.harness("PGD steps", (attack,), figures["bare"], here, runners, cost=STEPS)
+        return {"bare PGD steps": steps} | found | {"PGD / bare": found["PGD steps"] / steps}
+
+    def pixels(self):
+        pixels = torch.rand(self.size, 3, 224, 224, device=self.device)
+        return pixels.to(memory_format=torch.channels_last)
+
     def memory(self):
         return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
 
-    def criticality(self, here, runners):
+    def criticality(self, here, runners, _):
         """Return images x resets a second, of every third layer, after a run that sees where each reset acts."""
         benchmark = benchmarks.find("criticality")
         (_, one, *_) = benchmark.passes(self.data, **benchmark.options_from({"reset": "permute"}))
         resets = one.conditions_for(self.network)[::9]
         self.through(resets, self.size, here, self.network, runners)
         count, seconds = self.through(resets, self.size, here, self.network, runners)
-        return count * len(resets) / seconds
+        return {"criticality": count * len(resets) / seconds}
 
     def bare_steps(self, runner, pixels, labels, here, compiled):
         """Return the forward and backward passes a second, in images, of nothing but them."""
@@ -193,35 +211,38 @@ class Bench:
         self.shown = torch.rand(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             self.expected = self.network(self.shown)
-        return self.feed()
+        return self.feed(("decoded", None), ("filling the cache", self.folder / "cache")) | {
+            "decoding processes": self.args.workers
+        }
 
-    def feed(self):
-        """Return the images a second that reach a network which takes no time: decoded, then from the cache."""
+    def feed(self, *ways, place="photographs"):
+        """Return the images a second that reach a network which takes no time, in some ways: (name, cache)."""
         nothing, found = network_of(Nothing(), "nothing"), {}
-        as_tar(self.folder / "photographs", self.folder / "images.tar")
-        as_parquet(self.folder / "photographs", self.folder / "images.parquet")
         with float32_precision("fp32"):
-            for name, place, cache in (
-                ("from a tar file", "images.tar", None),
-                ("from a parquet file", "images.parquet", None),
-                ("decoded", "photographs", None),
-                ("filling the cache", "photographs", self.folder / "cache"),
-            ):
+            for name, cache in ways:
                 here = self.here(compile="off", cache=cache)
                 count, seconds = self.through((CLEAN,), self.args.images, here, nothing, None, place)
-                found[name] = count / seconds
-            found["cached"] = self.harness((CLEAN,), here, self.args.images / self.args.seconds, nothing)[0]
-        return {name: round(pace, 1) for name, pace in found.items()} | {"decoding processes": self.args.workers}
+                found[name] = round(count / seconds, 1)
+        return found
 
-    def naive(self):
-        """Return images x conditions a second of a loop without a harness, by benchmark."""
+    def more_feeds(self):
+        """Return the images a second from the cache, a tar file and a parquet file."""
+        as_tar(self.folder / "photographs", self.folder / "images.tar")
+        as_parquet(self.folder / "photographs", self.folder / "images.parquet")
+        return (
+            self.feed(("cached", self.folder / "cache"))
+            | self.feed(("from a tar file", None), place="images.tar")
+            | self.feed(("from a parquet file", None), place="images.parquet")
+        )
+
+    def naive(self, here, runners, figures):
+        """Return images x conditions a second of a loop without a harness, and how much faster the harness is."""
         from stimuli import naive_filter, naive_noise  # needs pyrtools
 
-        found = {}
-        network = self.network.to(self.device)
+        found, network = {}, self.network.to(self.device)
         for name, transform in (("spectral", naive_filter), ("critical band", naive_noise)):
             condition = conditions_of(name.replace(" ", ""), self.data)[-1]
-            random, images = np.random.default_rng(0), self.images(self.size)
+            random, images = np.random.default_rng(0), self.images(min(self.size, NAIVE))
 
             def work(condition=condition, transform=transform, random=random, images=images):
                 batch = []
@@ -229,10 +250,13 @@ class Bench:
                     with Image.open(images.listing.root / file) as photograph:
                         picture = Image.fromarray(STUDY(photograph))
                     batch.append(torch.from_numpy(transform(picture, condition, random)).permute(2, 0, 1))
-                with torch.no_grad():
+                with torch.no_grad(), here.autocast():
                     network(torch.stack(batch).to(self.device)).argmax(1).cpu()
 
-            found[name] = len(images) / statistics.median(timed(work, self.device) for _ in range(3))
+            work()
+            found[f"naive {name}"] = len(images) / timed(work, self.device)
+            if name in figures:
+                found[f"{name} / naive"] = figures[name] / found[f"naive {name}"]
         return found
 
 
@@ -306,63 +330,106 @@ def parsed():
     return args, cuda
 
 
+def plan(bench, cuda):
+    """Yield (precision, compiled, step): every question first, then the rest."""
+    kinds = ("fp32", "tf32-conv", "bf16", "tf32", "fp16") if cuda else ("fp32", "bf16")
+    main, rest = kinds[:3], kinds[3:]
+    for precision in kinds:
+        yield precision, "off", bench.basics
+    for precision in main:
+        yield precision, "on", bench.basics
+    yield "fp32", "on", bench.harnessed("spectral", "clean")
+    yield "fp32", "on", bench.attacked
+    yield "fp32", "on", bench.naive
+    for precision in main[1:]:
+        yield precision, "on", bench.harnessed("spectral")
+        yield precision, "on", bench.attacked
+    yield "fp32", "on", bench.harnessed("critical band")
+    yield "fp32", "on", bench.criticality
+    yield "fp32", "off", bench.harnessed("spectral")
+    yield "fp32", "off", bench.attacked
+    for precision in main[1:]:
+        yield precision, "on", bench.naive
+        yield precision, "on", bench.harnessed("clean", "critical band")
+        yield precision, "on", bench.criticality
+    for precision in rest:
+        yield precision, "on", bench.basics
+        yield precision, "on", bench.harnessed("spectral", "clean")
+        yield precision, "on", bench.attacked
+        yield precision, "on", bench.criticality
+
+
 def rounded(figures):
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+
+
+def shown(figures):
+    """Print figures, beside their targets."""
+    for key, value in figures.items():
+        sign, bound = TARGETS.get(key, ("", 0))
+        held = f"   target: {sign} {bound}, {'held' if value >= bound else 'MISSED'}" if sign else ""
+        print(f"  {key:55} {value}{held}", flush=True)
+
+
+def break_even(figures):
+    """Return {precision: images from which compiling pays}, where both ways were measured."""
+    pays = {}
+    for name, compiled in figures.items():
+        precision, _, way = name.partition(", ")
+        plain = figures.get(f"{precision}, not compiled", {})
+        if way == "compiled" and compiled.get("bare", 0) > plain.get("bare", float("inf")):
+            ready = compiled["seconds to get ready"] - plain["seconds to get ready"]
+            pays[precision] = float(f"{ready / (1 / plain['bare'] - 1 / compiled['bare']):.2g}")
+    return pays
 
 
 def main():
     args, cuda = parsed()
     if not cuda:
         print("There is no GPU in this: all figures below are of a CPU and say nothing about one.")
-    kinds = ("fp32", "bf16", "tf32", "fp16") if cuda else ("fp32", "bf16")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, folder)
-        feed = bench.prepare()
-        print("feed, images a second", feed, flush=True)
-        try:
-            naive = bench.naive()
-        except ImportError as error:
-            naive = {}
-            print(f"not measured: the naive loops ({error})")
-        figures, missed = {}, []
-        for precision, compiled in [(kind, compiled) for compiled in ("on", "off") for kind in kinds]:
-            name = f"{precision}, {'compiled' if compiled == 'on' else 'not compiled'}"
-            if time.monotonic() > bench.ends:
-                missed.append(name)
-                continue
-            found = bench.configuration(precision, compiled)
-            found |= {f"{one} / naive": found[one] / pace for one, pace in naive.items()}
-            figures[name] = rounded(found) | {
-                "hours of the study": hours(found, feed["decoded"], bench.network, bench.data)
-            }
-            print(f"\n{name}")
-            for key, value in figures[name].items():
-                sign, bound = TARGETS.get(key, ("", 0))
-                held = f"   target: {sign} {bound}, {'held' if value >= bound else 'MISSED'}" if sign else ""
-                print(f"  {key:55} {value}{held}", flush=True)
-    for kind in kinds:
-        on_, off = (figures.get(f"{kind}, {how}") for how in ("compiled", "not compiled"))
-        if on_ and off and on_["bare"] > off["bare"]:
-            ready = on_["seconds to get ready"] - off["seconds to get ready"]
-            pays = ready / (1 / off["bare"] - 1 / on_["bare"])
-            on_["compiling pays from, images"] = float(f"{pays:.2g}")
-            print(f"{kind}: compiling pays from {pays:,.0f} images")
-    for name in missed:
-        print(f"not measured, {args.minutes:g} minutes were over: {name}")
-    write_json(
-        args.out,
-        {
+        content = {
             "machine": described(torch.device(args.device)),
             "of": "a GPU" if cuda else "a CPU: says nothing about a GPU",
             "network": args.arch,
             "batch size": args.batch_size,
             "targets": {name: list(target) for name, target in TARGETS.items()},
-            "feed, images a second": feed,
-            "naive, images x conditions a second": rounded(naive),
-            "figures": figures,
-            "not measured": missed,
-        },
-    )
+            "feed, images a second": bench.prepare(),
+            "figures": {},
+            "not measured": [],
+        }
+        print("feed, images a second", content["feed, images a second"], flush=True)
+        figures = content["figures"]
+        for precision, compiled, step in plan(bench, cuda):
+            name = f"{precision}, {'compiled' if compiled == 'on' else 'not compiled'}"
+            label, known = f"{name}: {step.__name__}", figures.setdefault(name, {})
+            if time.monotonic() > bench.ends:
+                content["not measured"].append(label)
+                continue
+            started = time.monotonic()
+            try:
+                with float32_precision(precision):
+                    found = rounded(step(*bench.ready(precision, compiled), known))
+            except ImportError as error:  # of the naive loops, which need pyrtools
+                content["not measured"].append(f"{label} ({error})")
+                continue
+            print(f"\n{label} ({time.monotonic() - started:.0f} s)")
+            shown(found)
+            known |= found
+            content["compiling pays from, images"] = break_even(figures)
+            write_json(args.out, content)
+        if time.monotonic() <= bench.ends:
+            content["feed, images a second"] |= bench.more_feeds()
+        for name, known in figures.items():
+            if {"clean", "spectral", "PGD steps", "criticality"} <= known.keys():
+                decoded = content["feed, images a second"]["decoded"]
+                known["hours of the study"] = hours(known, decoded, bench.network, bench.data)
+                print(f"{name}: hours of the study {known['hours of the study']}")
+        print("compiling pays from, images:", content["compiling pays from, images"])
+        for label in content["not measured"]:
+            print(f"not measured: {label}")
+        write_json(args.out, content)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,14 @@ Each precision against fp32 on the same device, nothing else changed: both calib
 images and, where they are given, a network of yours on photographs of yours (folders by WordNet id). Shown are the
 images as they are (imagenet), under filters (spectral) and noise (criticalband) and under attack (imagenet_adv, FGSM
 and 10 steps of PGD). An answer is the first class; its margin is the fp32 difference of the two largest logits.
+
+Where there is no NVIDIA GPU, TensorFloat-32 is emulated: what goes into the convolutions (tf32-conv, torch's default on
+such GPUs) and the matrix products as well (tf32), forward and backward, is rounded to 10 bits of mantissa, and summed
+in float32.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import tempfile
@@ -19,11 +24,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from common import described
 from imagenet_biases import Data, Settings, benchmarks, evaluate
 from imagenet_biases.base.files import write_json
-from imagenet_biases.engine.inference import Runner, float32_precision
+from imagenet_biases.engine.inference import Runner
+from imagenet_biases.engine.precision import float32_precision
 from imagenet_biases.engine.runtime import make_runtime
 from imagenet_biases.images.preprocessing import STUDY, decode
 from imagenet_biases.images.sets import image_set
@@ -35,6 +43,42 @@ from imagenet_biases.vocabulary import Batch, Readout, Results
 NAMES = ("imagenet", "spectral", "criticalband", "imagenet_adv")
 STEPS = 10  # of PGD
 MARGINS = (0.0, 0.1, 0.5, 1.0, 2.0, np.inf)  # of logits
+
+
+aten = torch.ops.aten
+CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
+PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default}
+EMULATED = {"tf32-conv": CONVOLUTIONS, "tf32": CONVOLUTIONS | PRODUCTS}
+
+
+def rounded_to_tf32(tensor):
+    """Return float32 values with 10 of their 23 bits of mantissa, rounded to nearest, ties to even."""
+    if not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32):
+        return tensor
+    bits = tensor.detach().view(torch.int32)
+    rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF
+    return torch.where(tensor.isfinite(), rounded.view(torch.float32), tensor)
+
+
+class TF32(TorchDispatchMode):
+    """Rounds what goes into some of torch's operations as TensorFloat-32 does; biases are added in float32."""
+
+    def __init__(self, operations):
+        super().__init__()
+        self.operations = operations
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation in self.operations:
+            bias = {aten.convolution.default: 2, aten.addmm.default: 0, aten.baddbmm.default: 0}.get(operation)
+            args = [arg if place == bias else tree_map(rounded_to_tf32, arg) for place, arg in enumerate(args)]
+        return operation(*args, **(kwargs or {}))
+
+
+def arithmetic(precision, device):
+    """Return (the precision to ask for, a context to run in)."""
+    if precision in EMULATED and not str(device).startswith("cuda"):
+        return "fp32", TF32(EMULATED[precision])
+    return precision, contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -76,8 +120,10 @@ def measured(network, data, args, precision):
     attacks = {"imagenet_adv": {"attack": args.attacks, "steps": str(STEPS)}}
     for name in NAMES:
         caught, options = [], {name: attacks[name]} if name in attacks else None
-        settings = Settings(device=device, precision=precision, compile="off", batch_size=20)
-        evaluate(network, watched(benchmarks.find(name), caught), data, settings, options=options)
+        asked, context = arithmetic(precision, device)
+        settings = Settings(device=device, precision=asked, compile="off", batch_size=20)
+        with context:
+            evaluate(network, watched(benchmarks.find(name), caught), data, settings, options=options)
         found[name] = caught[-1]
     return found
 
@@ -114,8 +160,9 @@ def gradients(name, data, device, precisions):
     pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().div(255).to(device)
     labels, keys = (torch.from_numpy(one[list(listed_briefly)]).to(device) for one in (images.labels, images.keys))
     for precision in ("fp32", *precisions):
-        here = make_runtime(Settings(device=device, precision=precision, batch_size=20), 0)
-        with float32_precision(precision):
+        asked, context = arithmetic(precision, device)
+        here = make_runtime(Settings(device=device, precision=asked, batch_size=20), 0)
+        with float32_precision(asked), context:
             network = Runner(load_model(name), 224, here).differentiable(Batch(keys, 0))
             found[precision] = gradient(network, pixels, labels, summed_cross_entropy)[0].flatten(1).float()
     usual, result = found["fp32"], {}
@@ -138,8 +185,7 @@ def main():
     parser.add_argument("--no-drawn", action="store_true", help="leave the drawn images out")
     parser.add_argument("--precisions", nargs="+", help="default: all that the device has")
     args = parser.parse_args()
-    known = ("tf32", "bf16", "fp16") if args.device.startswith("cuda") else ("bf16", "fp16")
-    precisions = args.precisions or known
+    precisions = args.precisions or ("tf32-conv", "tf32", "bf16", "fp16")
     path, figures = Path(__file__).with_name(f"precision-{torch.device(args.device).type}.json"), {}
     with tempfile.TemporaryDirectory() as folder:
         draw(folder)

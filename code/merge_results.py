@@ -29,6 +29,7 @@ from imagenet_biases.results.merge import (
     update,
 )
 from imagenet_biases.results.table import MEASURED, PUBLISHED, read_table
+from imagenet_biases.study import AS_IN_STUDY
 
 
 @exit_on_user_error
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wandb-project", action="append", default=[], metavar="ENTITY[/PROJECT]")
     parser.add_argument("--wandb-offline", type=Path, action="append", default=[], metavar="DIR", help="local runs")
     parser.add_argument("--preprocessing", "--view", default="study", help="merge this preprocessing (default: study)")
-    parser.add_argument("--precision", default="fp32", help="merge this precision (default: fp32)")
+    parser.add_argument(
+        "--precision", default=AS_IN_STUDY["precision"], help="merge this precision (default: %(default)s)"
+    )
     parser.add_argument("--frontend", default="", help="merge what was measured behind this front end (default: none)")
     parser.add_argument("--out", type=Path, default=MEASURED.parent, help="folder to write to (default: raw-data)")
     parser.add_argument("--rebuild", action="store_true", help="drop measured rows that are not found again")

@@ -142,7 +142,7 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
         running.add_argument("--batch-size", type=whole, help="default: 256 on a GPU, 32 on a CPU")
         running.add_argument("--num-workers", type=int, help="decoding processes (default: by cores and images)")
         running.add_argument("--cache", metavar="DIR", help="keep decoded images here (7.5 GB for ImageNet validation)")
-        running.add_argument("--precision", choices=PRECISIONS, default="fp32")
+        running.add_argument("--precision", choices=PRECISIONS, default=Settings.precision)
         running.add_argument("--compile", choices=COMPILE, default="auto", help="auto: for long runs")
         running.add_argument(
             "--checkpoint-seconds", type=_seconds, default=180.0, help="between save points of a long pass"

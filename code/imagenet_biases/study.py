@@ -114,6 +114,11 @@ V2_VARIANTS = {
 """How the names of 24 images of each variant of ImageNet-v2 begin (github.com/modestyachts/ImageNetV2, data/datasets:
 the first of imagenetv2-b-33, -a-44 and -c-12). Variants share images."""
 
+# how the rows of the tables are measured unless they say otherwise, as records have it. The study's own arithmetic was
+# probably torch's default on its GPUs (tf32-conv), which is no basis for comparison: it changes 6 % of the answers to
+# attacked photographs (benchmarks/README.md)
+AS_IN_STUDY: dict[str, Any] = {"view": "study", "precision": "fp32", "seed": 0, "frontend": ""}
+
 CLEAN_SET = "imagenet"  # its clean images reveal a network that is loaded incorrectly
 MODEL_VS_HUMAN = "model-vs-human"  # a folder of 17 image sets, declared in humans/stimulus_sets.py
 IMAGE_FOLDERS: dict[str, str] = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
     from imagenet_biases.networks.load import Network
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32-conv", "tf32", "bf16", "fp16")
 PREPROCESSINGS = ("study", "native")
 COMPILE = ("auto", "on", "off")
 ROUNDS = (1.0, 5.0, 20.0, 100.0)  # per cent of the images after which a long run reports
@@ -65,7 +65,8 @@ class Settings:
 
     Attributes:
         device: auto, cpu, cuda, mps or whatever torch.device accepts.
-        precision: one of PRECISIONS.
+        precision: one of PRECISIONS. fp32 is float32 throughout; tf32-conv, torch's own default on NVIDIA GPUs, runs
+            convolutions in TensorFloat-32, tf32 matrix products as well; bf16 and fp16 are torch's autocast.
         preprocessing: study (256/224 bilinear for every network) or native (each network's own).
         batch_size, workers: images per batch, decoding processes; None chooses by the machine.
         cache: a folder that keeps decoded images.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from imagenet_biases.base.errors import UserError, collected_warnings
+from imagenet_biases.engine.precision import FLOAT32
 from imagenet_biases.vocabulary import Settings
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,11 @@ def make_runtime(settings: Settings, images: int) -> Runtime:
     device = _device(settings.device)
     if device.type == "cuda":  # first of all: whatever names no GPU, events and pinned memory too, means this one
         torch.cuda.set_device(device)
-    if settings.precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is for NVIDIA GPUs; omit it, or use bf16")
+    if settings.precision in FLOAT32 and not _has_tf32(device):
+        raise UserError(
+            f"--precision {settings.precision} is for NVIDIA GPUs of compute capability 8.0 (Ampere) or later; "
+            f"omit it, or use bf16"
+        )
     if device.type == "cpu":
         keep_memory()
     return Runtime(
@@ -160,6 +164,12 @@ def _device(name: str | torch.device) -> torch.device:
     if not 0 <= (device.index or 0) < count:
         raise UserError(f"there is no device {device}: this machine has {count} of that kind (LOCAL_RANK, --device)")
     return device
+
+
+def _has_tf32(device: torch.device) -> bool:
+    """Whether a device computes in TensorFloat-32; older GPUs ignore the setting, and the record would be wrong."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _unusable_gpu(reasons: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from imagenet_biases.estimate import Estimate
 from imagenet_biases.measures.split_half import SPLITS, T95, difference, from_text, standard_error
 from imagenet_biases.study import (
+    AS_IN_STUDY,
     CLEAN_SET,
     CORRECTED,
     DERIVED,
@@ -57,15 +58,21 @@ class MeasurementKey:
     model: str
     network: str | None
     collection: str
-    preprocessing: str = "study"
-    precision: str = "fp32"
+    preprocessing: str = AS_IN_STUDY["view"]
+    precision: str = AS_IN_STUDY["precision"]
     seed: int = 0
     frontend: str = ""
 
     @property
     def as_in_study(self) -> bool:
         """Whether it was measured as the study does."""
-        return (self.preprocessing, self.precision, self.seed, self.frontend) == ("study", "fp32", 0, "")
+        settings = {
+            "view": self.preprocessing,
+            "precision": self.precision,
+            "seed": self.seed,
+            "frontend": self.frontend,
+        }
+        return settings == AS_IN_STUDY
 
     @property
     def intervention(self) -> tuple[str, str | None, str]:

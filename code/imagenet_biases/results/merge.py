@@ -32,13 +32,13 @@ from imagenet_biases.results.table import (
 )
 from imagenet_biases.results.text_tables import aligned
 from imagenet_biases.results.witness import Witness, in_standard_errors, names_of, preprocessing_of, witnesses_of
-from imagenet_biases.study import DRAWN_CATEGORIES, place
+from imagenet_biases.study import AS_IN_STUDY, DRAWN_CATEGORIES, place
 from imagenet_biases.study import metric as definition
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # relative difference that is remarked on where there is no interval
-USUAL = {"view": "study", "precision": "fp32", "frontend": ""}  # the study's; anything else has rows of its own
+USUAL = {key: AS_IN_STUDY[key] for key in ("view", "precision", "frontend")}  # anything else has rows of its own
 FLAGS = {"view": "preprocessing"}  # of merge_results.py, where they are not called as the records' keys
 
 Content = dict[str, Any]
@@ -146,7 +146,7 @@ def checked(record: Content, origin: str | Path) -> Content:
 
 def _completed(record: Content) -> Content:
     """Return a record with defaults for what its edition lacks."""
-    provenance = USUAL | {"seed": 0, "collection": "imagenet", "category": "", "time": "", "network": None}
+    provenance = AS_IN_STUDY | {"collection": "imagenet", "category": "", "time": "", "network": None}
     provenance["source"] = ""
     empty: Content = {"intervals": {}, "partial": {}, "details": {}, "layers": {}, "provenance": {}}
     empty |= {"images": None, "subset": False, "warnings": []}
@@ -184,7 +184,10 @@ def _values(record: Content) -> Iterator[tuple[str, str | None, Value]]:
 
 
 def select(
-    records: Iterable[Content], preprocessing: str = "study", precision: str = "fp32", frontend: str = ""
+    records: Iterable[Content],
+    preprocessing: str = USUAL["view"],
+    precision: str = USUAL["precision"],
+    frontend: str = "",
 ) -> tuple[list[Content], list[str]]:
     """Return the records that may share a row, oldest first, with their whole metrics only, and lines about the rest.
 
@@ -260,7 +263,7 @@ def _whole(record: Content) -> tuple[Content, list[str]]:
     return record | {"metrics": metrics, "layers": layers}, lines
 
 
-def source_name(preprocessing: str = "study", precision: str = "fp32", frontend: str = "") -> str:
+def source_name(preprocessing: str = USUAL["view"], precision: str = USUAL["precision"], frontend: str = "") -> str:
     """Return what the column `source` says of a measured row: 'measured', with what differs from the study."""
     pairs = zip(USUAL.values(), (preprocessing, precision, frontend), strict=True)
     unusual = ", ".join(value for usual, value in pairs if value != usual)

@@ -287,12 +287,12 @@ def variant(record: Mapping[str, Any]) -> str:
 def _precedence(record: Mapping[str, Any]) -> tuple[bool, bool, int, str]:
     """Which record owns BENCHMARK.json: complete sets, whole sets, the study's way before others, then the newest."""
     provenance = record["provenance"]
-    of_study = {"view": "study", "precision": "fp32", "seed": 0, "collection": "imagenet"}
-    deviations = sum(provenance.get(key) != value for key, value in of_study.items())
+    of_study = study.AS_IN_STUDY | {"collection": "imagenet"}
+    deviations = sum((provenance.get(key) or "") != (value or "") for key, value in of_study.items())
     return (
         not record["subset"],
         not record.get("share"),
-        -deviations - bool(provenance.get("frontend")),
+        -deviations,
         provenance["time"],
     )
 
