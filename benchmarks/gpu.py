@@ -167,6 +167,7 @@ class Bench:
                 found[f"{name} / bare"] = found[name] / figures["bare"]
             return found
 
+        step.__name__ = ", ".join(names)
         return step
 
     def attacked(self, here, runners, figures):
