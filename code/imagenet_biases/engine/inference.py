@@ -20,6 +20,7 @@ from imagenet_biases.vocabulary import Attacked, Batch, Condition, Presentation
 
 logger = logging.getLogger(__name__)
 
+RESTING = 8  # prepared networks that wait for their next turn: each is a copy, which is made again in a second
 MEASURE_FROM = 20_000  # forward passes of an architecture on a GPU: fewer take no longer than trying its kernels
 DRAWS = 4  # for a network that draws: an attack averages each gradient over so many (expectation over transformation)
 
@@ -269,8 +270,9 @@ class Runners:
             programs = self.programs if self.runtime.compiles(self._passes(network, crop)) else None
             self.ready[key] = Runner(network, crop, self.runtime, programs, self._kernels(network, crop).layout)
         torch.backends.cudnn.benchmark = self._kernels(network, crop).benchmark
-        self.ready[key].wake()
-        return self.ready[key]
+        self.ready[key] = runner = self.ready.pop(key)  # the last of them is the last used
+        runner.wake()
+        return runner
 
     def _kernels(self, network: Network, crop: int) -> Kernels:
         """Return how a network's convolutions run: on a GPU as measured where that pays."""
@@ -294,15 +296,20 @@ class Runners:
         return total
 
     def rest(self, active: Container[Network], finished: Container[Network] = ()) -> None:
-        """Let go of what networks that are not active keep on the device; they stay prepared for their next turn.
+        """Let go of what networks that are not active keep on the device.
 
-        Finished networks are released with all that was prepared of them.
+        Compiled ones, and the RESTING last used of the others, stay prepared for their next turn. Finished networks are
+        released with all that was prepared of them.
         """
+        resting = []
         for key, runner in list(self.ready.items()):
             if key[0] in finished:
                 self.ready.pop(key).release()
             elif key[0] not in active:
                 runner.rest()
+                resting += [] if runner.padded else [key]
+        for key in resting[:-RESTING]:
+            del self.ready[key]
 
     def abandon(self) -> None:
         """Forget all networks as they are: their device has stopped, and nothing comes back from it."""
