@@ -219,14 +219,16 @@ def test_the_speeds_and_precisions_told_are_those_measured():
         count, of = photographs[precision][benchmark]["answers changed"]["all"]
         return 100 * count / of
 
-    bf16 = [changed("bf16", name) for name in ("imagenet", "spectral", "criticalband")]
-    assert "changes {:.0f} % of MobileNetV2's clean answers, but {:.0f} and {:.0f} % of those".format(*bf16) in text
-    assert (
-        f"flips {100 * photographs['bf16']['gradients']['other sign']:.0f} % of the signs of attack gradients" in text
-    )
-    fp16 = [changed("fp16", name) for name in ("spectral", "criticalband", "imagenet_adv")]
-    assert round(fp16[0]) == round(fp16[1]) and f"about {fp16[0]:.0f} % under filters" in text
-    assert f"noise and {fp16[2]:.0f} % under attacks" in text
+    for precision in ("tf32-conv", "bf16", "fp16"):
+        shares = [changed(precision, name) for name in ("imagenet", "spectral", "criticalband", "imagenet_adv")]
+        assert "`{}` changes {:.1f}, {:.1f}, {:.1f} and {:.1f} %".format(precision, *shares) in _joined(text)
+    signs = photographs["bf16"]["gradients"]["other sign"]
+    assert f"and {100 * signs:.0f} % of the signs of attack gradients" in _joined(text)
+
+
+def _joined(text):
+    """Return a text without its line breaks."""
+    return " ".join(text.split())
 
 
 def test_the_rooms_of_the_architecture_are_the_packages():
