@@ -412,8 +412,8 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
 def test_samples_of_several_sizes_of_one_set_show_their_own_images(drawn):
     """In the first round both probes come down to the 32 images that an interval needs, at other places of each."""
     options = {
-        "erf": {"probe": 40},
-        "perturbation": {"probe": 64, "source": "gradient", "padding": "zeros", "mask": "8"},
+        "erf": {"probe": 34},
+        "perturbation": {"probe": 40, "source": "gradient", "padding": "zeros"},
     }
     chosen, settings = ["erf", "perturbation"], Settings(device="cpu", rounds=(1.0, 100.0))
     together = list(evaluate_rounds("calibration_texture", chosen, Data(drawn), settings, options=options))

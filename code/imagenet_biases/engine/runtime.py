@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,17 +143,22 @@ def _device(name: str | torch.device) -> torch.device:
         return name
     with collected_warnings() as reasons:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    reason = _unusable_gpu(reasons)
+    reason = "" if available["cuda"] else _unusable_gpu(reasons)
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-        if reason and not available["cuda"]:
+        if reason:
             logger.warning("warning: measuring without the NVIDIA GPU of this machine: %s", reason)
     kind = str(name).partition(":")[0]
-    if kind not in available:
-        raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
-    if not available[kind]:
-        why = f" ({reason})" if reason and kind == "cuda" else ""
+    if not available.get(kind):
+        if kind not in available:
+            raise UserError(f"there is no device '{name}': it is auto, {', '.join(available)}")
+        why = f" ({reason})" if kind == "cuda" and reason else ""
         raise UserError(f"--device {name}: this machine has none that torch can use{why}; omit --device")
+    return _numbered(name, kind, available)
+
+
+def _numbered(name: str, kind: str, available: Iterable[str]) -> torch.device:
+    """Return the device of a kind that this machine has, the one of this process where torchrun started several."""
     try:
         device = torch.device("cuda", _number("LOCAL_RANK", 0)) if name == "cuda" else torch.device(name)
     except (RuntimeError, ValueError, OverflowError):
