@@ -128,7 +128,7 @@ def names_of(model: str, source: str = "") -> set[str]:
         model: its name here.
         source: the address of its weights, as records have it.
     """
-    names = {model, *re.findall(r"hf://timm/([^/\s]+)/", source)}
+    names = {model, *re.findall(r"hf://timm/([^/@\s]+)[/@]", source)}
     entry = registry().get(model)
     return names | {file.location for file in (entry.files if entry else ()) if file.source == "timm"}
 
