@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny_networks
 from common import CODE, SHARED, needs_shared, responses, run
@@ -176,6 +178,17 @@ def test_a_revision_is_fetched_and_recorded(brought, mirror, tmp_path):
         load_model("hf-hub:owner/resnet18.mine@v2", checkpoints=tmp_path / "c")
     with pytest.raises(UserError, match="give OWNER/NAME@REVISION"):
         load_model("hf-hub:owner/resnet18.mine@", checkpoints=tmp_path / "c")
+
+
+def test_what_timm_drops_of_a_file_of_its_hub_is_named(tmp_path, recwarn):
+    small = {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    network = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, **small)
+    timm.models.save_for_hf(network, tmp_path, model_config={}, model_args=small)
+    for extra, warned in (("layers.0.blocks.0.attn.relative_position_index", 0), ("attn_mask_head.weight", 1)):
+        save_file(network.state_dict() | {extra: torch.ones(4)}, tmp_path / "model.safetensors")
+        load_model(f"hf-hub:{tmp_path}")
+        lines = [str(warning.message) for warning in recwarn if "not used" in str(warning.message)]
+        assert lines == warned * [f"hf-hub:{tmp_path} has 1 tensors beside the network, which are not used: {extra}"]
 
 
 REVISION = """
@@ -361,8 +374,6 @@ def changed(folder, target, **values):
 
 
 def without_a_tensor(folder, target):
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, target)
     state = load_file(target / "model.safetensors")
     state.pop(next(name for name in state if name.endswith("weight")))

@@ -1,7 +1,8 @@
 """Networks by the names they have elsewhere: timm's hub, transformers' image classifiers, torch.hub, ONNX files.
 
-hf-hub:OWNER/NAME and timm/NAME, hf:OWNER/NAME, each with @REVISION at will (a folder may stand for OWNER/NAME),
-torchhub:OWNER/REPO:ENTRY or torchhub:FOLDER:ENTRY, and net.onnx. The packages that they need are optional and imported when needed.
+hf-hub:OWNER/NAME and timm/NAME, hf:OWNER/NAME, each with @REVISION at will (a folder may stand for OWNER/NAME);
+torchhub:OWNER/REPO:ENTRY or torchhub:FOLDER:ENTRY; net.onnx. The packages that they need are optional and imported when
+needed.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.normalization import Normalization, Statements
 from imagenet_biases.networks.packages import CLASSES
+from imagenet_biases.networks.state_dict import warn_of_dropped
 from imagenet_biases.networks.user_code import blaming
 from imagenet_biases.study import STUDY_CROP
 from imagenet_biases.vocabulary import identified
@@ -80,6 +82,7 @@ def timm_hub(name: str, checkpoints: str | Path | None = None) -> tuple[dict[str
             **config.get("model_args", {}),
         )
         body.pretrained_cfg.pop("state_dict")
+        warn_of_dropped(contents, body, name)
         used = resolve_data_config(pretrained_cfg=settings, use_test_size=True)
     facts = {
         "checkpoint_sha256": sha256,
