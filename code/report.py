@@ -179,6 +179,9 @@ def _rows(
         for name, definition in DERIVED.items():
             if definition.reported in intervals:
                 intervals[name] = intervals[definition.reported]
+        for name, part in projected.items():  # scores over several sets have no other interval
+            if part.share < 1 and part.low is not None and part.high is not None:
+                intervals.setdefault(name, [part.low, part.high])
         rows.append(
             {name: row[name] for name in KEYS}
             | {
@@ -213,7 +216,8 @@ def _standings(
 def _record(record: Mapping[str, Any]) -> dict[str, Any]:
     layers = record["layers"].get("metric/criticality", {})
     part = {key: record[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
-    return part | {"criticality": {layer: value for layer, (value, *_) in layers.items()}}
+    numbers = {layer: dict(zip(("value", "low", "high"), values, strict=True)) for layer, values in layers.items()}
+    return part | {"criticality": numbers}
 
 
 def _published_criticality() -> dict[str, list[float]]:
