@@ -245,8 +245,10 @@ def _image_set(name: str, data: "Data") -> ImageSet:
     if images.subset:
         lines = left_out(base, unread(_variant_folder(place, variant, declared)), skipped(paths))
         images = replace(images, findings=(*images.findings, *lines))
+    said = {finding for other in (data.listed or {}).values() for finding in other.findings}
     for finding in images.findings:  # now, before hours are spent; the record has them, too
-        logger.warning("%s", finding)
+        if finding not in said:  # as of another variant
+            logger.warning("%s", finding)
     return images
 
 
