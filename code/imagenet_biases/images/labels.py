@@ -180,16 +180,7 @@ def _file_labels(names: list[str], path: Path) -> list[int]:
     Names may be written with or without folder and extension.
     """
     demand_file(path, "a text file with two columns: file name, and WordNet id or class number 0-999")
-    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
-    classes: dict[str, dict[str, int]] = {}  # of each image: {word: its line}
-    strangers: dict[str, int] = {}  # {what names no image: its line}
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        words = _words(line)
-        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
-        if name:
-            classes.setdefault(name, {})[words[1]] = number
-        elif words and not line.lstrip().startswith("#") and (classes or strangers or not _heads(words)):
-            strangers[words[0]] = number
+    classes, strangers = _by_image(names, path)
     if missing := [name for name in names if name not in classes]:
         raise UserError(f"{path} has no label for {len(missing)} images ({listed_briefly(missing)}); add them")
     if strangers:
@@ -210,6 +201,21 @@ def _file_labels(names: list[str], path: Path) -> list[int]:
     if "0" not in words and all(map(str.isdecimal, words)) and set(labels) == set(range(1, max(labels) + 1)):
         warnings.warn(f"the classes in {path} are numbered from 1: they should be 0-999", stacklevel=2)
     return labels
+
+
+def _by_image(names: list[str], path: Path) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Return {image: {word for its class: line}} of a label file, and {what names no image: line}."""
+    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
+    classes: dict[str, dict[str, int]] = {}
+    strangers: dict[str, int] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        words = _words(line)
+        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
+        if name:
+            classes.setdefault(name, {})[words[1]] = number
+        elif words and not line.lstrip().startswith("#") and (classes or strangers or not _heads(words)):
+            strangers[words[0]] = number
+    return classes, strangers
 
 
 def _heads(words: list[str]) -> bool:

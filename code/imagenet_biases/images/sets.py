@@ -245,11 +245,18 @@ def _image_set(name: str, data: "Data") -> ImageSet:
     if images.subset:
         lines = left_out(base, unread(_variant_folder(place, variant, declared)), skipped(paths))
         images = replace(images, findings=(*images.findings, *lines))
-    said = {finding for other in (data.listed or {}).values() for finding in other.findings}
-    for finding in images.findings:  # now, before hours are spent; the record has them, too
-        if finding not in said:  # as of another variant
-            logger.warning("%s", finding)
+    _show(images.findings, data)
     return images
+
+
+def _show(findings: Iterable[str], data: "Data") -> None:
+    """Show findings now, before hours are spent; the record has them, too. Those of another variant are known."""
+    known: set[str] = set()
+    for images in (data.listed or {}).values():
+        known.update(images.findings)
+    for finding in findings:
+        if finding not in known:
+            logger.warning("%s", finding)
 
 
 def skipped(paths: Sequence[Path]) -> list[Path]:
