@@ -347,7 +347,7 @@ def _of_study(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _curve_bars(
-    ax: Axes, x: Sequence[float], columns: Sequence[str], by_name: Mapping[str, Projection], colour: Any
+    ax: Axes, x: Iterable[float], columns: Sequence[str], by_name: Mapping[str, Projection], colour: Any
 ) -> dict[str, Any]:
     """Draw the intervals of a curve's values on samples; return what a line with such values looks like besides."""
     look: dict[str, Any] = {}
@@ -489,8 +489,8 @@ def criticality_by_layer(
             else {"marker": "o", "lw": 1}
         )
         (line,) = ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
-        by_name = (samples or {}).get((model, source), {})
-        if any(part.share < 1 for name, part in by_name.items() if name.startswith(f"{CRITICAL}/")):
+        parts = (samples or {}).get((model, source), {})
+        if any(part.share < 1 for name, part in parts.items() if name.startswith(f"{CRITICAL}/")):
             ends = by_layer[["low", "high"]].to_numpy(float)
             known = np.isfinite(ends).all(1)
             ax.vlines(x[known], *ends[known].T, color=line.get_color(), lw=1, zorder=5)
