@@ -489,7 +489,7 @@ def criticality_by_layer(
             else {"marker": "o", "lw": 1}
         )
         (line,) = ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
-        parts = (samples or {}).get((model, source), {})
+        parts = (samples or {}).get((str(model), str(source)), {})
         if any(part.share < 1 for name, part in parts.items() if name.startswith(f"{CRITICAL}/")):
             ends = by_layer[["low", "high"]].to_numpy(float)
             known = np.isfinite(ends).all(1)
