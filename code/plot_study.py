@@ -11,8 +11,9 @@ measured here are added to the figures, with their own colours and names.
   python code/plot_study.py --category dial --source measured --table raw-data/dial.csv   # does it find a known bias?
   python code/plot_study.py --power           # 1,000 simulated studies of each effect: what 48 networks can reveal
   python code/plot_study.py --power 40        # fewer of them
-  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here; on samples
-                                              # of the images also the correlations that all images would give
+  python code/plot_study.py --source measured # statistics of the networks measured here; where values rest on samples,
+                                              # the column `corrected` is what all images would give (from --results)
+  python code/plot_study.py --reliability     # of the measures, from the records of networks measured here
   python code/plot_study.py --interventions   # what front ends (--frontend) did to biases and scores
   python code/plot_study.py --interventions --treated a0,a1,a2 --untreated b0,b1,b2    # networks trained in two ways
   python code/plot_study.py --family          # families of adversarially trained networks besides: families.pdf, .csv
@@ -89,11 +90,21 @@ def from_records(args: argparse.Namespace) -> None:
         print(args.out / f"{name}.csv")
 
 
-def note_samples(uncertainty: pd.DataFrame, source: str) -> None:
+def corrections_of(networks: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame | None:
+    """Return what corrects the correlations of measured networks for samples; None for published ones."""
+    if args.source != "measured" or not args.results.is_dir():
+        return None
+    return reliability.sampling_corrections(local_records(args.results), set(networks["model"]))
+
+
+def note_samples(uncertainty: pd.DataFrame, corrections: pd.DataFrame | None, source: str) -> None:
     """Print that statistics of measured networks rest on samples, and what corrects for it."""
     partly = uncertainty.loc[uncertainty["share"] < 1, "model"].nunique()
     if source == "measured" and partly:
-        print(f"note: {partly} networks have values on samples: --reliability corrects the correlations for that")
+        remedy = "give --results, whose records correct the correlations for that"
+        if corrections is not None and len(corrections):
+            remedy = "the column `corrected` of statistics.csv has the correlations that all images would give"
+        print(f"note: {partly} networks have values on samples: {remedy}")
 
 
 @exit_on_user_error
@@ -134,10 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{files[0]} has {len(networks)} {args.source} networks of the study, too few for statistics")
     names = listed(args.highlight)
     uncertainty = read_beside(files, "uncertainty")
-    note_samples(uncertainty, args.source)
+    corrections = corrections_of(networks, args)
+    note_samples(uncertainty, corrections, args.source)
     chosen = highlights(table, names)  # a mistyped name is reported before anything is computed
     trials = read_observers(args.trials or results_folder())
-    associations = shared(networks, args.out)
+    associations = shared(networks, args.out, corrections)
     drawings = figures(table, associations, read_beside(files, "layers"), names, uncertainty)
     for name, figure in [*drawings, *people_figures(table, trials, chosen)]:
         save(figure, args.out, name)

@@ -45,6 +45,7 @@ from imagenet_biases.humans.agreement import (
     read_observers,
 )
 from imagenet_biases.measures.spatial_channel import FREQUENCIES, FWHM, Channel
+from imagenet_biases.results.measurements import Projection
 from imagenet_biases.results.merge import local_records, select
 from imagenet_biases.results.provenance import commit
 from imagenet_biases.results.table import (
@@ -175,10 +176,8 @@ def _rows(
     rows = []
     for _, row in networks.iterrows():
         key, drawn = (row["model"], row["source"]), row["category"] in DRAWN_CATEGORIES
-        intervals, projected = dict(bounds.get(key, {})), samples.get(key, {})
-        for name, definition in DERIVED.items():
-            if definition.reported in intervals:
-                intervals[name] = intervals[definition.reported]
+        projected = samples.get(key, {})
+        intervals = _intervals(bounds.get(key, {}), projected)
         rows.append(
             {name: row[name] for name in KEYS}
             | {
@@ -199,6 +198,18 @@ def _rows(
     return rows
 
 
+def _intervals(measured: Mapping[str, list[float]], projected: Mapping[str, Projection]) -> dict[str, list[float]]:
+    """Return a network's intervals by column: of metrics, of what is derived from one, of scores on samples."""
+    intervals = dict(measured)
+    for name, definition in DERIVED.items():
+        if definition.reported in intervals:
+            intervals[name] = intervals[definition.reported]
+    for name, part in projected.items():  # scores over several sets have no other interval
+        if part.share < 1 and part.low is not None and part.high is not None:
+            intervals.setdefault(name, [part.low, part.high])
+    return intervals
+
+
 def _standings(
     table: pd.DataFrame, place: Mapping[str, int], samples: Projections
 ) -> dict[Key, dict[int, tuple[int, int, float, int, int]]]:
@@ -213,7 +224,8 @@ def _standings(
 def _record(record: Mapping[str, Any]) -> dict[str, Any]:
     layers = record["layers"].get("metric/criticality", {})
     part = {key: record[key] for key in ("model", "benchmark", "details", "warnings", "provenance", "images")}
-    return part | {"criticality": {layer: value for layer, (value, *_) in layers.items()}}
+    numbers = {layer: dict(zip(("value", "low", "high"), values, strict=True)) for layer, values in layers.items()}
+    return part | {"criticality": numbers}
 
 
 def _published_criticality() -> dict[str, list[float]]:

@@ -91,7 +91,7 @@ class Server:
         data, status, headers = reply.data, reply.status, dict(reply.headers)
         if status == 200 and host == "hub":
             digest = hashlib.sha256(data).hexdigest()
-            headers |= {"ETag": f'"{digest}"', "X-Repo-Commit": digest[:40]}
+            headers = {"ETag": f'"{digest}"', "X-Repo-Commit": digest[:40]} | headers
         if status == 404 and host == "hub":
             headers["X-Error-Code"] = "EntryNotFound"
         if status == 200 and host.endswith("google.com") and not reply.kind.startswith("text/html"):

@@ -390,6 +390,10 @@ def _score(
     from imagenet_biases.engine.evaluate import score_files
 
     records = score_files(benchmark, answers, chosen, settings_of(args), args.results, notes)
+    for record in records:
+        for note in record.content["warnings"]:
+            if note not in notes:  # which are printed already
+                print(f"warning: {clean(record.model)}: {clean(note)}", file=sys.stderr)
     print(table([record.content for record in records], {benchmark.name: benchmark.headline}))
 
 

@@ -22,19 +22,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@cache
-def _class_list(name: str) -> tuple[str, ...]:
-    """Return the lines of a class list that timm ships; read as a file, since importing timm would import torch."""
+def _class_info(name: str) -> str:
+    """Return the text of a class list that timm ships; read as a file, since importing timm would import torch."""
     timm = find_spec("timm")
     if timm is None or timm.origin is None:
         raise UserError("timm is not installed: pip install -r requirements.txt")
-    return tuple((Path(timm.origin).parent / "data" / "_info" / name).read_text("utf-8").split())
+    return (Path(timm.origin).parent / "data" / "_info" / name).read_text("utf-8")
+
+
+@cache
+def _class_list(name: str) -> tuple[str, ...]:
+    return tuple(_class_info(name).split())
 
 
 @cache
 def wordnet_ids() -> tuple[str, ...]:
     """Return the 1,000 WordNet ids of ImageNet-1k in the order of the logits (sorted)."""
     return _class_list("imagenet_synsets.txt")
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """Return the first English name of every class, e.g. 'great white shark'; two are cranes, two maillots."""
+    lines = _class_info("imagenet_synset_to_lemma.txt").splitlines()
+    names = dict(line.split("\t", 1) for line in lines if line)
+    return tuple(names[wnid].partition(",")[0] for wnid in wordnet_ids())
 
 
 @cache

@@ -172,6 +172,31 @@ def test_values_on_samples_are_open_and_have_bars(with_measured, quick, on_sampl
     assert any("from a sample" in label for label in labels)
 
 
+def test_curves_on_samples_have_bars(with_measured):
+    """Solarization at two thresholds on a fifth of the images; criticality of two layers, one without an interval."""
+    names = [f"top1_acc/solarize/{alpha}" for alpha in ("0.25", "0.5")]
+    rows = derived(with_measured)
+    rows.loc[rows["model"] == "my.net", names] = [30.0, 60.0]
+    key = ("my.net", "measured", "metric/criticality")
+    layers = pd.DataFrame([(*key, "conv1", 0.5, 0.4, 0.7), (*key, "fc", 0.6, None, None)], columns=LAYERS)
+    chosen = plotting.highlights(with_measured)
+    colour = chosen[1].colour
+    for share in (0.2, 1.0):
+        parts = {
+            name: Projection(np.nan, low, low + 20, share=share) for name, low in zip(names, (20, 50), strict=True)
+        }
+        samples = {("my.net", "measured"): parts | {"metric/criticality/mean": Projection(0.5, share=share)}}
+        solarized = plotting.solarization_curves(rows, chosen, samples).axes[0]
+        critical = plotting.criticality_by_layer(layers, chosen, samples).axes[0]
+        line = next(line for line in solarized.get_lines() if line.get_label() == "my.net")
+        if share == 1:
+            assert not len(bars(solarized, colour)) and not len(bars(critical, colour)) and line.get_marker() == "None"
+            continue
+        np.testing.assert_allclose(bars(solarized, colour), [[[0.25, 20], [0.25, 40]], [[0.5, 50], [0.5, 70]]])
+        assert line.get_marker() == "o" and line.get_markerfacecolor() == "white"
+        np.testing.assert_allclose(bars(critical, colour), [[[0, 0.4], [0, 0.7]]])
+
+
 def test_bars_are_on_the_axes_of_the_line(with_measured):
     score = Projection(50.0, 40.0, 60.0, share=0.05)
     own_rows = derived(with_measured)[with_measured["model"] == "my.net"].assign(category="")

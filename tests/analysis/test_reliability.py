@@ -1,16 +1,28 @@
 """Reliability and interventions, on records whose truth is known."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from common import run
-from imagenet_biases.analysis import interventions
-from imagenet_biases.analysis.reliability import CORRECTED, RAW, SAMPLED, SEEDS, SPLIT_HALF, VIEWS, reliability
+from imagenet_biases.analysis import interventions, statistics
+from imagenet_biases.analysis.reliability import (
+    CORRECTED,
+    RAW,
+    SAMPLED,
+    SEEDS,
+    SPLIT_HALF,
+    VIEWS,
+    reliability,
+    sampling_corrections,
+)
 from imagenet_biases.analysis.statistics import WITHIN, rank_correlations
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.measures.split_half import SPLITS, as_text
 from imagenet_biases.results.measurements import measurements
+from imagenet_biases.results.table import PUBLISHED, read_table, study
 from sampled import on_sample
 
 LPP, ACCURACY = "metric/bandpass/LFC/{}", "top1_acc/imagenet"
@@ -102,6 +114,29 @@ def test_correlations_of_samples_stand_beside_what_the_whole_sets_give(sampled):
         assert corrected.low < expected < corrected.high and raw.low < raw.estimate < raw.high
     unsampled = [{key: value for key, value in one.items() if key not in ("share", "sampled")} for one in records]
     assert not reliability(unsampled, resamples=100)["method"].str.contains(SAMPLED).any()
+
+
+def test_the_statistics_have_corrected_correlations_beside_the_raw_ones(sampled, tmp_path, monkeypatch):
+    records, wholes = sampled
+    rows = study(read_table(PUBLISHED)).reset_index(drop=True)
+    by_name = {one["model"]: one for one in records}
+    rows = rows.assign(model=[*by_name], category=[one["provenance"]["category"] for one in records])
+    rows["shape-bias"] = [one["metrics"]["shape-bias"] for one in records]
+    rows["Adversarial"] = [one["metrics"]["top1_acc/PGD-40/low"] for one in records]
+    monkeypatch.setattr(statistics, "statistics", partial(statistics.statistics, resamples=20, permutations=19))
+    corrections = sampling_corrections([*records, record("other", {"shape-bias": 0.5})], {*by_name}, resamples=100)
+    table = statistics.shared(rows, tmp_path, corrections)
+    pd.testing.assert_frame_equal(statistics.shared(rows, tmp_path, corrections), table, check_dtype=False)
+    assert table["corrected"].notna().sum() == 2  # over all networks and within categories, of the one pair on samples
+    groups = np.arange(48) % 2
+    whole = {RAW: rank_correlations(wholes.T)[0, 1], WITHIN: rank_correlations(wholes.T, groups=groups)[0, 1]}
+    for row in table[table["corrected"].notna()].itertuples():
+        assert (row.bias, row.score, row.excluded, row.networks) == ("shape-bias", "Adversarial", "none", 48)
+        assert row.estimate + 0.05 < row.corrected and row.corrected_low < whole.pop(row.method) < row.corrected_high
+    assert not whole and "corrected" not in statistics.shared(rows, tmp_path)
+    fewer = sampling_corrections(records, {*[*by_name][:40]}, resamples=20)
+    assert set(fewer["networks"]) == {40}  # beside an estimate of 48 networks it would not stand
+    assert statistics.shared(rows, tmp_path, fewer)["corrected"].isna().all()
 
 
 def test_seeds_and_views(studied):

@@ -653,3 +653,19 @@ def test_values_on_samples_have_a_range_of_ranks_and_their_share():
     found = mine["ranks"][place["shape-bias"]]
     assert (found[0], found[1], *found[3:]) == (rank, 49, best, worst) and best < rank < worst
     assert mine["ranks"][place[CONTROL]][0] == mine["ranks"][place[CONTROL]][3] == mine["ranks"][place[CONTROL]][4]
+
+
+def test_scores_on_samples_have_bars_in_the_scatter():
+    """Robustness is a mean over three sets: no record has its interval, but what all images would give is known."""
+    names = [f"top1_acc/{name}" for name in ("imagenet-a", "imagenet-c", "imagenet-cbar")]
+    own = pd.DataFrame([{"model": "mine", "category": "", "source": "measured"} | dict.fromkeys(names, 40.0)])
+    row = {"model": "mine", "source": "measured", "low": 30, "high": 50, "seeds": 1, "share": 0.25}
+    uncertainty = pd.DataFrame(
+        [row | {"metric": n, "whole_low": 37.0, "whole_high": 43.0} for n in names], columns=UNCERTAINTY
+    )
+    data = report.page_data(pd.concat([read_table(PUBLISHED), own]), uncertainty, pd.DataFrame(), [])
+    (mine,) = [one for one in data["rows"] if one["model"] == "mine"]
+    place = {one["name"]: number for number, one in enumerate(data["columns"])}
+    assert mine["bounds"][place[names[0]]] == [30, 50]
+    of_three = [40 - np.sqrt(3), 40 + np.sqrt(3)]  # of three equal and independent errors of 3
+    assert mine["bounds"][place["Robustness"]] == pytest.approx(of_three)

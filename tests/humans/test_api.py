@@ -34,6 +34,7 @@ class Service(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.trouble, self.times, self.keys, self.refuses = [], {}, [], set(), ()
+        self.cut = {}  # {shape: what the answer reaches of its limit}
         self.count = self.under_way = self.most = 0
         self.lock = threading.Lock()
         self.base = f"http://127.0.0.1:{self.server_port}/v1"
@@ -54,8 +55,9 @@ class Service(ThreadingHTTPServer):
         options = [line[3:] for line in text.splitlines() if line[1:3] == ". "]
         name = NAMES[int(pixels[0, 0, 0]) // 16]
         reply = "ABCDEFGHIJKLMNOP"[options.index(name)] + "." if options else f"A {name}."
+        reply, ended = (self.cut[name], "length") if name in self.cut else (reply, "stop")
         self.asked.append((pixels.tobytes(), text))
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
+        choice = {"index": 0, "finish_reason": ended, "message": {"role": "assistant", "content": reply}}
         usage = {"prompt_tokens": 100, "completion_tokens": 2, "total_tokens": 102}
         return 200, {}, {
             "id": "chatcmpl-1",
@@ -165,6 +167,24 @@ def test_an_interrupted_run_resumes_without_asking_twice(service, conflicts, tmp
     before = service.count
     assert measured(service, conflicts, tmp_path).returncode == 0 and service.count == before
     assert measured(service, conflicts, tmp_path, "--fresh").returncode == 0 and service.count == before + len(PAIRS)
+
+
+def test_answers_that_reach_the_limit_are_counted(service, conflicts, tmp_path):
+    shapes = [NAMES[shape] for shape, _ in PAIRS]
+    service.cut = {shapes[0]: "The shape is that of", shapes[-1]: None}
+    lost = sum(shape in service.cut for shape in shapes)
+    assert 0 < lost < len(PAIRS)
+    for _ in range(2):  # the second from the stored answers
+        status, _, err = measured(service, conflicts, tmp_path)
+        record = record_in(tmp_path)
+        assert status == 0 and record["details"]["cut_off"] == {"vqa": lost}
+        line = f"{lost} of {len(PAIRS)} answers state no category because they were cut off: give models that think"
+        assert line in err and any(line in warning for warning in record["warnings"])
+        assert record["metrics"]["metric/vlm/unparsed"] == pytest.approx(lost / len(PAIRS))
+        for path in (tmp_path / "seer-7B").rglob("*.npz"):
+            path.unlink()
+        (tmp_path / "seer-7B" / "vlm.json").unlink()
+    assert len(service.asked) == len(PAIRS)
 
 
 def test_busy_servers_and_rate_limits_are_waited_for(service, conflicts, tmp_path):

@@ -162,6 +162,7 @@ def test_answers_cut_off_are_counted(tmp_path):
     content = json.loads(record.read_text())
     assert content["details"]["cut_off"] == {"vqa": 3}
     assert any("--max-new-tokens" in line for line in content["warnings"])
+    assert "warning: thinking: vqa: 2 of 5 answers state no category because they were cut off" in err
 
 
 @needs_shared

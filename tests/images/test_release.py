@@ -313,6 +313,24 @@ def test_labels_in_another_order_are_told(tmp_path, word, line):
         assert not findings or (line in findings[0] and "the labels disagree with ReaL's for 2" in findings[0])
 
 
+@pytest.mark.parametrize("header", ["", "image,label\n", "ImageId,PredictionString\n", "# labels\n\n"])
+def test_label_lines_that_name_no_image_are_counted(tmp_path, header):
+    folder = flat(tmp_path / "flat" / "val", NUMBERS)
+    rows = [f"ILSVRC2012_val_{number:08d},{WNIDS[right_class(number)]} 85 1 499 272\n" for number in NUMBERS]
+    file = tmp_path / "labels.csv"
+    file.write_text(header + "".join(rows))
+    assert found(folder, imagenet_labels=file)[1] == []
+    file.write_text(header + "".join([*rows[:3], "val_4.JPEG,n01751748\n", *rows[3:], "ILSVRC2012_val_00049999,65\n"]))
+    images, findings = found(folder, imagenet_labels=file)
+    first, last = header.count("\n") + 4, header.count("\n") + len(rows) + 2
+    assert len(images) == len(NUMBERS) and findings == [
+        f"{file}: 2 lines name no image of the set (line {first}: val_4.JPEG, line {last}: ILSVRC2012_val_00049999)"
+    ]
+    file.write_text(header + "val_4.JPEG,n01751748\n")
+    with pytest.raises(UserError, match=rf"labels\.csv has no label for {len(NUMBERS)} images .*; add them"):
+        found(folder, imagenet_labels=file)
+
+
 def test_few_images_are_told_by_the_known_classes(tmp_path):
     assert found(validation(tmp_path / "right", [1, 2, 5]))[1] == []
     (finding,) = found(validation(tmp_path / "wrong", [1, 2, 5], label=lambda number: 7))[1]

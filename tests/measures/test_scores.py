@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 from timm.data import RealLabelsImagenet
+from torchvision.models import ResNet50_Weights
 
 from imagenet_biases.images.listing import ImageNames, Listing
 from imagenet_biases.images.sets import ImageSet
@@ -138,13 +139,24 @@ def test_a_ratio_of_nothing_has_no_interval_without_width():
 
 DEVKIT = np.array(devkit_order())
 AS_TEXT = np.array(sorted(range(1000), key=str))
+
+
+def by_name(key):
+    """The class numbers in the order of torchvision's names, of which two are not timm's."""
+    names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    return np.array(sorted(range(1000), key=lambda number: key(names[number])))
+
+
 ORDERS = {  # {what is said: how such a network numbers the classes}
     "1,001 outputs is cut off": lambda classes: np.minimum(classes + 1, 999),
     "first class is cut off": lambda classes: np.maximum(classes - 1, 0),
-    r"sorted as texts \(0, 1, 10": lambda classes: AS_TEXT.argsort()[classes],
-    "sorted as texts, in the labels": lambda classes: AS_TEXT[classes],
+    r"sorted as texts \(0, 1, 10[^;]*folders;": lambda classes: AS_TEXT.argsort()[classes],
+    r"sorted as texts \(0, 1, 10[^;]*, in the labels;": lambda classes: AS_TEXT[classes],
     r"devkit \(ILSVRC2012_ID - 1\);": lambda classes: DEVKIT.argsort()[classes],
     r"devkit \(ILSVRC2012_ID - 1\), in the labels": lambda classes: DEVKIT[classes],
+    "English class names, sorted;": lambda classes: by_name(str).argsort()[classes],
+    "capital letters;": lambda classes: by_name(str.lower).argsort()[classes],
+    "capital letters, in the labels;": lambda classes: by_name(str.lower)[classes],
 }
 
 

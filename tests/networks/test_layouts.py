@@ -209,6 +209,30 @@ def test_files_of_an_architectures_authors(build, wrap, tmp_path):
     assert same(found, state) and said == []
 
 
+EXTRAS = {  # {build: {what timm's translation of its files leaves out: whether a word is due}}
+    swin: {
+        "layers.0.blocks.0.attn.relative_position_index": False,
+        "layers.0.blocks.1.attn_mask": False,
+        "norm.total_ops": False,
+        "relative_position_index_head.weight": True,
+        "attn_mask_norm.weight": True,
+    },
+    convnext: {"norms.0.weight": True, "projectors.0.head.weight": True, "head.total_params": False},
+}
+
+
+@pytest.mark.parametrize("build", EXTRAS)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_timms_translation_drops_is_named(build, prefix, tmp_path):
+    state = zoo_layouts.random_state(build)
+    extras = {name: torch.rand(3) for name in EXTRAS[build]}
+    published = zoo_layouts.prefixed(prefix, renamed(state, AUTHORS[build]) | extras)
+    found, said = read_into(build, {"model": published}, tmp_path / "x.pth")
+    loud = ", ".join(f"model.{prefix}{name}" for name, due in EXTRAS[build].items() if due)
+    assert same(found, state)
+    assert said == [f"x.pth has 2 tensors beside the network, which are not used: {loud}"]
+
+
 def test_weights_for_another_size_of_images_are_not_resampled(tmp_path):
     state = renamed(zoo_layouts.random_state(deit3), AUTHORS[deit3])
     state["pos_embed"] = torch.rand(1, 576, 8)  # of 384 pixels

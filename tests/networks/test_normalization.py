@@ -189,6 +189,13 @@ def test_a_checkpoint_whose_module_normalizes_is_not_normalized_twice(names, tmp
     assert twice.identity["network"] != network.identity["network"]
 
 
+def children(network):
+    """The parts of a ResNet or MobileNetV2 of torchvision, to be put in a row."""
+    *parts, head = network.children()
+    pool = [] if isinstance(network, torchvision.models.ResNet) else [torch.nn.AdaptiveAvgPool2d(1)]
+    return [*parts, *pool, torch.nn.Flatten(), head]
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -198,6 +205,9 @@ def test_a_checkpoint_whose_module_normalizes_is_not_normalized_twice(names, tmp
             torchvision.transforms.Normalize(*NORMALIZATIONS["imagenet"]), torchvision.models.resnet18()
         ),
         torch.nn.Sequential(torch.nn.BatchNorm2d(3), torchvision.models.resnet18()),
+        torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torchvision.models.resnet18()),
+        torch.nn.Sequential(Normalize(*NORMALIZATIONS["imagenet"]), *children(torchvision.models.resnet18())),
+        torch.nn.Sequential(torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Flatten(), torch.nn.Linear(6272, 1000)),
         torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
     ],
 )
@@ -259,6 +269,22 @@ def test_a_bare_network_of_a_library_is_normalized_as_the_library_says(label):
     assert network.identity["normalization"] == name
     assert len(said) == 1 and said[0].startswith(f"mine: the normalization is {name}, not builtin: ")
     assert "torchvision says so" in said[0] or "timm's configuration says so" in said[0]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_the_parts_of_a_network_are_normalized_as_the_whole(name):
+    whole = getattr(torchvision.models, name)().eval()
+    network, said = loaded(from_module, torch.nn.Sequential(*children(whole)).eval(), "mine")
+    torch.testing.assert_close(network(SQUARE), whole(normalized(SQUARE, "imagenet")))
+    reason = "torchvision, of whose parts it is made, says so"
+    assert said == [f"mine: the normalization is imagenet, not builtin: {reason}; --normalization sets another"]
+
+
+def test_what_is_assumed_of_timms_parts_is_said():
+    whole = timm.create_model("resnet10t").eval()
+    network, said = loaded(from_module, torch.nn.Sequential(*whole.children()).eval(), "mine")
+    torch.testing.assert_close(network(SQUARE), whole(normalized(SQUARE, "imagenet")))
+    assert len(said) == 1 and "timm's default, since it is made of timm's parts, says so" in said[0]
 
 
 def test_a_compiled_network_of_a_library_is_a_bare_one():

@@ -1,18 +1,22 @@
 """Names from elsewhere: one ResNet in every form gives the same answers; labels, processors and code are checked."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 import tiny_networks
-from common import SHARED, needs_shared, responses, run
+from common import CODE, SHARED, needs_shared, responses, run
 from imagenet_biases import Data, Pass
-from imagenet_biases.base.download import local_path
+from imagenet_biases.base.download import file_hash, local_path, web_address
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.images.preprocessing import STUDY, decode
 from imagenet_biases.images.sets import image_set
@@ -151,6 +155,61 @@ def test_a_network_is_fetched_from_the_hub(brought, mirror, tmp_path):
     assert network.identity["source"] in registry.pins().all()
     with pytest.raises(UserError, match=r"cannot fetch hf://timm/gone/config\.json"):
         load_model("timm/gone", checkpoints=tmp_path)
+
+
+def test_a_revision_is_fetched_and_recorded(brought, mirror, tmp_path):
+    folder = registry_path(brought[1]["timm hub"]["name"])
+    other = changed(folder, tmp_path / "other", std=[0.5, 0.5, 0.5])
+    for file in ("config.json", "model.safetensors"):
+        mirror.replies[f"hf://owner/resnet18.mine/{file}"] = Reply(folder / file)
+        mirror.replies[f"hf://owner/resnet18.mine/resolve/refs%2Fpr%2F7/{file}"] = Reply(other / file)
+    commit = file_hash(folder / "model.safetensors")[:40]  # as the mirror has it
+    newest, pinned = (
+        load_model(f"hf-hub:owner/resnet18.mine{at}", checkpoints=tmp_path / "c") for at in ("", "@refs/pr/7")
+    )
+    for network in (newest, pinned, load_model("hf-hub:owner/resnet18.mine", checkpoints=tmp_path / "c")):
+        assert network.name == "resnet18.mine" and network.identity["revision"] == commit
+    assert newest.identity["network"] != pinned.identity["network"]
+    assert pinned.std.flatten().tolist() == [0.5, 0.5, 0.5] != newest.std.flatten().tolist()
+    assert pinned.identity["source"] == "hf://owner/resnet18.mine@refs%2Fpr%2F7/model.safetensors"
+    assert web_address(pinned.identity["source"]).endswith("/resnet18.mine/resolve/refs%2Fpr%2F7/model.safetensors")
+    assert load_model(**brought[1]["timm hub"]).identity["revision"] is None
+    with pytest.raises(UserError, match=r"cannot fetch hf://owner/resnet18\.mine@v2/config\.json"):
+        load_model("hf-hub:owner/resnet18.mine@v2", checkpoints=tmp_path / "c")
+    with pytest.raises(UserError, match="give OWNER/NAME@REVISION"):
+        load_model("hf-hub:owner/resnet18.mine@", checkpoints=tmp_path / "c")
+
+
+def test_what_timm_drops_of_a_file_of_its_hub_is_named(tmp_path, recwarn):
+    small = {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    network = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, **small)
+    timm.models.save_for_hf(network, tmp_path, model_config={}, model_args=small)
+    for extra, warned in (("layers.0.blocks.0.attn.relative_position_index", 0), ("attn_mask_head.weight", 1)):
+        save_file(network.state_dict() | {extra: torch.ones(4)}, tmp_path / "model.safetensors")
+        load_model(f"hf-hub:{tmp_path}")
+        lines = [str(warning.message) for warning in recwarn if "not used" in str(warning.message)]
+        assert lines == warned * [f"hf-hub:{tmp_path} has 1 tensors beside the network, which are not used: {extra}"]
+
+
+REVISION = """
+from imagenet_biases.networks.load import load_model
+network = load_model("hf:owner/resnet@v1")
+print(network.name, network.identity["source"], network.identity["revision"], network.identity["network"])
+"""
+
+
+@pytest.mark.slow
+def test_transformers_takes_a_revision_and_tells_its_commit(brought, mirror, tmp_path):
+    folder = registry_path(brought[1]["transformers"]["name"])
+    for path in folder.iterdir():
+        mirror.replies[f"hf://owner/resnet/resolve/v1/{path.name}"] = Reply(path, headers={"X-Repo-Commit": "ab" * 20})
+    settings = {"HF_ENDPOINT": mirror.address, "HF_HOME": str(tmp_path), "PYTHONPATH": str(CODE)}
+    answer = subprocess.run(
+        [sys.executable, "-c", REVISION], env=os.environ | settings, capture_output=True, text=True, check=True
+    )
+    label, source, revision, fingerprint = answer.stdout.split()
+    assert (label, source, revision) == ("resnet", "hf://owner/resnet@v1", "ab" * 20)
+    assert fingerprint == load_model(**brought[1]["transformers"]).identity["network"]
 
 
 def test_scripts_take_the_names_and_label_them(brought, drawn, tmp_path):
@@ -315,8 +374,6 @@ def changed(folder, target, **values):
 
 
 def without_a_tensor(folder, target):
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, target)
     state = load_file(target / "model.safetensors")
     state.pop(next(name for name in state if name.endswith("weight")))

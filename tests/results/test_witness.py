@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 from torchvision import transforms
 
 from common import SHARED, needs_shared, run
@@ -18,11 +18,13 @@ from imagenet_biases.estimate import Estimate, proportion
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies
+from imagenet_biases.networks.load import behind, clean_accuracy_warning, from_module
 from imagenet_biases.results import witness as module
 from imagenet_biases.results.table import PUBLISHED, read_table
 from imagenet_biases.results.witness import (
     binomial_error,
     disagreements,
+    expected_clean_accuracy,
     image_set_of,
     images_of,
     in_standard_errors,
@@ -418,36 +420,31 @@ def test_a_wrong_class_order_and_a_wrong_normalization_are_named(monkeypatch, tm
     assert "there 84.00" in twice and "normalization" in twice and "classes in another order" not in twice
 
 
-RENDITIONS = (
-    lambda image: image.filter(ImageFilter.GaussianBlur(6)),
-    lambda image: ImageOps.posterize(image, 1),
-    lambda image: image.filter(ImageFilter.CONTOUR),
-    lambda image: image.filter(ImageFilter.EMBOSS),
-    ImageOps.invert,
-    lambda image: ImageOps.grayscale(image).rotate(90),
-    lambda image: ImageOps.solarize(image, 96),
-    lambda image: image.filter(ImageFilter.FIND_EDGES),
-)
+def pieces(file, folder, size=0.45, steps=3):
+    """Save square pieces of a photograph as it is, in which other classes than those of -R are seen, too."""
+    image = Image.open(file).convert("RGB")
+    side = round(size * min(image.size))
+    for number in range(steps**2):
+        left, top = (
+            round(k * (w - side) / (steps - 1)) for k, w in zip(divmod(number, steps), image.size, strict=True)
+        )
+        path = folder / f"{file.stem}_{number}.png"
+        image.crop((left, top, left + side, top + side)).save(path)
+        yield path
 
 
 @needs_shared
 @pytest.mark.slow
 def test_r_without_its_class_subset_is_named(monkeypatch, tmp_path):
     members = {wordnet_ids()[number] for number in class_numbers("imagenet-r")}
-
-    def render(file, folder):
-        image = Image.open(file).convert("RGB")
-        image.thumbnail((400, 400))
-        for number, rendition in enumerate(RENDITIONS):
-            rendition(image).save(folder / f"{number}.png")
-            yield folder / f"{number}.png"
-
     chosen = [file for file in photographs() if file.parent.name in members]
-    files, labels = complete(tmp_path / "imagenet-r", chosen, render)
-    assert len(files) == 17 * len(RENDITIONS)
+    files, labels = complete(tmp_path / "imagenet-r", chosen, pieces)
+    assert len(files) == 17 * 9
     subset = torch.tensor(class_numbers("imagenet-r"))
     logits = logits_of(mobilenet(), files)
     truth = 100 * (subset[logits[:, subset].argmax(1)] == labels).float().mean().item()
+    without = 100 * (logits.argmax(1) == labels).float().mean().item()
+    assert truth > without + 10
     let_testify(monkeypatch, tmp_path, {"top1_acc/imagenet-r": truth}, ["mobilenet"])
 
     def benchmark(classes):
@@ -460,30 +457,63 @@ def test_r_without_its_class_subset_is_named(monkeypatch, tmp_path):
     networks = {"mobilenet": mobilenet()}
     assert warnings_of(networks, benchmark(True), tmp_path)["mobilenet"] == []
     (warning,) = warnings_of(networks, benchmark(False), tmp_path)["mobilenet"]
-    assert f"there {truth:.2f}" in warning and "not ranked among the set's own 200 classes" in warning
+    assert f"is {without:.2f} [" in warning and f"there {truth:.2f}" in warning
+    assert "not ranked among the set's own 200 classes" in warning
 
 
-def test_the_gate_stands_where_records_are_made(monkeypatch, tmp_path):
-    """A network that answers one class on two images: 50 % where a witness has 90, with either preprocessing."""
+class First(torch.nn.Module):
+    """Answers with the first class, whatever it sees."""
+
+    def forward(self, pixels):
+        logits = 0 * pixels.mean((1, 2, 3))[:, None].repeat(1, 1000)
+        logits[:, 0] += 1
+        return logits
+
+
+def two_classes(root):
+    """A set of 40 images of two classes, which is complete; return the root."""
     for number in (0, 1):
-        folder = tmp_path / "imagenet" / wordnet_ids()[number]
+        folder = root / "imagenet" / wordnet_ids()[number]
         folder.mkdir(parents=True)
         for copy in range(20):
             Image.new("RGB", (300, 260), (40 * number, 3 * copy, 90)).save(folder / f"{copy}.png")
-    (tmp_path / "imagenet" / "image-set.json").write_text(json.dumps({"images": 40, "classes": wordnet_ids()[:2]}))
+    (root / "imagenet" / "image-set.json").write_text(json.dumps({"images": 40, "classes": wordnet_ids()[:2]}))
+    return root
 
-    class First(torch.nn.Module):
-        def forward(self, pixels):
-            logits = 0 * pixels.mean((1, 2, 3))[:, None].repeat(1, 1000)
-            logits[:, 0] += 1
-            return logits
 
+def test_the_gate_stands_where_records_are_made(monkeypatch, tmp_path, caplog):
+    """A network that answers one class on two images: 50 % where a witness has 90, with either preprocessing."""
+    two_classes(tmp_path)
     let_testify(monkeypatch, tmp_path, {"top1_acc/imagenet": 90}, ["first"])
     for preprocessing in ("study", "native"):
         settings = Settings(device="cpu", batch_size=16, compile="off", preprocessing=preprocessing)
+        caplog.clear()
         (record,) = evaluate({"first": First()}, replace(CLEAN_BENCHMARK), Data(tmp_path), settings)
         assert record.metrics["top1_acc/imagenet"].value == 50
         (warning,) = [line for line in record["warnings"] if "here gives other values" in line]
         assert "top1_acc/imagenet is 50.00 [35.20, 64.80], there 90.00" in warning
         native = record["provenance"].get("native")
         assert native == (None if preprocessing == "study" else "bilinear256-crop224")
+        early = "first: top-1 is 50.00 % on 40 clean images, 90.00 % was expected"  # before any benchmark is complete
+        assert any(f"*** WARNING, first: {early}" in line for line in caplog.messages)
+        assert any(line.startswith(early) for line in record["warnings"])
+
+
+def test_the_clean_accuracy_to_expect_is_that_of_the_same_preprocessing(tmp_path):
+    images = image_set("imagenet", Data(two_classes(tmp_path)))
+    network = from_module(First(), "resnet18.a1_in1k")
+    for size, value in (((235, 224), 71.504), ((288, 288), 73.164)):
+        preprocessing = Preprocessing(*size, "bicubic")
+        expected = expected_clean_accuracy(network, images, preprocessing)
+        assert expected == value
+        (warning,) = filter(None, [clean_accuracy_warning(network.name, expected, 60.0, 50_000)])
+        assert f"top-1 is 60.00 % on 50000 clean images, {expected:.2f} % was expected" in warning
+        for other in (replace(images, collection="drawn"), replace(images, subset={"images": 40, "of": 50_000})):
+            assert expected_clean_accuracy(network, other, preprocessing) is None
+        assert expected_clean_accuracy(behind(network, "low-pass:0.5"), images, preprocessing) is None
+    assert expected_clean_accuracy(network, images, STUDY) is None  # nobody has measured it like that
+    of_zoo = from_module(First(), "resnet50.tv_in1k", expected_top1=75.0)
+    assert expected_clean_accuracy(of_zoo, images, STUDY) == 75
+    assert expected_clean_accuracy(from_module(First(), "resnet50.tv_in1k"), images, STUDY) == pytest.approx(
+        76.13, abs=0.05
+    )

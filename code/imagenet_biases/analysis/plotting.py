@@ -82,6 +82,7 @@ HIGHLIGHT_COLOURS = ("#E6007E", "#7A52FF", "#00918A", "#A8620A", "#D0202A", "#7A
 HIGHLIGHT_MARKERS = (("o", "circle"), ("s", "square"), ("D", "diamond"), ("^", "triangle-up"))  # matplotlib, plotly
 MOST_HIGHLIGHTS = 12  # by default
 BAND = "#DADADA"
+CRITICAL = "metric/criticality"
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -345,18 +346,27 @@ def _of_study(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["source"].eq("published") & rows["category"].isin(STUDY_CATEGORIES)]
 
 
+def _curve_bars(
+    ax: Axes, x: Iterable[float], columns: Sequence[str], by_name: Mapping[str, Projection], colour: Any
+) -> dict[str, Any]:
+    """Draw the intervals of a curve's values on samples; return what a line with such values looks like besides."""
+    look: dict[str, Any] = {}
+    for place, column in zip(x, columns, strict=True):
+        part = by_name.get(column, whole(0))
+        if part.share < 1:
+            look["mfc"] = "white"
+        if part.share < 1 and part.low is not None and part.high is not None:
+            ax.vlines(place, part.low, part.high, color=colour, lw=1, zorder=5)
+    return look
+
+
 def _highlighted_curve(
     ax: Axes, rows: pd.DataFrame, columns: Sequence[str], highlight: Highlight, samples: Projections | None
 ) -> None:
     """Draw a highlighted network's band-pass curve; on samples with open markers and bars."""
     look: dict[str, Any] = {"color": highlight.colour, "marker": highlight.marker, "label": highlight.label}
     by_name = (samples or {}).get((highlight.model, highlight.source), {})
-    for cutoff, column in zip(CUTOFFS, columns, strict=True):
-        part = by_name.get(column, whole(0))
-        if part.share < 1:
-            look["mfc"] = "white"
-        if part.share < 1 and part.low is not None and part.high is not None:
-            ax.vlines(cutoff, part.low, part.high, color=highlight.colour, lw=1, zorder=5)
+    look |= _curve_bars(ax, CUTOFFS, columns, by_name, highlight.colour)
     ax.plot(CUTOFFS, highlight.of(rows)[columns].to_numpy().T, lw=1.6, ms=3.5, zorder=6, **look)
 
 
@@ -406,8 +416,13 @@ def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), sample
 
 
 @laid_out
-def solarization_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
-    """Draw accuracy when all pixel values from a threshold on are inverted, for networks with the published grid."""
+def solarization_curves(
+    rows: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None
+) -> Figure:
+    """Draw accuracy when all pixel values from a threshold on are inverted, for networks with the published grid.
+
+    Values on samples have bars and open markers.
+    """
     thresholds = [column for column in rows.columns if re.fullmatch(r"top1_acc/solarize/[\d.]+", column)]
     alphas = np.array([float(column.rpartition("/")[2]) for column in thresholds])
     measured = rows.dropna(subset=thresholds, how="all").sort_values(thresholds[-1], ascending=False)
@@ -418,6 +433,9 @@ def solarization_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) ->
     def curve(row: pd.Series, **look: Any) -> None:
         accuracies = row[thresholds].astype(float).to_numpy()
         complete = ~np.isnan(accuracies)
+        by_name = (samples or {}).get((row["model"], row["source"]), {})
+        if on_sample := _curve_bars(ax, alphas, thresholds, by_name, look["color"]):
+            look |= on_sample | {"marker": "o", "ms": 3.5}
         ax.plot(alphas[complete], accuracies[complete], **look)
 
     for highlight in chosen:
@@ -438,10 +456,17 @@ def solarization_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = ()) ->
 
 
 @laid_out
-def criticality_by_layer(layers: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Figure:
+def criticality_by_layer(
+    layers: pd.DataFrame, chosen: Sequence[Highlight] = (), samples: Projections | None = None
+) -> Figure:
     """Draw criticality by layer of a ResNet-50: published mean ± SD over 50 networks, the baseline, measured networks.
 
-    `layers`: as results.table.read_beside returns them; networks with different layer names are left out.
+    Networks measured on a sample have their intervals.
+
+    Args:
+        layers: as results.table.read_beside returns them; networks with different layer names are left out.
+        chosen: networks to highlight.
+        samples: what values rest on samples.
     """
     published = pd.read_csv(RAW_DATA / "criticality_layers.csv", index_col="layer")
     names = list(published.index)
@@ -452,17 +477,23 @@ def criticality_by_layer(layers: pd.DataFrame, chosen: Sequence[Highlight] = ())
     ax.fill_between(x, mean - spread, mean + spread, color=BAND, lw=0, label="50 published networks, mean ± SD")
     ax.plot(x, mean, color="#888888", lw=1.2)
     ax.plot(x, published["tv_resnet50"] / 100, color="black", lw=0.9, ls=(0, (4, 2)), label="tv_resnet50, published")
-    measured = layers[(layers["metric"] == "metric/criticality") & layers["layer"].isin(names)]
+    measured = layers[(layers["metric"] == CRITICAL) & layers["layer"].isin(names)]
     by_name: dict[Any, Highlight] = {(highlight.model, highlight.source): highlight for highlight in chosen}
     for (model, source), group in measured.groupby(["model", "source"], sort=False):
-        values = group.set_index("layer")["value"].reindex(names)
+        by_layer = group.set_index("layer").reindex(names)
+        values = by_layer["value"]
         highlight = by_name.get((model, source))
         look = (
             {"color": highlight.colour, "marker": highlight.marker, "lw": 1.6, "zorder": 6}
             if highlight
             else {"marker": "o", "lw": 1}
         )
-        ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
+        (line,) = ax.plot(x, values, mfc="none", ms=4, label=f"{model}, {source}", **look)
+        parts = (samples or {}).get((str(model), str(source)), {})
+        if any(part.share < 1 for name, part in parts.items() if name.startswith(f"{CRITICAL}/")):
+            ends = by_layer[["low", "high"]].to_numpy(float)
+            known = np.isfinite(ends).all(1)
+            ax.vlines(x[known], *ends[known].T, color=line.get_color(), lw=1, zorder=5)
     ax.set_xticks(x, names, rotation=90, fontsize=6)
     ax.set_xlabel("layer, from the image to the answer")
     ax.set_xlim(-0.5, len(names) - 0.5)
@@ -902,9 +933,9 @@ def figures(
     yield "further_biases", biases_and_scores(photographs, statistics, FURTHER_BIASES, chosen, samples)
     yield (
         "criticality_by_layer",
-        criticality_by_layer(layers[~layers["model"].isin(everything["model"][drawn])], chosen),
+        criticality_by_layer(layers[~layers["model"].isin(everything["model"][drawn])], chosen, samples),
     )
-    yield "solarization_curves", solarization_curves(on_photographs, chosen)
+    yield "solarization_curves", solarization_curves(on_photographs, chosen, samples)
     if compared := measured_and_published(table, chosen):
         yield "measured_and_published", compared
     if compared := published_and_witness(agreement(table)):

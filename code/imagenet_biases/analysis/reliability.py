@@ -6,7 +6,7 @@ is unknown. Values on samples of the images are less reliable than those of the 
 give stands beside their correlations.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ MEASURES = (*BIASES, *FURTHER_BIASES, *SCORES, CONTROL)
 SPLIT_HALF, SEEDS, VIEWS = "split-half", "between seeds", "between views"
 RAW, CORRECTED = "spearman", "spearman corrected for attenuation"
 SAMPLED = "corrected for sampling"
+CORRECTIONS = ("corrected", "corrected_low", "corrected_high")
 
 Correlations = Float[np.ndarray, "... m m"]
 
@@ -82,6 +83,31 @@ def reliability(records: Iterable[Mapping[str, Any]], resamples: int = 500, seed
             f"records of earlier editions no half-samples)"
         )
     return pd.DataFrame(rows, columns=COLUMNS).round(5)
+
+
+def sampling_corrections(
+    records: Iterable[Mapping[str, Any]], names: Collection[str], resamples: int = 500, seed: int = 0
+) -> pd.DataFrame:
+    """Return the columns CORRECTIONS for a table of statistics.statistics: what the whole image sets would give.
+
+    For Spearman's correlations over all networks and within categories, with nothing excluded, of pairs of which some
+    values rest on samples.
+
+    Args:
+        records: of the networks measured here.
+        names: of the networks in the statistics.
+        resamples: of networks, for the interval.
+        seed: of the resamples.
+    """
+    by_key = measurements(records)
+    of_study = [measurement for key, measurement in by_key.items() if key.as_in_study and key.model in names]
+    random, rows = np.random.default_rng(seed), []
+    for bias, score in product((*BIASES, *FURTHER_BIASES), SCORES):
+        complete = _with_halves(of_study, bias, score)
+        for method, *numbers in _of_samples(complete, (bias, score), resamples, random):
+            if method.endswith(SAMPLED):
+                rows.append((bias, score, method.removesuffix(f" {SAMPLED}"), "none", len(complete), *numbers))
+    return pd.DataFrame(rows, columns=["bias", "score", "method", "excluded", "networks", *CORRECTIONS]).round(5)
 
 
 def _with_halves(candidates: Iterable[Measurement], *measures: str) -> list[Measurement]:

@@ -308,19 +308,28 @@ def write(table: pd.DataFrame, path: str | Path) -> None:
         table.to_csv(file, index=False, lineterminator="\n")
 
 
-def shared(rows: pd.DataFrame, folder: str | Path) -> pd.DataFrame:
+def shared(rows: pd.DataFrame, folder: str | Path, corrections: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return `statistics(rows)`, stored as FOLDER/statistics.csv: figures and report compute it once.
 
     An existing file is used if the key beside it belongs to the same rows and the same code.
+
+    Args:
+        rows: of networks.
+        folder: where the table is stored.
+        corrections: further columns beside the raw estimates of the same networks (reliability.sampling_corrections).
     """
     path, key = Path(folder) / "statistics.csv", Path(folder) / "statistics.key"
     columns = sorted({*BIASES, *FURTHER_BIASES, *SCORES, CONTROL, *map(unflagged, SCORES)})
     text = rows[["model", "category", "lineage", *columns]].to_csv(index=False) + Path(__file__).read_text("utf-8")
+    if corrections is not None:
+        text += corrections.to_csv(index=False)
     source = hashlib.sha256(text.encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError):
         if key.read_text("utf-8") == source + hashlib.sha256(path.read_bytes()).hexdigest():
             return pd.read_csv(path)
     table = statistics(rows)
+    if corrections is not None:
+        table = table.merge(corrections, "left", ["bias", "score", "method", "excluded", "networks"])
     write(table, path)
     with atomic(key, "w") as file:
         file.write(source + hashlib.sha256(path.read_bytes()).hexdigest())

@@ -1,5 +1,6 @@
 """Downloads: fetch a published file and verify its hash."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -27,7 +28,8 @@ def fetch(address: str, folder: str | Path, *, sha256: str | None = None, name: 
     with a key made of the address, so two sources never share a file; a file put there by hand is used as it is.
 
     Args:
-        address: https://…, hf://owner/repository/file (Hugging Face hub) or gdrive://id (Google Drive).
+        address: https://…, hf://owner/repository/file or hf://owner/repository@revision/file (Hugging Face hub; of a
+            revision with slashes, quoted) or gdrive://id (Google Drive).
         folder: of the downloads.
         sha256: the expected hash or its first digits; by default those that the file name gives, as in torch.hub.
         name: readable part of the local name; by default the last part of the address.
@@ -77,8 +79,8 @@ def web_address(address: str) -> str:
     if scheme == "gdrive":
         return f"https://drive.google.com/file/d/{location}/view"
     if scheme == "hf":
-        owner, repository, file = location.split("/", 2)
-        return f"{_hub()}/{owner}/{repository}/resolve/main/{file}"
+        repository, revision, file = _in_hub(address)
+        return f"{_hub()}/{repository}/resolve/{urllib.parse.quote(revision or 'main', safe='')}/{file}"
     return address
 
 
@@ -173,14 +175,41 @@ def _hub() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
+def _in_hub(address: str) -> tuple[str, str, str]:
+    """Return (owner/repository, revision or '', file) of hf://owner/repository@revision/file."""
+    owner, repository, file = address.removeprefix("hf://").split("/", 2)
+    name, _, revision = repository.partition("@")
+    return f"{owner}/{name}", urllib.parse.unquote(revision), file
+
+
+def commit_of(path: Path) -> str | None:
+    """Return the commit of the repository from which the hub sent a fetched file; None where it is not known."""
+    with contextlib.suppress(OSError):
+        return path.with_name(f"{path.name}.commit").read_text("ascii").strip() or None
+    return None
+
+
+def commit_in_cache(repository: str, revision: str = "") -> str | None:
+    """Return the commit of a repository that the hub's client holds in its cache; None where it holds none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(repository).is_dir():
+        return None
+    path = try_to_load_from_cache(repository, "config.json", revision=revision or None)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
 def _from_hub(address: str, part: Path) -> None:
     """Download from the Hugging Face hub, whose client resumes within its folder and shows a progress bar."""
     from huggingface_hub import hf_hub_download
 
-    owner, repository, file = address.removeprefix("hf://").split("/", 2)
+    repository, revision, file = _in_hub(address)
     folder = part.with_name(f"{part.name}.hub")
     try:
-        fetched = hf_hub_download(f"{owner}/{repository}", file, local_dir=folder, endpoint=_hub())
+        fetched = hf_hub_download(repository, file, revision=revision or None, local_dir=folder, endpoint=_hub())
+        notes = folder / ".cache" / "huggingface" / "download" / f"{file}.metadata"  # the commit is its first line
+        if notes.is_file():
+            part.with_suffix(".commit").write_text(notes.read_text("utf-8").partition("\n")[0], "ascii")
         os.replace(fetched, part)
     finally:
         if not any(path.stat().st_size for path in folder.rglob("*.incomplete")):

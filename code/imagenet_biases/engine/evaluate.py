@@ -49,6 +49,7 @@ from imagenet_biases.results.records import (
 )
 from imagenet_biases.results.responses import ResponseStore, key_of
 from imagenet_biases.results.wandb_log import WandbLogger
+from imagenet_biases.results.witness import expected_clean_accuracy
 from imagenet_biases.vocabulary import ROUNDS, Benchmark, Data, Results, Settings
 
 logger = logging.getLogger(__name__)
@@ -530,9 +531,8 @@ class Run:
         if cell.readout.hits(cell.stored.values, cell.images.labels) is None:
             return None
         network, responses = cell.network, cell.responses(cell.images.first(cell.answered))
-        whole = self.runtime.preprocessing == "study" and not cell.images.subset
         accuracy, count = top(responses).value, int(responses.counts.sum())
-        expected = network.expected_top1 if whole else None
+        expected = expected_clean_accuracy(network, cell.images, cell.preprocessing)
         return clean_accuracy_warning(network.name, expected, accuracy, count, likely_order(responses))
 
     def _finish(self, answered: Answered, loop: Loop, wandb: WandbLogger) -> Record:

@@ -175,20 +175,17 @@ def _text(path: str | Path) -> str:
 
 
 def _file_labels(names: list[str], path: Path) -> list[int]:
-    """Return the class numbers that a text file of two columns gives; lines about other images are ignored.
+    """Return the class numbers that a text file of two columns gives; warns of lines about other images.
 
     Names may be written with or without folder and extension.
     """
     demand_file(path, "a text file with two columns: file name, and WordNet id or class number 0-999")
-    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
-    classes: dict[str, dict[str, int]] = {}  # of each image: {word: its line}
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        words = _words(line)
-        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
-        if name:
-            classes.setdefault(name, {})[words[1]] = number
+    classes, strangers = _by_image(names, path)
     if missing := [name for name in names if name not in classes]:
         raise UserError(f"{path} has no label for {len(missing)} images ({listed_briefly(missing)}); add them")
+    if strangers:
+        examples = listed_briefly(f"line {number}: {name[:80]}" for name, number in strangers.items())
+        warnings.warn(f"{path}: {len(strangers)} lines name no image of the set ({examples})", stacklevel=2)
     labels, words, ambiguous = [], set(), []
     for name in names:
         numbers = {label(word, path, line) for word, line in classes[name].items()}
@@ -204,6 +201,26 @@ def _file_labels(names: list[str], path: Path) -> list[int]:
     if "0" not in words and all(map(str.isdecimal, words)) and set(labels) == set(range(1, max(labels) + 1)):
         warnings.warn(f"the classes in {path} are numbered from 1: they should be 0-999", stacklevel=2)
     return labels
+
+
+def _by_image(names: list[str], path: Path) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Return {image: {word for its class: line}} of a label file, and {what names no image: line}."""
+    full_names = {os.path.splitext(name)[0]: name for name in names} | dict(zip(names, names, strict=True))
+    classes: dict[str, dict[str, int]] = {}
+    strangers: dict[str, int] = {}
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        words = _words(line)
+        name = full_names.get(os.path.basename(words[0])) if len(words) > 1 else None
+        if name:
+            classes.setdefault(name, {})[words[1]] = number
+        elif words and not line.lstrip().startswith("#") and (classes or strangers or not _heads(words)):
+            strangers[words[0]] = number
+    return classes, strangers
+
+
+def _heads(words: list[str]) -> bool:
+    """Whether the words of a file's first line are titles of columns: the second is no class."""
+    return len(words) > 1 and not words[1].isdecimal() and words[1] not in wordnet_index()
 
 
 def _words(line: str) -> list[str]:

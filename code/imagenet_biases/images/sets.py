@@ -245,9 +245,18 @@ def _image_set(name: str, data: "Data") -> ImageSet:
     if images.subset:
         lines = left_out(base, unread(_variant_folder(place, variant, declared)), skipped(paths))
         images = replace(images, findings=(*images.findings, *lines))
-    for finding in images.findings:  # now, before hours are spent; the record has them, too
-        logger.warning("%s", finding)
+    _show(images.findings, data)
     return images
+
+
+def _show(findings: Iterable[str], data: "Data") -> None:
+    """Show findings now, before hours are spent; the record has them, too. Those of another variant are known."""
+    known: set[str] = set()
+    for images in (data.listed or {}).values():
+        known.update(images.findings)
+    for finding in findings:
+        if finding not in known:
+            logger.warning("%s", finding)
 
 
 def skipped(paths: Sequence[Path]) -> list[Path]:

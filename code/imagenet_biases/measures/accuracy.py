@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 
 from imagenet_biases.estimate import Z95, Estimate, proportion
 from imagenet_biases.networks.packages import CLASSES
-from imagenet_biases.study import ALEXNET_ERROR, devkit_order
+from imagenet_biases.study import ALEXNET_ERROR, class_names, devkit_order
 from imagenet_biases.vocabulary import Responses
 
 
@@ -103,7 +103,7 @@ def likely_order(responses: Responses) -> str:
 
     Neighbouring classes look alike, so a shifted network is not always wrong. An order is named if it makes at least
     three answers, 5 % of them and five times as many as the order at hand right: three of 50 come about by chance in
-    one case of 50,000.
+    one case of 5,000. Lists of class names differ in a few, which moves few others in their order.
     """
     answers, labels = responses.values.reshape(len(responses.values), -1)[:, 0], responses.labels
     counted = responses.counts & (labels >= 0)
@@ -111,20 +111,29 @@ def likely_order(responses: Responses) -> str:
     if not len(labels):
         return ""
     accuracy = float((answers == labels).mean())
-    as_text, devkit = np.array(sorted(range(CLASSES), key=str)), np.array(devkit_order())
-    orders = {
+    orders: dict[str, np.ndarray] = {
         "shifted by one, as when the last of 1,001 outputs is cut off (give outputs[:, 1:])": answers - 1,
         "shifted by one, as when the first class is cut off": answers + 1,
-        "that of class numbers sorted as texts (0, 1, 10, 100, ...), such as names of folders": as_text[answers],
-        "that of class numbers sorted as texts, in the labels": as_text.argsort()[answers],
-        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1)": devkit[answers],
-        "that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1), in the labels": devkit.argsort()[answers],
     }
+    for name, order in _other_orders().items():
+        orders |= {name: order[answers], f"{name}, in the labels": order.argsort()[answers]}
     shares = {order: float((reordered == labels).mean()) for order, reordered in orders.items()}
     order = max(shares, key=lambda name: shares[name])
     if accuracy >= 0.1 or shares[order] < max(0.05, 3 / len(labels), 5 * accuracy):
         return ""
     return f"{order}; so read, top-1 is {100 * shares[order]:.2f} %"
+
+
+def _other_orders() -> dict[str, Int64[np.ndarray, " C"]]:
+    """Return {what is said of an order: the class numbers in it}, of orders in which people number the classes."""
+    names = class_names()
+    in_order = {
+        "that of class numbers sorted as texts (0, 1, 10, 100, ...), such as names of folders": str,
+        "that of the English class names, sorted": lambda n: names[n],
+        "that of the English class names, sorted without regard to capital letters": lambda n: names[n].lower(),
+    }
+    orders = {name: np.array(sorted(range(CLASSES), key=key)) for name, key in in_order.items()}
+    return orders | {"that of the ILSVRC2012 devkit (ILSVRC2012_ID - 1)": np.array(devkit_order())}
 
 
 def accuracies(responses: Responses, name: str, ks: Iterable[int] = (1, 5)) -> Iterator[tuple[str, Estimate]]:

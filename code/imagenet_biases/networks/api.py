@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
-from imagenet_biases.networks.vlm import QUESTION
+from imagenet_biases.networks.vlm import CUT_OFF, QUESTION
 from imagenet_biases.vocabulary import identified
 
 logger = logging.getLogger(__name__)
@@ -94,11 +94,11 @@ class AnswerFile:
                     continue
 
     def get(self, key: str) -> str | None:
-        """Return the answer to a question, None if there is none yet."""
+        """Return the answer to a question, ending in CUT_OFF where it reached the limit; None if there is none yet."""
         return self._texts.get(key)
 
-    def add(self, key: str, text: str, **facts: Any) -> None:
-        """Store an answer."""
+    def add(self, key: str, text: str, **facts: Any) -> str:
+        """Store an answer; return it as `get` does."""
         row = {"key": key, "text": text, **facts}
         with self._lock:
             self._count(row)
@@ -106,9 +106,10 @@ class AnswerFile:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
+            return self._texts[key]
 
     def _count(self, row: dict[str, Any]) -> None:
-        self._texts[row["key"]] = row["text"]
+        self._texts[row["key"]] = row["text"] + CUT_OFF * int(row.get("ended") == "length")
         self.usage["requests"] += 1
         self.usage["tokens_read"] += row["read"]
         self.usage["tokens_written"] += row["written"]
@@ -164,7 +165,7 @@ class ApiModel(torch.nn.Module):
             facts = {"read": 0, "written": 0, "ended": choice.finish_reason, "cost": getattr(usage, "cost", None)}
             if usage is not None:
                 facts |= {"read": usage.prompt_tokens, "written": usage.completion_tokens}
-            self._stored.add(key, answer, **facts)
+            answer = self._stored.add(key, answer, **facts)
         return answer
 
     def _ask(self, messages: list[dict[str, Any]], tokens: int) -> Any:

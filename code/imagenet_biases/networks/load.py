@@ -28,7 +28,7 @@ from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.normalization import Normalization, Statements, beside, decide, statements
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.registry import NORMALIZATIONS
-from imagenet_biases.networks.state_dict import fill, find
+from imagenet_biases.networks.state_dict import fill, find, warn_of_dropped
 from imagenet_biases.networks.user_code import blaming, build, class_sources
 from imagenet_biases.study import STUDY_RESIZE
 
@@ -533,6 +533,7 @@ def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{address} does not fill timm's {name}: {' '.join(str(error).split())[:300]}") from error
     body.pretrained_cfg.pop("state_dict")  # or every network would be kept twice
+    warn_of_dropped(contents, body, name)
     _pin({address: sha256})
     config = packages.timm_config(name)
     facts = {"checkpoint_sha256": sha256, "source": address, "arch": name, "normalization": "timm"}

@@ -23,7 +23,12 @@ Values = tuple[float, ...]
 MEAN = re.compile("mean|mu")
 SPREADS = {"mean": ("std", "sd", "stdev"), "mu": ("sigma", "std", "sd")}
 CLOSE = 1e-5  # of known constants: files hold them in float32, or multiplied by 255
-LIBRARIES = {"timm": "timm's configuration", "torchvision": "torchvision"}
+LIBRARIES = {  # {what a module is: who says how pixels are normalized}
+    "timm": "timm's configuration",
+    "torchvision": "torchvision",
+    "parts of torchvision": "torchvision, of whose parts it is made,",
+    "parts of timm": "timm's default, since it is made of timm's parts,",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Statements:
     Attributes:
         inside: the part of the module by which it normalizes its pixels itself; '' if none is seen.
         beside: {place: constants} that are stated and not applied: left over in a file, or attributes of the module.
-        library: (which, constants), of a bare network of timm or torchvision.
+        library: (which, constants), of a bare network of timm or torchvision, or of one that is put together from parts
+            of theirs.
     """
 
     inside: str = ""
@@ -257,7 +263,22 @@ def _of_library(body: torch.nn.Module) -> tuple[str, Normalization] | None:
             constants = _constants(_three(config.get("mean")), _three(config.get("std")))
             return ("timm", constants) if constants else None
         if any(callable(value) and (name == "__call__" or name[:2] != "__") for name, value in vars(kind).items()):
-            return None  # the user's own code, which may do anything with the pixels
+            break  # the user's own code, which may do anything with the pixels, or a layer of torch
+    return _of_parts(part, body)
+
+
+def _of_parts(first: torch.nn.Module, body: torch.nn.Module) -> tuple[str, Normalization] | None:
+    """Return (parts of a library, its normalization) of a sequence of a network's parts, such as its children.
+
+    They are known by their classes where the first is a convolution of the pixels into more channels, which is no
+    normalization. The parts do not say for which constants they were trained: nearly all are for ImageNet's.
+    """
+    if type(first) is not torch.nn.Conv2d or first.in_channels != 3 or first.out_channels <= 3:
+        return None
+    for part in body.modules():
+        for library in ("torchvision", "timm"):
+            if type(part).__module__.startswith(f"{library}.models."):
+                return f"parts of {library}", Normalization.named("imagenet")
     return None
 
 
@@ -268,7 +289,7 @@ def _first_part(body: torch.nn.Module) -> torch.nn.Module | None:
         if body._forward_pre_hooks or ("forward" in vars(body) and not torchs):
             return None
         inner: Any = None
-        if torchs and isinstance(body, torch.nn.Sequential):
+        if type(body).forward is torch.nn.Sequential.forward:
             inner = next(body.children(), None)
         elif torchs:
             inner = getattr(body, "_orig_mod", None) or getattr(body, "module", None)

@@ -473,7 +473,7 @@ def prefixed_name(name: str) -> str:
         place, entry = split_hub(name)
         return safe_name(f"{Path(place.partition(':')[0]).name}.{entry}")
     if kind != "zero-shot":
-        return safe_name(Path(place.partition("@")[0]).name)
+        return safe_name(Path(split_revision(place)[0]).name)
     place = Path(place).name if os.path.isdir(place.partition(":")[0]) else place
     return safe_name("clip-" + place.removesuffix(":80").replace("/", "-").replace(":", "-"))
 
@@ -484,6 +484,18 @@ def prefix_kind(name: str) -> str:
         if name.startswith(prefix):
             return "file" if prefix == "timm/" and os.path.isfile(name) else kind
     return "onnx" if name.endswith(".onnx") else ""
+
+
+def split_revision(place: str) -> tuple[str, str]:
+    """Return (OWNER/NAME, revision or '') of OWNER/NAME@REVISION, a branch, tag or commit; folders have none.
+
+    Raises:
+        UserError: there is nothing after the @.
+    """
+    repository, at, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
+    if at and not revision:
+        raise UserError(f"{place}: give OWNER/NAME@REVISION, a branch, tag or commit, or OWNER/NAME")
+    return repository, revision
 
 
 def split_hub(name: str) -> tuple[str, str]:

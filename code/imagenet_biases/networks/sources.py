@@ -1,12 +1,14 @@
 """Networks by the names they have elsewhere: timm's hub, transformers' image classifiers, torch.hub, ONNX files.
 
-hf-hub:OWNER/NAME and timm/NAME, hf:OWNER/NAME (a folder may stand for OWNER/NAME), torchhub:OWNER/REPO:ENTRY or
-torchhub:FOLDER:ENTRY, and net.onnx. The packages that they need are optional and imported when needed.
+hf-hub:OWNER/NAME and timm/NAME, hf:OWNER/NAME, each with @REVISION at will (a folder may stand for OWNER/NAME);
+torchhub:OWNER/REPO:ENTRY or torchhub:FOLDER:ENTRY; net.onnx. The packages that they need are optional and imported when
+needed.
 """
 
 import contextlib
 import hashlib
 import json
+import urllib.parse
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,13 +22,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from imagenet_biases.base.download import fetch, file_hash
+from imagenet_biases.base.download import commit_in_cache, commit_of, fetch, file_hash
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import demand_file
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.normalization import Normalization, Statements
 from imagenet_biases.networks.packages import CLASSES
+from imagenet_biases.networks.state_dict import warn_of_dropped
 from imagenet_biases.networks.user_code import blaming
 from imagenet_biases.study import STUDY_CROP
 from imagenet_biases.vocabulary import identified
@@ -44,6 +47,8 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 def timm_hub(name: str, checkpoints: str | Path | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """Return (Network's arguments, {address: sha256}) of hf-hub:OWNER/NAME or timm/NAME, or of a folder in their place.
+
+    OWNER/NAME@REVISION is a branch, tag or commit of the repository; its commit is in the record.
 
     Raises:
         UserError: there is no such repository, its files are damaged, or it has other classes than ImageNet's 1,000.
@@ -77,10 +82,12 @@ def timm_hub(name: str, checkpoints: str | Path | None = None) -> tuple[dict[str
             **config.get("model_args", {}),
         )
         body.pretrained_cfg.pop("state_dict")
+        warn_of_dropped(contents, body, name)
         used = resolve_data_config(pretrained_cfg=settings, use_test_size=True)
     facts = {
         "checkpoint_sha256": sha256,
         "source": address if "://" in address else "a folder",
+        "revision": commit_of(path),
         "arch": config["architecture"],
         "normalization": "timm",
     }
@@ -97,11 +104,13 @@ def _file_of(place: str, names: Sequence[str], checkpoints: str | Path | None) -
         if path is None:
             raise UserError(f"{place} has no {' or '.join(names)}; give a folder as timm or transformers save it")
         return path, str(path)
-    if place.count("/") != 1:
-        raise UserError(f"'{place}' is neither OWNER/NAME on the Hugging Face hub nor a folder")
+    repository, revision = registry.split_revision(place)
+    if repository.count("/") != 1:
+        raise UserError(f"'{place}' is neither OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub nor a folder")
     problems: list[UserError] = []
     for name in names:
-        address = f"hf://{place}/{name}"
+        version = f"@{urllib.parse.quote(revision, safe='')}" if revision else ""
+        address = f"hf://{repository}{version}/{name}"
         try:
             return fetch(address, registry.checkpoint_folder(checkpoints)), address
         except UserError as error:
@@ -166,7 +175,7 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
     Raises:
         UserError: it cannot be loaded, lacks weights, or has other classes than ImageNet's 1,000 in their order.
     """
-    place, _, revision = name.removeprefix("hf:").partition("@")
+    place, revision = registry.split_revision(name.removeprefix("hf:"))
     options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
     with _one_line(name):
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -190,8 +199,8 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
     body.side = _side(body, getattr(config, "image_size", None))
     facts = {
         "checkpoint_sha256": None,
-        "source": "a folder" if Path(place).is_dir() else f"hf://{place}",
-        "revision": getattr(config, "_commit_hash", None),
+        "source": "a folder" if Path(place).is_dir() else name.replace("hf:", "hf://", 1),
+        "revision": commit_in_cache(place, revision),
         "arch": type(model).__name__,
         "normalization": normalization.name,
     }

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +22,8 @@ from imagenet_biases.networks.registry import Layout
 StateDict: TypeAlias = Mapping[str, Tensor]
 Modules: TypeAlias = dict[str, dict[str, tuple[int, ...]]]  # {module, with its dot: {its tensor: shape}}
 COUNTERS = ("total_ops", "total_params")  # thop leaves them in every module that it counts
+# last parts of names: what an architecture's code makes anew, or nothing reads
+MADE_ANEW = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", *COUNTERS)
 # what torch.compile, data-parallel and sharded training insert into names
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -81,7 +83,8 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object, fil
     checkpoint = everything.renamed(names)
     fitting = _fitting(checkpoint, expected) or _without_wrappers(checkpoint, expected)
     unused = _unused(everything, fitting.values())
-    fitting = fitting or _by_timm(contents, network)  # whose rules know what to leave out
+    if not fitting:
+        fitting, unused = _by_timm(contents, network)
     if not fitting:
         common = _prefixes(checkpoint, expected).most_common(1)
         prefix = common[0][0] if common else ""
@@ -90,9 +93,7 @@ def find(contents: dict[str, Any], network: torch.nn.Module, source: object, fil
     if different := [place for place, other in fitting.items() if place != first and _differ(other, state)]:
         message = f"{source} contains several networks: {first!r} is used, not {listed_briefly(different)}"
         warnings.warn(message, stacklevel=2)
-    if unused:
-        message = f"{source} has {len(unused)} tensors beside the network, which are not used: {listed_briefly(unused)}"
-        warnings.warn(message, stacklevel=2)
+    _warn_of_unused(source, unused)
     return state
 
 
@@ -191,23 +192,63 @@ def _without_wrappers(checkpoint: Checkpoint, expected: StateDict) -> dict[str, 
     return states
 
 
-def _by_timm(contents: dict[str, Any], network: torch.nn.Module) -> dict[str, StateDict]:
-    """Return the parts that timm's own translation of files that an architecture's authors published makes fit."""
-    translate = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
-    if translate is None or not type(network).__module__.startswith("timm."):
-        return {}
-    settings = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(translate).parameters else {}
-    expected, states = network.state_dict(), {}
+def _by_timm(contents: dict[str, Any], network: torch.nn.Module) -> tuple[dict[str, StateDict], list[str]]:
+    """Return the parts that timm's own translation of files that an architecture's authors published makes fit, and
+    the tensors that it drops."""
+    translate = _translation(network)
+    if translate is None:
+        return {}, []
+    expected, states, dropped = network.state_dict(), {}, []
     for place, part in _dicts(contents):
-        names = {WRAPPERS.sub("", name): tensor for name, tensor in part.items() if isinstance(tensor, Tensor)}
+        originals = {WRAPPERS.sub("", name): name for name, tensor in part.items() if isinstance(tensor, Tensor)}
+        names = {short: part[name] for short, name in originals.items() if not short.endswith(COUNTERS)}
         try:
-            state = translate(dict(names), network, **settings)
+            state = translate(dict(names))
         except Exception:  # it expects a file of its own kind
             continue
         resampled = _sizes(state) - _sizes(names)  # to another size of images: not what the file's authors measured
         if not resampled and not _differences(expected, state):
             states[place] = state
-    return states
+            dropped += [f"{place}{originals[short]}" for short in _dropped(names, translate, state)]
+    return states, dropped
+
+
+def warn_of_dropped(contents: Mapping[str, Any], network: torch.nn.Module, source: object) -> None:
+    """Warn of the tensors of a file that timm, which loaded it into a network, leaves out without a word."""
+    translate = _translation(network)
+    tensors_of_file = {name: value for name, value in contents.items() if isinstance(value, Tensor)}
+    if translate is not None:
+        _warn_of_unused(source, list(_dropped(tensors_of_file, translate, translate(dict(tensors_of_file)))))
+
+
+def _warn_of_unused(source: object, names: Sequence[str]) -> None:
+    if names:
+        message = f"{source} has {len(names)} tensors beside the network, which are not used: {listed_briefly(names)}"
+        warnings.warn(message, stacklevel=3)
+
+
+def _translation(network: torch.nn.Module) -> Callable[[dict[str, Tensor]], StateDict] | None:
+    """Return timm's translation of files for a network's architecture, None where it has none."""
+    translate = getattr(sys.modules.get(type(network).__module__), "checkpoint_filter_fn", None)
+    if translate is None or not type(network).__module__.startswith("timm."):
+        return None
+    settings = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(translate).parameters else {}
+    return lambda state: translate(state, network, **settings)
+
+
+def _dropped(part: StateDict, translate: Callable[[dict[str, Tensor]], StateDict], state: StateDict) -> Iterator[str]:
+    """Yield the tensors on which a translation does not depend, but for those that are made anew.
+
+    Most tensors are in the translation as they are; of the others, each is changed to see whether it changes, too.
+    """
+    kept = {tensor.data_ptr() for tensor in state.values()}
+    for name, tensor in part.items():
+        if tensor.data_ptr() in kept or name.rpartition(".")[2] in MADE_ANEW:
+            continue
+        other = torch.zeros_like(tensor) if tensor.any() else torch.ones_like(tensor)
+        changed = translate({**part, name: other})
+        if changed.keys() == state.keys() and not _differ(changed, state):
+            yield name
 
 
 def _sizes(state: StateDict) -> collections.Counter[int]:

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from imagenet_biases.base.download import commit_in_cache
 from imagenet_biases.base.errors import UserError
+from imagenet_biases.networks.registry import split_revision
 from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.vocabulary import identified
 
@@ -123,7 +125,7 @@ def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[A
         UserError: it is not an image-text-to-text model, lacks weights, has no chat template or wants to run its own
             code.
     """
-    place, _, revision = name.partition("@")
+    place, revision = split_revision(name)
     with _one_line(f"hf:{name}", "transformers"):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -146,8 +148,8 @@ def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[A
     settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
     model.eval().requires_grad_(False)
     facts = {
-        "source": f"hf://{place}" if not Path(place).is_dir() else "a folder",
-        "revision": getattr(model.config, "_commit_hash", None),
+        "source": f"hf://{name}" if not Path(place).is_dir() else "a folder",
+        "revision": commit_in_cache(place, revision),
         "arch": type(model).__name__,
         "chat_template": processor.chat_template,
     }

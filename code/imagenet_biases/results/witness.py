@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.paths import RAW_DATA
 from imagenet_biases.estimate import Z95, Estimate
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
 from imagenet_biases.networks.registry import registry
-from imagenet_biases.study import ALEXNET_ERROR, DECLARATIONS, STUDY_CROP, STUDY_RESIZE, definition_of
+from imagenet_biases.study import ALEXNET_ERROR, CONTROL, DECLARATIONS, STUDY_CROP, STUDY_RESIZE, definition_of
+
+if TYPE_CHECKING:
+    from imagenet_biases.images.sets import ImageSet
+    from imagenet_biases.networks.load import Network
 
 WITNESSES = RAW_DATA / "witness.csv"
 KEYS = ("model", "source", "licence", "images", "img_size", "crop_pct", "interpolation")
@@ -128,7 +132,7 @@ def names_of(model: str, source: str = "") -> set[str]:
         model: its name here.
         source: the address of its weights, as records have it.
     """
-    names = {model, *re.findall(r"hf://timm/([^/\s]+)/", source)}
+    names = {model, *re.findall(r"hf://timm/([^/@\s]+)[/@]", source)}
     entry = registry().get(model)
     return names | {file.location for file in (entry.files if entry else ()) if file.source == "timm"}
 
@@ -156,6 +160,28 @@ def _unlike_study(witness: Witness) -> tuple[bool, int, int]:
 def preprocessing_of(provenance: Mapping[str, Any]) -> str:
     """Return the preprocessing that a record was measured with, as str(Preprocessing); '' where it is unknown."""
     return str(STUDY) if provenance["view"] == "study" else provenance.get("native", "")
+
+
+def expected_clean_accuracy(network: "Network", images: "ImageSet", preprocessing: Preprocessing) -> float | None:
+    """Return the clean top-1 to expect of a network, in per cent: the zoo's, else another laboratory's, else None.
+
+    The zoo's is for the study's preprocessing; a witness speaks of its own, on whole sets.
+
+    Args:
+        network: as loaded.
+        images: the clean set; of a declared part of it, or of drawn images, nothing is known.
+        preprocessing: that the network gets.
+    """
+    if images.subset:
+        return None
+    if network.expected_top1 is not None and str(preprocessing) == str(STUDY):
+        return network.expected_top1
+    if network.identity.get("frontend") or images.collection == "drawn":
+        return None
+    for witness in witnesses_of(names_of(network.name, network.identity.get("source") or "")):
+        if witness.images is None and witness.speaks_of(CONTROL, str(preprocessing)):
+            return witness.values[CONTROL]
+    return None
 
 
 # The gate ------------------------------------------------------------------------------------------------------------
