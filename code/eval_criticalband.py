@@ -13,6 +13,7 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 """
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -72,6 +73,19 @@ def report(results: Results) -> Metrics:
         yield f"top1_acc/criticalband/sd{sd}/f{f}", top(results["imagenet", condition.name])
 
 
+def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Metrics:
+    """Yield the same from the accuracy of each condition alone."""
+    table = []
+    for sd in spatial_channel.SDS:
+        table.append([accuracy[MASKED.get((sd, f), PLAIN).name] for f in range(OCTAVES)])
+    for suffix, steps in profiles(100 * np.array(table)).items():
+        for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), ()).items():
+            yield f"metric/criticalband/{name}{suffix}", estimate.value
+    yield "top1_acc/criticalband/sd0", 100 * accuracy[PLAIN.name]
+    for (sd, f), condition in MASKED.items():
+        yield f"top1_acc/criticalband/sd{sd}/f{f}", 100 * accuracy[condition.name]
+
+
 def details(results: Results) -> dict[str, Any]:
     """Return the thresholds behind each channel, and why a fit is not a channel."""
     steps_of = profiles(100 * hits(results).mean(2))
@@ -86,6 +100,7 @@ BENCHMARK = Benchmark(
     passes,
     report,
     details=details,
+    by_condition=by_condition,
     headline=tuple(
         f"metric/criticalband/{name}{kind}" for name in ("bw_norm", "cf_norm", "pns_norm") for kind in ("", FINE)
     ),
