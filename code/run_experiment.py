@@ -26,12 +26,12 @@ from typing import Any
 from imagenet_biases.base.download import fetch, file_hash, local_path
 from imagenet_biases.base.errors import Parser, UserError, exit_on_user_error
 from imagenet_biases.base.files import read_bytes
-from imagenet_biases.base.paths import HOME
 from imagenet_biases.cli import data_of, whole
 from imagenet_biases.humans import experiment
 from imagenet_biases.humans.categories16 import IMAGES
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
 from imagenet_biases.humans.trials import OTHER_EXPERIMENTS
+from imagenet_biases.networks.registry import checkpoint_folder
 
 JSPSYCH = "8.2.2"
 SHA256 = "2862cd25d432e3d50ae403a00615ce8d49e48db090930997234f33cb9cd91e6d"
@@ -45,7 +45,7 @@ def jspsych(download: bool) -> Path:
     """
     base = os.environ.get("JSPSYCH_RELEASE", "https://cdn.jsdelivr.net").rstrip("/")
     address = f"{base}/npm/jspsych@{JSPSYCH}/dist/index.browser.min.js"
-    folder = HOME / "models" / "checkpoints"
+    folder = checkpoint_folder(None)
     path = local_path(address, folder, "jspsych.js")
     if not path.exists() and not download:
         raise UserError(f"jsPsych {JSPSYCH} is not here yet: --download fetches it, once (from {base})")

@@ -44,7 +44,7 @@ class Laboratory:
         self.session, self.practice, self.page = session, practice, page
         self.token = secrets.token_urlsafe(24)
         self.finished = threading.Event()
-        self.files = {path.name: path for path in PAGE.iterdir()} | {"jspsych.js": jspsych, "": PAGE / "page.html"}
+        self.files = {path.name: path for path in PAGE.iterdir() if path.suffix in TYPES} | {"jspsych.js": jspsych, "": PAGE / "page.html"}
         self._tab, self._seen = "", 0.0
         self._reading = threading.Lock()
 
@@ -91,7 +91,7 @@ class Laboratory:
         """Return (status, reply) to what the page says. Raises Malformed."""
         tab = body["tab"]
         if action == "claim":
-            return (200, self.state()) if self.claim(tab) else (409, {})
+            return (200, self.state()) if self.claim(tab) else (409, {"text": self.page["texts"]["other_tab"]})
         if action == "release":
             self.release(tab)
         elif not self.owns(tab):

@@ -1,7 +1,7 @@
 "use strict";
 // One session in jsPsych. Stimuli are drawn on frames of the display (requestAnimationFrame), whose times are reported.
 
-const { initJsPsych, ParameterType } = jsPsychModule;
+const { ParameterType } = jsPsychModule;
 const GRID = ["knife", "airplane", "keyboard", "elephant", "bicycle", "clock", "oven", "chair",
   "bear", "boat", "cat", "bottle", "truck", "car", "bird", "dog"];
 const KEYS = ["Digit1", "Digit2", "Digit3", "Digit4", "KeyQ", "KeyW", "KeyE", "KeyR",
@@ -92,15 +92,17 @@ class Screen {
     const finish = prepare?.(form);
     (form.querySelector("input") ?? next).focus();
     return new Promise(resolve => {
-      form.onkeydown = event => { // also from the slider; a button's own click would be a second one
-        if (event.code === "Space" && event.target.type !== "number") event.preventDefault();
-        if (event.code === "Space" && event.target.type !== "number" && !event.repeat) form.requestSubmit();
-      };
-      form.onsubmit = event => {
+      form.onkeydown = event => { // space also from the slider; a key that is held is pressed once
+        if (event.code !== "Space" && event.code !== "Enter") return;
         event.preventDefault();
-        form.onsubmit = () => false;
+        if (!event.repeat) form.requestSubmit();
+      };
+      form.onsubmit = async event => {
+        event.preventDefault();
+        form.onsubmit = other => other.preventDefault();
         document.documentElement.requestFullscreen?.().catch(() => {}); // where the browser allows it
-        resolve(finish?.() ?? {});
+        await finish?.();
+        resolve({});
       };
     });
   }
@@ -124,7 +126,7 @@ function calibrate(form) {
   distance.value = state.display.distance_cm ?? 57;
   const draw = () => {
     card.style.width = `${width.value}px`;
-    card.style.height = `${width.value * 0.63}px`;
+    card.style.height = `${Math.min(width.value * 0.63, 130)}px`; // the width is what counts
   };
   width.oninput = draw;
   draw();
@@ -283,7 +285,7 @@ function timeline() {
   if (state.consent && !next) list.push(screen(state.consent, { button: "agree" }));
   if (state.degrees) list.push(screen(calibration(), { prepare: calibrate }));
   list.push(screen(heading("instructions_title") + paragraph("instructions_fixate") + paragraph("instructions_choose")
-    + legend(), { on_finish: fit }));
+    + legend(), { prepare: () => fit }));
   if (practice.length) {
     const count = { count: practice.length };
     list.push(screen(heading("practice_title") + paragraph("practice_text", count), { button: "start" }));
@@ -308,11 +310,11 @@ function timeline() {
 async function main() {
   let reply;
   while ((reply = await post("claim")).status !== 200) {
-    const waiting = await (await fetch("waiting")).text();
-    document.getElementById("display").replaceChildren(make("p", { className: "screen", textContent: waiting }));
+    document.getElementById("display").replaceChildren(make("p", { className: "screen", textContent: reply.body.text }));
     await pause(2000);
   }
   state = reply.body;
+  picture(state.practice.length ? "practice" : "session", state.practice.length ? 0 : state.next);
   layout = await navigator.keyboard?.getLayoutMap?.().catch(() => undefined);
   document.documentElement.style.setProperty("--grey", state.grey);
   document.title = text("title");
@@ -320,7 +322,7 @@ async function main() {
     button.setAttribute("aria-label", text(GRID[index]));
     button.querySelector("kbd").textContent = letter(index);
   });
-  addEventListener("pagehide", () => post("release"));
+  addEventListener("pagehide", () => post("release").catch(() => {}));
   const beat = setInterval(async () => {
     const alive = await post("alive").catch(() => ({}));
     if (alive.status === 409) stop("taken");
