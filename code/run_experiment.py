@@ -112,6 +112,12 @@ def trials_of(args: argparse.Namespace) -> list[experiment.Trial]:
     return experiment.shuffled(trials, args.seed, f"trials {args.subject}", args.trials)
 
 
+def settings_of(args: argparse.Namespace, trials: Sequence[experiment.Trial]) -> dict[str, Any]:
+    """Return what determines a session besides its list of trials."""
+    settings = {"seed": args.seed, "clock factor": args.clock_factor, "stimulus degrees": args.stimulus_degrees}
+    return settings | {"images": trials[0].images.fingerprint, "times": experiment.TIMES, "jsPsych": JSPSYCH}
+
+
 def page_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the page is told: texts, times in milliseconds, colours."""
     consent = ""
@@ -155,7 +161,8 @@ def hold(session: experiment.Session, practice: Sequence[experiment.Trial], args
 @exit_on_user_error
 def main(arguments: Sequence[str] | None = None) -> int | None:
     args = make_parser().parse_args(arguments)
-    subject, results = experiment.checked_subject(args.subject), Path(args.results)
+    results = Path(args.results)
+    subject = experiment.checked_subject(args.subject, results)
     if args.delete:
         for path in experiment.delete(subject, results):
             print(f"deleted {path}")
@@ -163,9 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         return None
     check(args)
     name, trials = args.set or args.benchmark, trials_of(args)
-    settings = {"seed": args.seed, "clock factor": args.clock_factor, "stimulus degrees": args.stimulus_degrees}
-    settings |= {"images": trials[0].images.fingerprint, "times": experiment.TIMES, "jsPsych": JSPSYCH}
-    session = experiment.Session(results, name, subject, trials, settings)
+    session = experiment.Session(results, name, subject, trials, settings_of(args, trials))
     if args.list_only:
         path = session.path.with_name(f"{name}_{subject}_list.csv")
         experiment.write_list(trials, path, session.names)

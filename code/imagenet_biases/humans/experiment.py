@@ -8,6 +8,7 @@ screen shows 8 bits: pixels of filtered or noisy stimuli are rounded to multiple
 unrounded. A file of answers has the layout of the released ones (humans.trials reads it); one row is one flushed write.
 """
 
+import contextlib
 import csv
 import datetime
 import hashlib
@@ -37,6 +38,7 @@ from imagenet_biases.humans.trials import ANSWERS, COLUMNS
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.results.provenance import versions
+from imagenet_biases.results.records import read_record
 from imagenet_biases.stimuli.seeded import bits, normal, streams
 from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import CLEAN, Batch, Condition, Data
@@ -72,16 +74,20 @@ class Trial:
 # The list of trials ---------------------------------------------------------------------------------------------------
 
 
-def checked_subject(name: str) -> str:
+def checked_subject(name: str, results: Path) -> str:
     """Return the name of a subject if it can be one.
 
     Raises:
-        UserError: it cannot name a file, has '_' (at which file names are split), or is one of the released people's.
+        UserError: it cannot name a file, has '_' (at which file names are split), is one of the released people's, or
+            has a network's results.
     """
     if "_" in safe_name(name):
         raise UserError(f"--subject {name}: file names are split at '_'; write {name.replace('_', '-')}")
     if re.fullmatch(r"subject-\d+", name):
         raise UserError(f"--subject {name}: the released people are called so; give another name, such as lab-01")
+    for record in filter(None, map(read_record, (results / name).glob("*.json"))):
+        if record["provenance"].get("network"):
+            raise UserError(f"--subject {name}: {results / name} has a network's results; give another name")
     return name
 
 
@@ -319,6 +325,10 @@ class Session:
         os.truncate(self.path, len(whole))  # a row that the machine did not finish was never acknowledged
         self.done = len(rows)
 
+    def close(self) -> None:
+        """Let another process open the session."""
+        self._lock.release()
+
     @property
     def _json(self) -> Path:
         return self.path.with_suffix(".json")
@@ -406,6 +416,9 @@ def delete(subject: str, results: Path) -> list[Path]:
         raise UserError(f"{results / FOLDER} has no data of {subject}")
     for path in paths:
         path.unlink()
+    with contextlib.suppress(OSError):  # nothing else is in the folder of the records
+        (results / subject / ".lock").unlink()
+        (results / subject).rmdir()
     return paths
 
 
