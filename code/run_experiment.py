@@ -30,7 +30,7 @@ from imagenet_biases.cli import data_of, whole
 from imagenet_biases.humans import experiment
 from imagenet_biases.humans.categories16 import IMAGES
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
-from imagenet_biases.humans.trials import OTHER_EXPERIMENTS
+from imagenet_biases.humans.trials import NO_MEASUREMENT, OTHER_EXPERIMENTS
 from imagenet_biases.networks.registry import checkpoint_folder
 
 JSPSYCH = "8.2.2"
@@ -112,10 +112,12 @@ def trials_of(args: argparse.Namespace) -> list[experiment.Trial]:
     return experiment.shuffled(trials, args.seed, f"trials {args.subject}", args.trials)
 
 
-def settings_of(args: argparse.Namespace, trials: Sequence[experiment.Trial]) -> dict[str, Any]:
-    """Return what determines a session besides its list of trials."""
+def session_of(args: argparse.Namespace, trials: Sequence[experiment.Trial]) -> experiment.Session:
+    """Return the session of a command line, not yet opened."""
     settings = {"seed": args.seed, "clock factor": args.clock_factor, "stimulus degrees": args.stimulus_degrees}
-    return settings | {"images": trials[0].images.fingerprint, "times": experiment.TIMES, "jsPsych": JSPSYCH}
+    settings |= {"images": trials[0].images.fingerprint, "times": experiment.TIMES, "jsPsych": JSPSYCH}
+    subject = args.subject + (NO_MEASUREMENT if args.clock_factor != 1 else "")
+    return experiment.Session(Path(args.results), args.set or args.benchmark, subject, trials, settings)
 
 
 def page_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -169,10 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         print("Tables and figures made before still show them: repeat merge_results.py and report.py")
         return None
     check(args)
-    name, trials = args.set or args.benchmark, trials_of(args)
-    session = experiment.Session(results, name, subject, trials, settings_of(args, trials))
+    trials = trials_of(args)
+    session = session_of(args, trials)
     if args.list_only:
-        path = session.path.with_name(f"{name}_{subject}_list.csv")
+        path = session.path.with_name(f"{session.name}_{subject}_list.csv")
         experiment.write_list(trials, path, session.names)
         print(f"{len(trials)} trials are listed in {path}")
         return None

@@ -13,7 +13,6 @@ import pytest
 from filelock import FileLock
 
 import run_experiment
-from imagenet_biases.humans import experiment
 from imagenet_biases.humans.experiment_server import Laboratory, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,9 +51,7 @@ def command(drawn, results, subject, *words):
 
 def session_of(args):
     """A session as the script makes it."""
-    trials = run_experiment.trials_of(args)
-    settings = run_experiment.settings_of(args, trials)
-    return experiment.Session(Path(args.results), args.set or args.benchmark, args.subject, trials, settings)
+    return run_experiment.session_of(args, run_experiment.trials_of(args))
 
 
 def answer_all(session, answer):

@@ -1,6 +1,7 @@
 """The laboratory without a browser: lists of trials, pixels, files of answers, the server's refusals, the scores."""
 
 import collections
+import contextlib
 import http.client
 import json
 import math
@@ -23,7 +24,7 @@ from imagenet_biases.base.schema import Malformed
 from imagenet_biases.humans import categories16, experiment
 from imagenet_biases.humans.agreement import bias_by_category, read_observers
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS, stimulus, texture_category
-from imagenet_biases.humans.trials import read_trials
+from imagenet_biases.humans.trials import NO_MEASUREMENT, read_trials
 from imagenet_biases.measures import spatial_channel
 from imagenet_biases.stimuli.seeded import normal, streams
 from imagenet_biases.study import CATEGORIES_16
@@ -159,7 +160,9 @@ def test_files_have_the_columns_and_names_of_the_released_ones(drawn, tmp_path):
 
 
 def test_a_file_is_read_as_a_published_one(drawn, tmp_path):
-    session = answer_all(session_of(command(drawn, tmp_path, "me")), lambda trial: "na" if "cat" in trial.file else "dog")
+    session = answer_all(
+        session_of(command(drawn, tmp_path, "me")), lambda trial: "na" if "cat" in trial.file else "dog"
+    )
     frame = read_trials(session.path)
     assert len(frame) == 96 and set(frame.set) == {"cue-conflict"} and set(frame.subj) == {"me"}
     assert list(frame.trial) == [str(number) for number in range(1, 97)]
@@ -168,7 +171,13 @@ def test_a_file_is_read_as_a_published_one(drawn, tmp_path):
     assert list(frame.image) == [Path(trial.file).stem for trial in session.trials]
     description = json.loads(session.path.with_suffix(".json").read_text())
     assert description["measurement"] and description["finished"] and len(description["durations"]) == 96
-    assert description["durations"]["96"] == {"fixation": 300, "stimulus": 200, "mask": 200, "dropped": 0, "wrong": False}
+    assert description["durations"]["96"] == {
+        "fixation": 300,
+        "stimulus": 200,
+        "mask": 200,
+        "dropped": 0,
+        "wrong": False,
+    }
 
 
 def answer(number, **more):
@@ -211,13 +220,14 @@ def test_subjects_that_cannot_be_are_refused(drawn, tmp_path, name):
 
 
 def test_one_command_deletes_a_subject_and_nobody_else(drawn, tmp_path):
-    for name in ("me", "me-2"):
-        answer_all(session_of(command(drawn, tmp_path, name)), shape)
+    for name, words in (("me", ()), ("me-2", ()), ("me", ("--clock-factor", 2))):
+        answer_all(session_of(command(drawn, tmp_path, name, *words)), shape)
     words = ("--trials", *tmp_path.rglob("*.csv"), "--data", drawn, "--results", tmp_path)
-    assert run("eval_model_vs_human.py", *words).returncode == 0
+    with pytest.warns(UserWarning, match="no measurement"):
+        assert run("eval_model_vs_human.py", *words).returncode == 0
     assert (tmp_path / "me" / "model_vs_human.json").exists()
     ended = run("run_experiment.py", "--subject", "me", "--results", tmp_path, "--delete")
-    assert ended.returncode == 0 and len(re.findall("^deleted ", ended.stdout, re.M)) >= 3
+    assert ended.returncode == 0 and len(re.findall("^deleted ", ended.stdout, re.M)) >= 6
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert left and all("me-2" in str(path.relative_to(tmp_path)) for path in left)
     assert run("run_experiment.py", "--subject", "me", "--results", tmp_path, "--delete").returncode == 2
@@ -317,8 +327,9 @@ def test_the_server_takes_answers_of_one_tab_of_its_page(server):
     other = body.replace('"a"', '"b"')
     for action in ("claim", "answer", "alive"):
         assert ask(address, "POST", action, other)[0] == 409, action
-    assert ask(address, "POST", "answer", b"x" * 10_000_000)[0] == 413
-    for length in ("-1", "a", "1e3", ""):
+    with contextlib.suppress(ConnectionError):  # it does not wait for the end of what it refuses
+        assert ask(address, "POST", "answer", b"x" * 10_000_000)[0] == 413
+    for length in ("10000000", "-1", "a", "1e3"):
         assert ask(address, "POST", "answer", b"", Content_Length=length)[0] == 413
     for wrong in ("", "[]", "{}", '{"tab": 1}', '{"tab": "a", "value": [', "[" * 5000):
         assert ask(address, "POST", "answer", wrong)[0] == 400, wrong
@@ -349,15 +360,17 @@ def test_the_server_is_on_this_machine_only(server):
 def test_a_subject_is_scored_and_shown_like_a_network(drawn, tmp_path):
     session = answer_all(session_of(command(drawn, tmp_path, "me")), shape)
     again = answer_all(session_of(command(drawn, tmp_path, "fast", "--clock-factor", 9)), texture)
-    ended = run("eval_model_vs_human.py", "--trials", session.path, again.path, "--data", drawn, "--results", tmp_path)
+    words = ("--trials", session.path, again.path, "--data", drawn, "--results", tmp_path)
+    with pytest.warns(UserWarning, match="no measurement.*: fast-no-measurement$"):
+        ended = run("eval_model_vs_human.py", *words)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("no measurement") == 1 and again.path.name in ended.stderr
+    assert not ended.stderr
     for name, bias in (("me", 1), ("fast", 0)):
+        name += NO_MEASUREMENT if name == "fast" else ""
         record = json.loads((tmp_path / name / "model_vs_human.json").read_text())
         assert record["metrics"]["shape-bias"] == bias
         low, high = record["intervals"]["shape-bias"]
         assert 0 <= low <= bias <= high <= 1 and 0 < high - low < 0.1
-        assert any("no measurement" in note for note in record["warnings"]) == (name == "fast")
     with pytest.warns(UserWarning, match="no measurement"):
         table = bias_by_category(read_observers([tmp_path])).set_index(["observer", "category"])
     assert table.value["me", "all"] == 1 and 0.9 < table.low["me", "all"] < 1
@@ -369,6 +382,7 @@ def sees_coarse_noise_badly(trial):
     return "na" if settings.get("sd", 0) >= 0.04 and settings["frequency"] in (2, 3, 4) else trial.category
 
 
+@pytest.mark.slow
 def test_a_channel_of_people_from_one_condition_per_image(drawn, tmp_path):
     args = [command(drawn, tmp_path, f"p-{n}", "--benchmark", "criticalband", "--practice", 0) for n in range(2)]
     session = answer_all(session_of(args[0]), sees_coarse_noise_badly)

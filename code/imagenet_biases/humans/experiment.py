@@ -34,7 +34,7 @@ from imagenet_biases.base.files import read_bytes, safe_name, write_json
 from imagenet_biases.base.schema import Fields, Malformed, Shape, check, read_json
 from imagenet_biases.humans.categories16 import CATEGORY_OF, presented
 from imagenet_biases.humans.stimulus_sets import PREFIX, STIMULUS_SETS, canonical, image_sets, stimulus
-from imagenet_biases.humans.trials import ANSWERS, COLUMNS
+from imagenet_biases.humans.trials import ANSWERS, COLUMNS, NO_MEASUREMENT
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.results.provenance import versions
@@ -83,7 +83,7 @@ def checked_subject(name: str, results: Path) -> str:
     """
     if "_" in safe_name(name):
         raise UserError(f"--subject {name}: file names are split at '_'; write {name.replace('_', '-')}")
-    if re.fullmatch(r"subject-\d+", name):
+    if re.fullmatch(r"subject-\d+", name):  # agreement.is_person pools them
         raise UserError(f"--subject {name}: the released people are called so; give another name, such as lab-01")
     for record in filter(None, map(read_record, (results / name).glob("*.json"))):
         if record["provenance"].get("network"):
@@ -169,7 +169,7 @@ def practice_trials(session: Sequence[Trial], data: Data, seed: int, count: int,
     for trial in candidates:
         image = stimulus(Path(trial.file).name).image
         if image not in seen:
-            fresh.setdefault(image, trial)
+            fresh.setdefault((trial.category, image), trial)
     if len(fresh) < count:
         raise UserError(
             f"practice needs {count} intact photographs that the session does not show, and there are {len(fresh)}: "
@@ -403,9 +403,12 @@ def _now() -> str:
 
 def files_of(subject: str, results: Path) -> list[Path]:
     """Return all files that sessions of a subject, and scoring them, have written under the results folder."""
-    paths = list((results / FOLDER).glob("*/.*.lock")) + list((results / FOLDER).glob("*/*"))
-    named = [path for path in paths if re.fullmatch(rf"\.?[^_]+_{re.escape(subject)}_(session_1|list)\..*", path.name)]
-    records = [*(results / subject).glob("model_vs_human*.json"), *(results / subject).glob("categories16*.json")]
+    name = rf"\.?[^_]+_{re.escape(subject)}({NO_MEASUREMENT})?_(session_1|list)\..*"
+    named = [path for path in (results / FOLDER).glob("*/*") if re.fullmatch(name, path.name)]
+    records: list[Path] = []
+    for label in (subject, subject + NO_MEASUREMENT):
+        records += [*(results / label).glob("model_vs_human*.json"), *(results / label).glob("categories16*.json")]
+        records += (results / label).glob(".lock")
     return sorted([*named, *records] if named else [])
 
 
@@ -416,9 +419,9 @@ def delete(subject: str, results: Path) -> list[Path]:
         raise UserError(f"{results / FOLDER} has no data of {subject}")
     for path in paths:
         path.unlink()
-    with contextlib.suppress(OSError):  # nothing else is in the folder of the records
-        (results / subject / ".lock").unlink()
-        (results / subject).rmdir()
+    for folder in {path.parent for path in paths}:
+        with contextlib.suppress(OSError):  # it holds something else
+            folder.rmdir()
     return paths
 
 

@@ -44,7 +44,10 @@ class Laboratory:
         self.session, self.practice, self.page = session, practice, page
         self.token = secrets.token_urlsafe(24)
         self.finished = threading.Event()
-        self.files = {path.name: path for path in PAGE.iterdir() if path.suffix in TYPES} | {"jspsych.js": jspsych, "": PAGE / "page.html"}
+        self.files = {path.name: path for path in PAGE.iterdir() if path.suffix in TYPES} | {
+            "jspsych.js": jspsych,
+            "": PAGE / "page.html",
+        }
         self._tab, self._seen = "", 0.0
         self._reading = threading.Lock()
 

@@ -25,7 +25,6 @@ from jaxtyping import Float, Shaped
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import atomic, read_bytes, safe_name
-from imagenet_biases.base.schema import Fields, Malformed, read_json
 from imagenet_biases.estimate import Z95, Estimate, proportion
 from imagenet_biases.humans.stimulus_sets import (
     CUE_CONFLICT,
@@ -48,6 +47,9 @@ ALL_SETS = tuple(PREFIX + name for name in STIMULUS_SETS)
 OTHER_EXPERIMENTS = ("spectral", "criticalband", "solarization")
 """The benchmarks whose stimuli run_experiment.py shows people; their trial files are those of eval_categories16.py."""
 
+NO_MEASUREMENT = "-no-measurement"
+"""How the names of subjects end whose session ran under --clock-factor, for a test."""
+
 # Trial tables ---------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +67,8 @@ def read_trials(*paths: str | Path, sets: Sequence[str] = tuple(STIMULUS_SETS)) 
     """Read trial files of people or of networks, also in zip files; return one trial table.
 
     Column names may be in any case ('Session'). The stimulus set follows from the image names, else from the beginning
-    of the file name, which is to be one of `sets`. Warns of files whose session was no measurement (humans.experiment).
+    of the file name, which is to be one of `sets`. Warns of
+    subjects whose session was no measurement.
 
     Raises:
         UserError: a file that cannot be read, lacks a column or names an unknown category; two trials of one subject
@@ -76,9 +79,9 @@ def read_trials(*paths: str | Path, sets: Sequence[str] = tuple(STIMULUS_SETS)) 
     frames = []
     for path in paths:
         frames += [_read(member, content, sets) for member, content in _contents(Path(path))]
-        if not_measured(Path(path)):
-            warnings.warn(f"{path} is no measurement: its session ran under --clock-factor, for a test", stacklevel=2)
     frame = pd.concat(frames, ignore_index=True)
+    if marked := [subj for subj in frame.subj.unique() if subj.endswith(NO_MEASUREMENT)]:
+        warnings.warn(f"no measurement, for a test with --clock-factor: {listed_briefly(marked)}", stacklevel=2)
     repeated = frame[frame.duplicated(["set", "subj", "level", "category", "image"])]
     if len(repeated):
         row = repeated.iloc[0]
@@ -87,14 +90,6 @@ def read_trials(*paths: str | Path, sets: Sequence[str] = tuple(STIMULUS_SETS)) 
             f"counts once, so remove one"
         )
     return frame
-
-
-def not_measured(path: Path) -> bool:
-    """Whether the JSON beside a trial file says that its session was no measurement."""
-    try:
-        return read_json(path.with_suffix(".json"), Fields({"measurement": bool}))["measurement"] is False
-    except (OSError, Malformed):  # most trial files have none
-        return False
 
 
 def _contents(path: Path) -> Iterator[tuple[Path, bytes]]:
