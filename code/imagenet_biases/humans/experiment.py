@@ -17,8 +17,8 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -149,27 +149,15 @@ def practice_trials(session: Sequence[Trial], data: Data, seed: int, count: int,
     Raises:
         UserError: there are not so many.
     """
-    images = session[0].images
     seen = {stimulus(Path(trial.file).name).image for trial in session}
-    if images.name.startswith(PREFIX):
-        candidates = []
-        present = [name for name in PRACTICE if PREFIX + name != images.name]
-        for name in present:
-            with_trials = _trials_if_there(name, data, download and not candidates)
-            candidates += [trial for trial in with_trials if canonical(trial.level) == PRACTICE[name]]
-    else:
-        from dataclasses import replace
-
-        rest = np.setdiff1d(np.flatnonzero(CATEGORY_OF[images.listing.labels] >= 0), images.chosen)
-        others = replace(images, chosen=rest)
-        candidates = []
-        for position, label in enumerate(others.labels):
-            candidates.append(Trial(others, position, CLEAN, CATEGORIES[CATEGORY_OF[label]], "0"))
-    fresh = {}
-    for trial in candidates:
-        image = stimulus(Path(trial.file).name).image
-        if image not in seen:
-            fresh.setdefault((trial.category, image), trial)
+    fresh: dict[tuple[str, str], Trial] = {}
+    for candidates in _intact(session[0].images, data, download):
+        for trial in candidates:
+            image = stimulus(Path(trial.file).name).image
+            if image not in seen:
+                fresh.setdefault((trial.category, image), trial)
+        if len(fresh) >= count:
+            break
     if len(fresh) < count:
         raise UserError(
             f"practice needs {count} intact photographs that the session does not show, and there are {len(fresh)}: "
@@ -178,13 +166,24 @@ def practice_trials(session: Sequence[Trial], data: Data, seed: int, count: int,
     return shuffled(list(fresh.values()), seed, "practice", count)
 
 
-def _trials_if_there(name: str, data: Data, download: bool) -> list[Trial]:
-    try:
-        return trials_of_set(name, Data(data.root, data.folders, allow_partial=True), download)
-    except UserError:
-        if download:
-            raise
-        return []
+def _intact(images: ImageSet, data: Data, download: bool) -> Iterator[list[Trial]]:
+    """Yield lists of trials on intact photographs, of the sets that are there or from the rest of an image set."""
+    if not images.name.startswith(PREFIX):
+        others = replace(images, chosen=np.flatnonzero(CATEGORY_OF[images.listing.labels] >= 0))
+        numbers = CATEGORY_OF[others.labels].tolist()
+        yield [Trial(others, position, CLEAN, CATEGORIES[number], "0") for position, number in enumerate(numbers)]
+        return
+    for name, level in PRACTICE.items():
+        if PREFIX + name == images.name:
+            continue
+        try:
+            trials = trials_of_set(name, replace(data, allow_partial=True), download)
+        except UserError:
+            if download:
+                raise
+            continue
+        download = False
+        yield [trial for trial in trials if canonical(trial.level) == level]
 
 
 def write_list(trials: Iterable[Trial], path: Path, names: Sequence[str]) -> None:
