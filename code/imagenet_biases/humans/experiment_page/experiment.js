@@ -100,7 +100,7 @@ class Screen {
       form.onsubmit = async event => {
         event.preventDefault();
         form.onsubmit = other => other.preventDefault();
-        document.documentElement.requestFullscreen?.().catch(() => {}); // where the browser allows it
+        if (navigator.userActivation?.isActive) document.documentElement.requestFullscreen?.().catch(() => {});
         await finish?.();
         resolve({});
       };
@@ -330,7 +330,7 @@ async function main() {
   const jsPsych = initJsPsych({ display_element: "display" });
   await jsPsych.run(timeline());
   clearInterval(beat);
-  document.exitFullscreen?.().catch(() => {});
+  if (document.fullscreenElement) document.exitFullscreen();
   document.body.className = "";
   const end = make("div", { className: "screen" });
   end.innerHTML = heading("end_title") + paragraph("end_text");
