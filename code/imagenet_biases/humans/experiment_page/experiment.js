@@ -247,11 +247,11 @@ class Recognition {
 
 // The session ---------------------------------------------------------------------------------------------------------
 
-// The median of 60 intervals between frames, in milliseconds.
-async function measureFrame() {
+// The median interval between frames, in milliseconds.
+async function measureFrame(count = state.factor === 1 ? 60 : 10) {
   const times = [];
-  while (times.length < 61) times.push(await new Promise(requestAnimationFrame));
-  return times.slice(1).map((time, index) => time - times[index]).sort((a, b) => a - b)[30];
+  while (times.length <= count) times.push(await new Promise(requestAnimationFrame));
+  return times.slice(1).map((time, index) => time - times[index]).sort((a, b) => a - b)[count / 2];
 }
 
 // What follows the calibration: the size of the stimuli, and what is told of the display.
