@@ -29,6 +29,7 @@ from imagenet_biases.base.files import read_bytes
 from imagenet_biases.cli import data_of, whole
 from imagenet_biases.humans import experiment
 from imagenet_biases.humans.categories16 import IMAGES
+from imagenet_biases.humans.experiment_server import Laboratory, serve
 from imagenet_biases.humans.stimulus_sets import STIMULUS_SETS
 from imagenet_biases.humans.trials import NO_MEASUREMENT, OTHER_EXPERIMENTS
 from imagenet_biases.networks.registry import checkpoint_folder
@@ -140,16 +141,14 @@ def page_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def hold(session: experiment.Session, practice: Sequence[experiment.Trial], args: argparse.Namespace) -> None:
-    """Serve the session until its last answer."""
-    from imagenet_biases.humans.experiment_server import Laboratory, serve
-
-    laboratory = Laboratory(session, practice, page_of(args), jspsych(args.download))
+def hold(laboratory: Laboratory, with_browser: bool) -> None:
+    """Serve a session until its last answer."""
+    session, practice = laboratory.session, laboratory.practice
     server, address = serve(laboratory)
-    minutes = (len(session.trials) - session.done + len(practice)) * 2.3 / 60
-    print(f"{len(session.trials) - session.done} trials and {len(practice)} of practice, about {minutes:.0f} minutes")
+    left, practised = len(session.trials) - session.done, 0 if session.done else len(practice)
+    print(f"{left} trials and {practised} of practice, about {(left + practised) * 2.3 / 60:.0f} minutes")
     print(f"The session is at {address} (on this machine only); Ctrl-C interrupts it", flush=True)
-    if not args.no_browser and not webbrowser.open(address):
+    if with_browser and not webbrowser.open(address):
         print("no browser could be opened: open that address", flush=True)
     try:
         while not laboratory.finished.wait(0.5):
@@ -179,9 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         print(f"{len(trials)} trials are listed in {path}")
         return None
     practice = experiment.practice_trials(trials, data_of(args), args.seed, args.practice, args.download)
+    laboratory = Laboratory(session, practice, page_of(args), jspsych(args.download))
     session.open()
     if session.done < len(trials):
-        hold(session, [] if session.done else practice, args)
+        hold(laboratory, not args.no_browser)
     else:
         print(session.summary())
     script = "eval_model_vs_human.py" if args.set else "eval_categories16.py"
