@@ -75,7 +75,7 @@ def main():
         durations = np.array([trial[phase] for trial in shown])
         within = np.abs(durations - TIMES[phase]) <= frame
         quantiles = np.quantile(durations, (0, 0.05, 0.5, 0.95, 1)).round(1).tolist()
-        figures[phase] = {"within_a_frame_percent": round(100 * within.mean(), 1), "ms_0_5_50_95_100": quantiles}
+        figures[phase] = {"within_a_frame_percent": round(100 * float(within.mean()), 1), "ms_0_5_50_95_100": quantiles}
     figures["trials_with_dropped_frames"] = sum(trial["dropped"] > 0 for trial in shown)
     print(figures)
     path = Path(__file__).with_suffix(".json")

@@ -13,7 +13,7 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,7 @@ def report(results: Results) -> Metrics:
         yield f"top1_acc/criticalband/sd{sd}/f{f}", top(results["imagenet", condition.name])
 
 
-def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Metrics:
+def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """Yield the same from the accuracy of each condition alone."""
     table = []
     for sd in spatial_channel.SDS:

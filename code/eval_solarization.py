@@ -14,7 +14,7 @@ Gives: top1_acc/solarize/A for the published thresholds A = 0, 0.01, ..., 1 (A =
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ def report(results: Results) -> Metrics:
         yield "top1_acc/solarize/worst", proportion(int((share == 1).sum()), len(share))
 
 
-def by_condition(accuracy: Mapping[str, float], options: Mapping[str, Any]) -> Metrics:
+def by_condition(accuracy: Mapping[str, float], options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the accuracies by threshold, their minimum and mean, from the accuracy of each condition alone."""
     yield "top1_acc/imagenet", 100 * accuracy[CLEAN.name]
     shares = {alpha: 100 * accuracy[solarized(level).name] for alpha, level in grid(options["alpha"]).items()}

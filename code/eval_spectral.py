@@ -10,7 +10,7 @@ Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) tha
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -51,7 +51,7 @@ def report(results: Results) -> Metrics:
     yield "metric/bandpass/spectral-bias", ratio(high, low + high, highest=1.0)
 
 
-def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Metrics:
+def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """Yield the same from the accuracy of each condition alone."""
     clean = accuracy[CLEAN.name]
     yield "top1_acc/imagenet", 100 * clean

@@ -559,7 +559,7 @@ class Benchmark:
     layers: Callable[[Results], dict[str, dict[str, Estimate]]] | None = None
     export: Callable[[Results, str, Path], None] | None = None
     without_network: Callable[..., Any] | None = None
-    by_condition: Callable[[Mapping[str, float], Mapping[str, Any]], Metrics] | None = None
+    by_condition: Callable[[Mapping[str, float], Mapping[str, Any]], Iterable[tuple[str, float | None]]] | None = None
     on_request: bool = False
     headline: tuple[str, ...] = ()
     project: str = ""

@@ -31,7 +31,7 @@ from PIL import Image
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, safe_name, write_json
-from imagenet_biases.base.schema import Fields, Malformed, Shape, check, read_json
+from imagenet_biases.base.schema import Fields, Malformed, Row, Shape, check, read_json
 from imagenet_biases.humans.categories16 import CATEGORY_OF, presented
 from imagenet_biases.humans.stimulus_sets import PREFIX, STIMULUS_SETS, canonical, image_sets, stimulus
 from imagenet_biases.humans.trials import ANSWERS, COLUMNS, NO_MEASUREMENT
@@ -244,7 +244,12 @@ def _an_answer(value: Any) -> bool:
     return value in ANSWERS
 
 
-ANSWER = Fields({"trial": int, "response": _an_answer, "rt": (float, None), "durations": [float], "dropped": int})
+def _a_frame(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value <= 1000
+
+
+DURATIONS = Row(float, float, float)
+ANSWER = Fields({"trial": int, "response": _an_answer, "rt": (float, None), "durations": DURATIONS, "dropped": int})
 DISPLAY: Shape = {str: (float, str, None)}
 RECORD = Fields({"settings": dict, "durations": dict, "measurement": bool}, {"display": dict})
 
@@ -304,23 +309,31 @@ class Session:
             "display": {},
             "durations": {},
         }
-        header = COLUMNS if self.name in ONE_SESSION or self.name not in STIMULUS_SETS else _with_capital(COLUMNS)
-        if not self.path.exists():
-            write_json(self._json, self._record)
-            self._append(header)
+        if self.path.exists() and b"\n" in self.path.read_bytes():
+            self._resume()
             return
+        capital = self.name in STIMULUS_SETS and self.name not in ONE_SESSION
+        write_json(self._json, self._record)
+        self.path.write_bytes(b"")
+        self._append(["Session" if capital and column == "session" else column for column in COLUMNS])
+
+    def _resume(self) -> None:
         try:
             self._record |= read_json(self._json, RECORD)
             content = read_bytes(self.path)
         except (OSError, Malformed) as error:
             raise UserError(f"{self._json} cannot be read ({error}): restore it, or --delete the session") from None
-        self._check_settings(self._record["settings"])
+        for key, value in self.settings.items():
+            begun = self._record["settings"].get(key)
+            if begun != value:
+                told = f"{key} {begun}, now it is {value}" if key != "list" else "another list of images"
+                raise UserError(
+                    f"{self.path} was begun with {told}: repeat the command that began it, or remove it with --delete"
+                )
         whole = content[: content.rfind(b"\n") + 1]
-        rows = list(csv.DictReader(io.StringIO(whole.decode())))
-        if not whole or [row["imagename"] for row in rows] != self.names[: len(rows)]:
-            raise UserError(
-                f"{self.path} does not have the trials of this session: restore it, or --delete the session"
-            )
+        rows = list(csv.DictReader(io.StringIO(whole.decode("utf-8", "replace"))))
+        if [row.get("imagename") for row in rows] != self.names[: len(rows)]:
+            raise UserError(f"{self.path} does not have the trials of this session: restore it, or --delete it")
         os.truncate(self.path, len(whole))  # a row that the machine did not finish was never acknowledged
         self.done = len(rows)
 
@@ -331,14 +344,6 @@ class Session:
     @property
     def _json(self) -> Path:
         return self.path.with_suffix(".json")
-
-    def _check_settings(self, begun: dict[str, Any]) -> None:
-        for key, value in self.settings.items():
-            if begun.get(key) != value:
-                told = f"{key} {begun.get(key)}, now it is {value}" if key != "list" else "another list of images"
-                raise UserError(
-                    f"{self.path} was begun with {told}: repeat the command that began it, or remove it with --delete"
-                )
 
     def _append(self, row: Sequence[Any]) -> None:
         text = io.StringIO()
@@ -354,7 +359,7 @@ class Session:
 
     @display.setter
     def display(self, value: Any) -> None:
-        self._record["display"] = check(value, DISPLAY)
+        self._record["display"] = check(check(value, DISPLAY), Fields({}, {"frame": _a_frame}))
         write_json(self._json, self._record)
 
     def answer(self, value: Any) -> int:
@@ -370,17 +375,16 @@ class Session:
             if answer["trial"] != self.done or self.done == len(self.trials):
                 raise Malformed(f"trial {answer['trial']} is not the next one, {self.done}")
             trial, number = self.trials[self.done], self.done + 1
-            frame = float(self.display.get("frame", 1000 / 60))
-            shown = dict(zip(("fixation", "stimulus", "mask"), answer["durations"], strict=False))
-            target = TIMES["stimulus"] / self.settings["clock factor"]
-            wrong = abs(shown.get("stimulus", 0) - target) > frame
+            shown = dict(zip(("fixation", "stimulus", "mask"), answer["durations"], strict=True))
+            error = abs(shown["stimulus"] - TIMES["stimulus"] / self.settings["clock factor"])
+            wrong = error > 1.05 * self.display.get("frame", 1000 / 60)  # a frame, measured to within some 0.1 ms
             self._record["durations"][str(number)] = shown | {"dropped": answer["dropped"], "wrong": wrong}
             if number == len(self.trials):
                 self._record["finished"] = _now()
             write_json(self._json, self._record)
             rt = "NaN" if answer["rt"] is None or answer["response"] == "na" else f"{answer['rt']:.6f}"
-            subj = [self.subject, 1, number, rt, answer["response"], trial.category, trial.level, self.names[self.done]]
-            self._append(subj)
+            name = self.names[self.done]
+            self._append([self.subject, 1, number, rt, answer["response"], trial.category, trial.level, name])
             self.done = number
             return number
 
@@ -390,10 +394,6 @@ class Session:
         wrong, dropped = sum(shown["wrong"] for shown in durations), sum(shown["dropped"] for shown in durations)
         timing = f"stimulus off by more than a frame in {wrong} trials, {dropped} frames dropped"
         return f"{self.done} of {len(self.trials)} trials are in {self.path}; {timing}"
-
-
-def _with_capital(columns: Sequence[str]) -> list[str]:
-    return ["Session" if column == "session" else column for column in columns]
 
 
 def _now() -> str:

@@ -63,7 +63,7 @@ class Laboratory:
     def owns(self, tab: str) -> bool:
         """Whether a tab has the session; tells that it is still there."""
         with self._reading:
-            if tab != self._tab:
+            if not tab or tab != self._tab:
                 return False
             self._seen = time.monotonic()
             return True
