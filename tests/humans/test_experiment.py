@@ -206,7 +206,7 @@ def test_a_session_resumes_after_the_last_whole_row(drawn, tmp_path):
     session.open()
     assert session.done == 2 and session.path.read_bytes() == whole
     session.answer(answer(2, durations=[300.0, 240.0, 200.0], dropped=2))
-    assert "off by more than a frame in 1 trials, 2 frames dropped" in session.summary()
+    assert "off by more than a frame: 1; frames dropped: 2" in session.summary()
     session.close()
     session.path.write_bytes(whole.replace(b"_s5n_", b"_nse_"))
     with pytest.raises(UserError, match="does not have the trials"):

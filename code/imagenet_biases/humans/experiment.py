@@ -151,7 +151,7 @@ def practice_trials(session: Sequence[Trial], data: Data, seed: int, count: int,
     """
     seen = {stimulus(Path(trial.file).name).image for trial in session}
     fresh: dict[tuple[str, str], Trial] = {}
-    for candidates in _intact(session[0].images, data, download):
+    for candidates in _intact(session[0].images, data, download) if count else ():
         for trial in candidates:
             image = stimulus(Path(trial.file).name).image
             if image not in seen:
@@ -392,7 +392,7 @@ class Session:
         """Return in one line how far the session is and how well it was timed."""
         durations = self._record["durations"].values()
         wrong, dropped = sum(shown["wrong"] for shown in durations), sum(shown["dropped"] for shown in durations)
-        timing = f"stimulus off by more than a frame in {wrong} trials, {dropped} frames dropped"
+        timing = f"trials whose stimulus was off by more than a frame: {wrong}; frames dropped: {dropped}"
         return f"{self.done} of {len(self.trials)} trials are in {self.path}; {timing}"
 
 
