@@ -16,7 +16,7 @@ import requests
 import torch
 
 import run_experiment
-from common import SHARED, needs_shared, responses, run
+from common import ROOT, SHARED, needs_shared, responses, run
 from experiments import answer_all, command, jspsych, served, session_of
 from imagenet_biases import Data
 from imagenet_biases.base.errors import UserError
@@ -277,6 +277,17 @@ def test_jspsych_is_fetched_once_and_pinned(mirror, tmp_path, monkeypatch):
     fetched.write_bytes(b"another file")
     with pytest.raises(UserError, match="is not jsPsych"):
         run_experiment.jspsych(False)
+
+
+def test_the_timing_told_is_that_measured():
+    text = " ".join((ROOT / "docs" / "experiment.md").read_text("utf-8").split())
+    loads = json.loads((ROOT / "benchmarks" / "experiment_timing.json").read_text())["figures"].values()
+    for figures in loads:
+        low, *_, high = figures["stimulus"]["ms_0_5_50_95_100"]
+        assert f"the stimulus lasted {low} to {high} ms, within one frame of 200 ms in 100 % of" in text
+        assert figures["stimulus"]["within_a_frame_percent"] == 100 and f"{figures['trials']} trials each" in text
+    dropped = [figures["trials_with_dropped_frames"] for figures in loads]
+    assert "dropped in {} and {} trials".format(*dropped) in text
 
 
 # The server's refusals ------------------------------------------------------------------------------------------------
