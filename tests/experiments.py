@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import tarfile
@@ -20,7 +19,7 @@ DRIVER = shutil.which("chromedriver")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1280,720", "--screen-info={1280x720}"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--screen-info={1280x720}"),
 )
 
 
@@ -80,19 +79,14 @@ def served(args, practice=()):
         session.close()
 
 
-def open_browser(profile):
+def open_browser(profile, size="1280,720"):
     """A browser that reaches nothing but this machine."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("no chromium with chromedriver here (apt-get install chromium chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, f"--window-size={size}", f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-
-
-def address_in(text):
-    """The address that the script prints."""
-    return re.search(r"http://127\.0\.0\.1:\d+/\S+/", text)[0]

@@ -309,13 +309,11 @@ class Session:
             "display": {},
             "durations": {},
         }
-        if self.path.exists() and b"\n" in self.path.read_bytes():
+        if self.path.exists():
             self._resume()
-            return
-        capital = self.name in STIMULUS_SETS and self.name not in ONE_SESSION
-        write_json(self._json, self._record)
-        self.path.write_bytes(b"")
-        self._append(["Session" if capital and column == "session" else column for column in COLUMNS])
+        if not self.done:
+            self.path.unlink(missing_ok=True)
+            write_json(self._json, self._record)
 
     def _resume(self) -> None:
         try:
@@ -346,8 +344,13 @@ class Session:
         return self.path.with_suffix(".json")
 
     def _append(self, row: Sequence[Any]) -> None:
+        """Write a row, the first one with the header, and wait until it is on the disk."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(row)
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.done:
+            capital = self.name in STIMULUS_SETS and self.name not in ONE_SESSION
+            writer.writerow(["Session" if capital and column == "session" else column for column in COLUMNS])
+        writer.writerow(row)
         with open(self.path, "ab", buffering=0) as file:
             file.write(text.getvalue().encode())
             os.fsync(file.fileno())

@@ -2,10 +2,9 @@
 // One session in jsPsych. Stimuli are drawn on frames of the display (requestAnimationFrame), whose times are reported.
 
 const { ParameterType } = jsPsychModule;
-const GRID = ["knife", "airplane", "keyboard", "elephant", "bicycle", "clock", "oven", "chair",
-  "bear", "boat", "cat", "bottle", "truck", "car", "bird", "dog"];
-const KEYS = ["Digit1", "Digit2", "Digit3", "Digit4", "KeyQ", "KeyW", "KeyE", "KeyR",
-  "KeyA", "KeyS", "KeyD", "KeyF", "KeyZ", "KeyX", "KeyC", "KeyV"]; // by their places, whatever the layout
+const GRID = ("knife airplane keyboard elephant bicycle clock oven chair bear boat cat bottle truck car bird dog")
+  .split(" "); // in the published order
+const KEYS = [..."1234QWERASDFZXCV"].map(sign => (sign < "A" ? "Digit" : "Key") + sign); // places, whatever the layout
 const CARD_CM = 8.56; // the width of a bank card (ISO/IEC 7810 ID-1)
 const tab = crypto.randomUUID();
 let state, layout, frame = 1000 / 60, side = 224;
@@ -46,10 +45,10 @@ async function store(value) {
   return stop("lost");
 }
 
-function stop(key) {
+function stop(key, title = "") {
   document.body.className = "";
   const message = make("div", { className: "screen" });
-  message.innerHTML = paragraph(key);
+  message.innerHTML = title + paragraph(key);
   document.getElementById("display").replaceChildren(message);
   return new Promise(() => {}); // nothing follows
 }
@@ -75,11 +74,7 @@ function picture(source, number) {
 class Screen {
   static info = {
     name: "screen", version: "1.0.0", data: {},
-    parameters: {
-      html: { type: ParameterType.HTML_STRING },
-      button: { type: ParameterType.STRING, default: "continue" },
-      prepare: { type: ParameterType.FUNCTION, default: null },
-    },
+    parameters: { html: {}, button: { default: "continue" }, prepare: { type: ParameterType.FUNCTION, default: null } },
   };
 
   trial(element, { html, button, prepare }) {
@@ -124,12 +119,10 @@ function calibrate(form) {
   const [width, distance, card] = ["#width", "#distance", ".card div"].map(selector => form.querySelector(selector));
   width.value = (state.display.px_per_cm ?? 37.8) * CARD_CM; // 96 CSS pixels per inch
   distance.value = state.display.distance_cm ?? 57;
-  const draw = () => {
-    card.style.width = `${width.value}px`;
-    card.style.height = `${Math.min(width.value * 0.63, 130)}px`; // the width is what counts
-  };
-  width.oninput = draw;
-  draw();
+  width.oninput = () => Object.assign(card.style, { // the width is what counts
+    width: `${width.value}px`, height: `${Math.min(width.value * 0.63, 130)}px`,
+  });
+  width.oninput();
   return () => {
     state.display.px_per_cm = width.value / CARD_CM;
     state.display.distance_cm = Number(distance.value);
@@ -196,12 +189,7 @@ function showGrid(visible) {
 class Recognition {
   static info = {
     name: "recognition", version: "1.0.0", data: {},
-    parameters: {
-      source: { type: ParameterType.STRING },
-      number: { type: ParameterType.INT },
-      category: { type: ParameterType.STRING, default: null },
-      next: { type: ParameterType.OBJECT, default: null },
-    },
+    parameters: { source: {}, number: {}, category: { default: null }, next: { default: [] } },
   };
 
   async trial(element, { source, number, category, next }) {
@@ -227,7 +215,7 @@ class Recognition {
           choices[index].classList.add("chosen");
           if (category) choices[GRID.indexOf(category)].classList.add("right");
         };
-        next?.forEach(([from, which]) => picture(from, which)); // not while a stimulus is shown
+        next.forEach(([from, which]) => picture(from, which)); // not while a stimulus is shown
       } },
     ]);
     choose = () => {};
@@ -280,8 +268,8 @@ function trials(source, from, until, categories = []) {
 function timeline() {
   const { practice, trials: total, next, block } = state;
   const screen = (html, more = {}) => ({ type: Screen, html, ...more });
-  const list = [screen(heading("title") + (next ? paragraph("welcome_back", { next: next + 1, trials: total })
-    : paragraph("welcome")))];
+  const welcome = next ? paragraph("welcome_back", { next: next + 1, trials: total }) : paragraph("welcome");
+  const list = [screen(heading("title") + welcome)];
   if (state.consent && !next) list.push(screen(state.consent, { button: "agree" }));
   if (state.degrees) list.push(screen(calibration(), { prepare: calibrate }));
   list.push(screen(heading("instructions_title") + paragraph("instructions_fixate") + paragraph("instructions_choose")
@@ -331,10 +319,7 @@ async function main() {
   await jsPsych.run(timeline());
   clearInterval(beat);
   if (document.fullscreenElement) document.exitFullscreen();
-  document.body.className = "";
-  const end = make("div", { className: "screen" });
-  end.innerHTML = heading("end_title") + paragraph("end_text");
-  document.getElementById("display").replaceChildren(end);
+  stop("end_text", heading("end_title"));
 }
 
 main();
