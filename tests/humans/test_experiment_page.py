@@ -21,7 +21,7 @@ from imagenet_biases.humans.trials import NO_MEASUREMENT, decisions, read_trials
 pytestmark = pytest.mark.slow
 
 SUBJECT = """
-// a subject who presses, as soon as the grid is there, the key of the category that ANSWERS has for the trial
+// a subject who chooses the category of ANSWERS as soon as the grid is there, by its key or with the mouse
 const answers = ANSWERS, trial = Recognition.prototype.trial, show = showGrid;
 let current = null;
 Recognition.prototype.trial = function (element, parameters) {
@@ -31,8 +31,10 @@ Recognition.prototype.trial = function (element, parameters) {
 window.showGrid = visible => {
   show(visible);
   const category = visible && current?.source === "session" && answers[current.number];
-  const press = code => document.dispatchEvent(new KeyboardEvent("keydown", { code }));
-  if (category) setTimeout(() => press(KEYS[GRID.indexOf(category)]));
+  const index = GRID.indexOf(category);
+  const press = () => document.dispatchEvent(new KeyboardEvent("keydown", { code: KEYS[index] }));
+  const point = () => choices[index].dispatchEvent(new PointerEvent("pointerdown"));
+  if (category) setTimeout(current.number % 2 ? press : point);
 };
 setInterval(() => document.querySelector("form.screen")?.requestSubmit(), 10);
 """
