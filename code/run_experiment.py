@@ -146,7 +146,7 @@ def hold(laboratory: Laboratory, with_browser: bool) -> None:
     session, practice = laboratory.session, laboratory.practice
     server, address = serve(laboratory)
     left, practised = len(session.trials) - session.done, 0 if session.done else len(practice)
-    print(f"{left} trials and {practised} of practice, about {(left + practised) * 2.3 / 60:.0f} min")
+    print(f"{left} trials and {practised} of practice, about {1 + (left + practised) * 2.3 // 60:.0f} min")
     print(f"The session is at {address} (on this machine only); Ctrl-C interrupts it", flush=True)
     if with_browser and not webbrowser.open(address):
         print("no browser could be opened: open that address", flush=True)

@@ -159,9 +159,10 @@ def practice_trials(session: Sequence[Trial], data: Data, seed: int, count: int,
         if len(fresh) >= count:
             break
     if len(fresh) < count:
+        fetch = "--download fetches the set colour, " if session[0].images.name.startswith(PREFIX) else ""
         raise UserError(
             f"practice needs {count} intact photographs that the session does not show, and there are {len(fresh)}: "
-            f"--download fetches the set colour, --practice {len(fresh)} asks for fewer"
+            f"{fetch}--practice {len(fresh)} asks for fewer"
         )
     return shuffled(list(fresh.values()), seed, "practice", count)
 
@@ -393,6 +394,8 @@ class Session:
 
     def summary(self) -> str:
         """Return in one line how far the session is and how well it was timed."""
+        if not self.done:
+            return f"no trial of {len(self.trials)} is answered yet"
         durations = self._record["durations"].values()
         wrong, dropped = sum(shown["wrong"] for shown in durations), sum(shown["dropped"] for shown in durations)
         timing = f"trials whose stimulus was off by more than a frame: {wrong}; frames dropped: {dropped}"
