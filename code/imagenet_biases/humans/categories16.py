@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
@@ -129,13 +129,17 @@ def _estimates(
         shares = {condition: column[draw] for condition, column in drawn.items()}
         resampled.append(_values(benchmark, shares, options))
     for metric, value in values.items():
-        others = np.array([values_of_draw[metric] for values_of_draw in resampled])
-        others = others[np.isfinite(others)]
-        if math.isnan(value) or not draws or len(others) < 0.95 * draws:
-            yield metric, Estimate(None if math.isnan(value) else value)
-            continue
-        low, high = np.percentile(others, (2.5, 97.5)).tolist()
-        yield metric, Estimate(value, min(low, value), max(high, value))
+        yield metric, _estimate(value, np.array([values_of_draw[metric] for values_of_draw in resampled]))
+
+
+def _estimate(value: float, draws: Float[np.ndarray, " draws"]) -> Estimate:
+    finite = draws[np.isfinite(draws)]
+    if math.isnan(value):
+        return Estimate(None)
+    if not len(draws) or len(finite) < 0.95 * len(draws):
+        return Estimate(value)
+    low, high = np.percentile(finite, (2.5, 97.5)).tolist()
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def _values(benchmark: Benchmark, accuracy: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
