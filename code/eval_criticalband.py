@@ -32,6 +32,7 @@ CRITERIA = {"": lambda accuracy: 50.0, "_norm": spatial_channel.own_criterion}  
 FINE = "_fine"  # suffix of what rests on interpolated thresholds
 PLAIN = grey()
 MASKED = {(sd, f): octave_noise(f, sd) for sd in NOISE_SDS for f in range(OCTAVES)}
+CELLS = [[MASKED.get((sd, f), PLAIN).name for f in range(OCTAVES)] for sd in spatial_channel.SDS]  # of the table
 
 
 def passes(data: Data) -> list[Pass]:
@@ -43,9 +44,8 @@ def hits(results: Results) -> Bool[np.ndarray, "5 7 N"]:
     """Return what was recognised, by noise level and band; row 0 is without noise, the same for all bands."""
     counted = results["imagenet", PLAIN.name].counts
     rows = []
-    for sd in spatial_channel.SDS:
-        conditions = [MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)]
-        rows.append([correct(results["imagenet", condition.name])[counted] for condition in conditions])
+    for names in CELLS:
+        rows.append([correct(results["imagenet", name])[counted] for name in names])
     return np.array(rows)
 
 
@@ -75,9 +75,7 @@ def report(results: Results) -> Metrics:
 
 def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
     """Yield the same from the accuracy of each condition alone."""
-    table = []
-    for sd in spatial_channel.SDS:
-        table.append([accuracy[MASKED.get((sd, f), PLAIN).name] for f in range(OCTAVES)])
+    table = [list(map(accuracy.__getitem__, names)) for names in CELLS]
     for suffix, steps in profiles(100 * np.array(table)).items():
         for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), ()).items():
             yield f"metric/criticalband/{name}{suffix}", estimate.value

@@ -89,13 +89,10 @@ def report(results: Results) -> Metrics:
 
 def by_condition(accuracy: Mapping[str, float], options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the accuracies by threshold, their minimum and mean, from the accuracy of each condition alone."""
-    yield "top1_acc/imagenet", 100 * accuracy[CLEAN.name]
     shares = {alpha: 100 * accuracy[solarized(level).name] for alpha, level in grid(options["alpha"]).items()}
-    for alpha, share in shares.items():
-        yield f"top1_acc/solarize/{alpha}", share
-    suffix = "" if len(shares) == GRID else f"-{len(shares)}"
-    yield f"top1_acc/solarize/min{suffix}", min(shares.values())
-    yield f"top1_acc/solarize/mean{suffix}", sum(shares.values()) / len(shares)
+    shares |= {f"min-{len(shares)}": min(shares.values()), f"mean-{len(shares)}": float(np.mean([*shares.values()]))}
+    for name, share in ({"clean": 100 * accuracy[CLEAN.name]} | shares).items():
+        yield f"top1_acc/solarize/{name}", share
 
 
 BENCHMARK = Benchmark(
