@@ -13,6 +13,7 @@ Gives:  metric/criticalband/bw (bandwidth, octaves), cf (centre frequency, cycle
 """
 
 import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ CRITERIA = {"": lambda accuracy: 50.0, "_norm": spatial_channel.own_criterion}  
 FINE = "_fine"  # suffix of what rests on interpolated thresholds
 PLAIN = grey()
 MASKED = {(sd, f): octave_noise(f, sd) for sd in NOISE_SDS for f in range(OCTAVES)}
+CELLS = [[MASKED.get((sd, f), PLAIN).name for f in range(OCTAVES)] for sd in spatial_channel.SDS]  # of the table
 
 
 def passes(data: Data) -> list[Pass]:
@@ -42,9 +44,8 @@ def hits(results: Results) -> Bool[np.ndarray, "5 7 N"]:
     """Return what was recognised, by noise level and band; row 0 is without noise, the same for all bands."""
     counted = results["imagenet", PLAIN.name].counts
     rows = []
-    for sd in spatial_channel.SDS:
-        conditions = [MASKED.get((sd, f), PLAIN) for f in range(OCTAVES)]
-        rows.append([correct(results["imagenet", condition.name])[counted] for condition in conditions])
+    for names in CELLS:
+        rows.append([correct(results["imagenet", name])[counted] for name in names])
     return np.array(rows)
 
 
@@ -72,6 +73,17 @@ def report(results: Results) -> Metrics:
         yield f"top1_acc/criticalband/sd{sd}/f{f}", top(results["imagenet", condition.name])
 
 
+def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Yield the same from the accuracy of each condition alone."""
+    table = [list(map(accuracy.__getitem__, names)) for names in CELLS]
+    for suffix, steps in profiles(100 * np.array(table)).items():
+        for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), ()).items():
+            yield f"metric/criticalband/{name}{suffix}", estimate.value
+    yield "top1_acc/criticalband/sd0", 100 * accuracy[PLAIN.name]
+    for (sd, f), condition in MASKED.items():
+        yield f"top1_acc/criticalband/sd{sd}/f{f}", 100 * accuracy[condition.name]
+
+
 def details(results: Results) -> dict[str, Any]:
     """Return the thresholds behind each channel, and why a fit is not a channel."""
     steps_of = profiles(100 * hits(results).mean(2))
@@ -86,6 +98,7 @@ BENCHMARK = Benchmark(
     passes,
     report,
     details=details,
+    by_condition=by_condition,
     headline=tuple(
         f"metric/criticalband/{name}{kind}" for name in ("bw_norm", "cf_norm", "pns_norm") for kind in ("", FINE)
     ),

@@ -14,8 +14,9 @@ Gives: top1_acc/solarize/A for the published thresholds A = 0, 0.01, ..., 1 (A =
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -86,10 +87,19 @@ def report(results: Results) -> Metrics:
         yield "top1_acc/solarize/worst", proportion(int((share == 1).sum()), len(share))
 
 
+def by_condition(accuracy: Mapping[str, float], options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the accuracies by threshold, their minimum and mean, from the accuracy of each condition alone."""
+    shares = {alpha: 100 * accuracy[solarized(level).name] for alpha, level in grid(options["alpha"]).items()}
+    shares |= {f"min-{len(shares)}": min(shares.values()), f"mean-{len(shares)}": float(np.mean([*shares.values()]))}
+    for name, share in ({"clean": 100 * accuracy[CLEAN.name]} | shares).items():
+        yield f"top1_acc/solarize/{name}", share
+
+
 BENCHMARK = Benchmark(
     "solarization",
     passes,
     report,
+    by_condition=by_condition,
     options=OPTIONS,
     headline=("*/imagenet", "*/min*", "*alpha*", "*/mean*", "*RandSol*"),
 )

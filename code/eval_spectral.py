@@ -10,7 +10,9 @@ Gives: metric/bandpass/LFC/c and HFC/c, top-1 under the low-pass (high-pass) tha
 """
 
 import sys
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures.accuracy import accuracies, correct, ratio
 from imagenet_biases.stimuli.bandpass import high_pass, low_pass
-from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, mean
+from imagenet_biases.study import CUTOFFS, MIDDLE_CUTOFFS, high_share, mean
 from imagenet_biases.vocabulary import CLEAN, Benchmark, Data, Metrics, Pass, Results
 
 FILTERS = {"LFC": low_pass, "HFC": high_pass}
@@ -49,8 +51,27 @@ def report(results: Results) -> Metrics:
     yield "metric/bandpass/spectral-bias", ratio(high, low + high, highest=1.0)
 
 
+def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Yield the same from the accuracy of each condition alone."""
+    clean = accuracy[CLEAN.name]
+    yield "top1_acc/imagenet", 100 * clean
+    middle = []
+    for band, make in FILTERS.items():
+        ratios = [accuracy[make(cutoff).name] / clean for cutoff in CUTOFFS]
+        for cutoff, share in zip(CUTOFFS, ratios, strict=True):
+            yield f"metric/bandpass/{band}/{cutoff}", share
+        middle.append(mean(*(ratios[CUTOFFS.index(cutoff)] for cutoff in MIDDLE_CUTOFFS)))
+    yield "metric/bandpass/LPP", middle[0]
+    yield "metric/bandpass/HPP", middle[1]
+    yield "metric/bandpass/spectral-bias", high_share(*middle)
+
+
 BENCHMARK = Benchmark(
-    "spectral", passes, report, headline=tuple(f"metric/bandpass/{name}" for name in ("LPP", "HPP", "spectral-bias"))
+    "spectral",
+    passes,
+    report,
+    by_condition=by_condition,
+    headline=tuple(f"metric/bandpass/{name}" for name in ("LPP", "HPP", "spectral-bias")),
 )
 
 main = partial(run, BENCHMARK, __doc__)

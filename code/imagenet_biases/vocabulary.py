@@ -544,6 +544,8 @@ class Benchmark:
         export: export(results, label, folder) writes files beside the record.
         without_network: without_network(data, **options) -> (label, Results) pairs of answers that come from files,
             or None: use networks.
+        by_condition: by_condition(accuracies, options) yields (metric, number) from {condition name: accuracy in 0...1}
+            alone, for people, who see an image under one condition (humans.categories16).
         on_request: whether eval_all runs it only when it is named: it takes networks of another kind.
         headline: metrics to show first (* stands for anything); all of them by default.
         project: its W&B project in the study's layout, where it is not the name.
@@ -558,6 +560,7 @@ class Benchmark:
     layers: Callable[[Results], dict[str, dict[str, Estimate]]] | None = None
     export: Callable[[Results, str, Path], None] | None = None
     without_network: Callable[..., Any] | None = None
+    by_condition: Callable[[Mapping[str, float], Mapping[str, Any]], Iterable[tuple[str, float | None]]] | None = None
     on_request: bool = False
     headline: tuple[str, ...] = ()
     project: str = ""

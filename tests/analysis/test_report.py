@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from html.parser import HTMLParser
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from scipy.stats import spearmanr
 
 import report
 from common import SHARED, needs_shared, run
+from experiments import open_browser
 from imagenet_biases.analysis.ranking import ranks
 from imagenet_biases.analysis.statistics import partial, rank_correlations
 from imagenet_biases.humans.agreement import bias_by_category, read_observers
@@ -24,15 +24,6 @@ from imagenet_biases.study import CONTROL, CUTOFFS, MIDDLE_CUTOFFS
 from sampled import on_sample
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    *("--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1500,1100"),
-)
-
 
 HOSTILE = (  # names of networks that a page must show as they are
     "<!--<script>",
@@ -124,15 +115,7 @@ def _trials(folder):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium with chromedriver here (apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = open_browser(tmp_path_factory.mktemp("profile"), "1500,1100")
     yield driver
     driver.quit()
 

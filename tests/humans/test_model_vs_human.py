@@ -1,13 +1,10 @@
 """The 17 stimulus sets on disk, fetching the release, and eval_model_vs_human.py as a user runs it."""
 
-import http.server
 import io
 import json
 import runpy
 import tarfile
-import threading
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,33 +180,6 @@ def test_the_response_is_the_category_of_highest_mean_probability():
 
 
 # The release ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mirror(monkeypatch):
-    """A local server of archives: {path: bytes}; counts what was asked for."""
-    files, asked = {}, []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            content = files.get(self.path)
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("MODEL_VS_HUMAN_RELEASE", f"http://127.0.0.1:{server.server_port}/")
-    yield SimpleNamespace(files=files, asked=asked)
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def archive(folder, name, inside=None):

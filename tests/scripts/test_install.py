@@ -70,3 +70,12 @@ def test_scripts_tables_and_figures_by_one_command(installed, drawn):
     assert int(out) == len(pd.read_csv(PUBLISHED)) + 1
     status, _, err = installed("-m", "imagenet_biases", "eval_imagenett")
     assert status == 2 and "did you mean eval_imagenet" in err
+
+
+def test_the_laboratory_has_its_page(installed, drawn):
+    words = ("--set", "edge", "--data", drawn, "--subject", "me", "--list-only")
+    status, out, err = installed("-m", "imagenet_biases", "run_experiment", *words)
+    assert status == 0 and out.startswith("32 trials"), err
+    code = "from imagenet_biases.humans.experiment_server import PAGE; print(*sorted(p.name for p in PAGE.iterdir()))"
+    status, out, err = installed("-c", code)
+    assert out.split() == ["experiment.js", "page.html", "pictograms.svg", "style.css", "texts.json"], err

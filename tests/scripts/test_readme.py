@@ -185,7 +185,12 @@ def test_its_first_command_is_the_demo(tmp_path):
     (command,) = re.findall(r"^pip install -r requirements.txt\npython code/(\S+)$", README, re.M)
     done = script(command, cwd=tmp_path, WANDB_MODE="disabled")
     assert "How to read this." in done.stdout
-    names = {path.stem.removeprefix("eval_") for path in CODE.glob("eval_*.py")} - {"all", "images", "vlm"}
+    names = {path.stem.removeprefix("eval_") for path in CODE.glob("eval_*.py")} - {
+        "all",
+        "images",
+        "vlm",
+        "categories16",
+    }
     for network, bias in (("silhouette", 1), ("texture", 0)):
         folder = tmp_path / "results" / f"calibration_{network}"
         assert {path.stem for path in folder.glob("*.json")} == names

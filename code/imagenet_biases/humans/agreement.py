@@ -15,6 +15,7 @@ from imagenet_biases.base.errors import UserError
 from imagenet_biases.humans.stimulus_sets import CUE_CONFLICT, STIMULUS_SETS
 from imagenet_biases.humans.trials import (
     MEASURES,
+    OTHER_EXPERIMENTS,
     accuracies,
     decisions,
     measures,
@@ -42,7 +43,8 @@ def is_person(subj: str) -> bool:
 def read_observers(folders: Iterable[str | Path]) -> pd.DataFrame | None:
     """Read all trial files (…_session….csv, trials.zip) below folders into one trial table; None where there are none.
 
-    Trials on drawn images, as the record beside them says, are left out: nobody else saw these.
+    Trials on drawn images, as the record beside them says, are left out: nobody else saw these. So are trials on other
+    benchmarks' stimuli, which eval_categories16.py scores.
 
     Raises:
         UserError: a folder is missing, or read_trials refuses a file.
@@ -52,6 +54,8 @@ def read_observers(folders: Iterable[str | Path]) -> pd.DataFrame | None:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder} with trial files")
         for path in sorted({*folder.rglob("*_session*.csv"), *folder.rglob("trials.zip")}):
+            if path.name.startswith(tuple(f"{name}_" for name in OTHER_EXPERIMENTS)):
+                continue
             if not _drawn(path.parent) and not _drawn(path.parent.parent):
                 files.append(path)
     return read_trials(*files) if files else None

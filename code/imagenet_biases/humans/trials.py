@@ -11,9 +11,10 @@ arXiv:2006.16736), Geirhos et al. 2021, section 2 (comparison with people; arXiv
 
 import io
 import math
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,11 @@ COLUMNS = ["subj", "session", "trial", "rt", "object_response", "category", "con
 ANSWERS = (*CATEGORIES_16, "na")
 """What can be answered: a category's number, or 16 for a person who did not answer in time."""
 ALL_SETS = tuple(PREFIX + name for name in STIMULUS_SETS)
+OTHER_EXPERIMENTS = ("spectral", "criticalband", "solarization")
+"""The benchmarks whose stimuli run_experiment.py shows people; their trial files are those of eval_categories16.py."""
+
+NO_MEASUREMENT = "-no-measurement"
+"""How the names of subjects end whose session ran under --clock-factor, for a test."""
 
 # Trial tables ---------------------------------------------------------------------------------------------------------
 
@@ -57,11 +63,12 @@ def completed(frame: "pd.DataFrame", set_name: str) -> "pd.DataFrame":
     )
 
 
-def read_trials(*paths: str | Path) -> "pd.DataFrame":
+def read_trials(*paths: str | Path, sets: Sequence[str] = tuple(STIMULUS_SETS)) -> "pd.DataFrame":
     """Read trial files of people or of networks, also in zip files; return one trial table.
 
     Column names may be in any case ('Session'). The stimulus set follows from the image names, else from the beginning
-    of the file name.
+    of the file name, which is to be one of `sets`. Warns of
+    subjects whose session was no measurement.
 
     Raises:
         UserError: a file that cannot be read, lacks a column or names an unknown category; two trials of one subject
@@ -71,8 +78,10 @@ def read_trials(*paths: str | Path) -> "pd.DataFrame":
 
     frames = []
     for path in paths:
-        frames += [_read(member, content) for member, content in _contents(Path(path))]
+        frames += [_read(member, content, sets) for member, content in _contents(Path(path))]
     frame = pd.concat(frames, ignore_index=True)
+    if marked := [subj for subj in frame.subj.unique() if subj.endswith(NO_MEASUREMENT)]:
+        warnings.warn(f"no measurement, for a test with --clock-factor: {listed_briefly(marked)}", stacklevel=2)
     repeated = frame[frame.duplicated(["set", "subj", "level", "category", "image"])]
     if len(repeated):
         row = repeated.iloc[0]
@@ -102,7 +111,7 @@ def _contents(path: Path) -> Iterator[tuple[Path, bytes]]:
         raise UserError(f"{path} cannot be read as trial files: {error}".splitlines()[0]) from None
 
 
-def _read(path: Path, content: bytes) -> "pd.DataFrame":
+def _read(path: Path, content: bytes, sets: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
@@ -120,7 +129,7 @@ def _read(path: Path, content: bytes) -> "pd.DataFrame":
         if len(wrong):
             value = frame[column][wrong[0]]
             raise UserError(f"{path}, line {wrong[0] + 2}: {column} '{value}' is not one of {', '.join(allowed)}")
-    return completed(frame, _set_name(path, frame))
+    return completed(frame, _set_name(path, frame, sets))
 
 
 def _problem(frame: "pd.DataFrame") -> str | None:
@@ -139,11 +148,14 @@ def _problem(frame: "pd.DataFrame") -> str | None:
     return "has no trials" if frame.empty else None
 
 
-def _set_name(path: Path, frame: "pd.DataFrame") -> str:
+def _set_name(path: Path, frame: "pd.DataFrame", sets: Sequence[str]) -> str:
     names = set(map(set_of, frame.imagename))
     if names == {None}:
-        names = {name for name in STIMULUS_SETS if path.name.startswith(f"{name}_")}
+        names = {name for name in (*STIMULUS_SETS, *OTHER_EXPERIMENTS) if path.name.startswith(f"{name}_")}
     name = names.pop() if len(names) == 1 else None
+    if name is not None and name not in sets:
+        script = "eval_categories16.py" if name in OTHER_EXPERIMENTS else "eval_model_vs_human.py"
+        raise UserError(f"{path} has the trials of {name}: score it with {script} --trials")
     if name is None:
         raise UserError(
             f"{path}: cannot tell which of the 17 stimulus sets it is about; begin its name with one, as in "
