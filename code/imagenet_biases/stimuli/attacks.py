@@ -182,21 +182,29 @@ def _length(changes: Pixels) -> Float[Tensor, "B 1 1 1"]:
     return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True).clamp_(min=1e-30)
 
 
+LOOKS = 1, 2, 4  # draws after which the images that are fooled leave: each look waits for the device
+
+
 @torch.no_grad()
 @identified("_random_solarization")
 def _random_solarization(
     network: Attacked, pixels: Pixels, labels: Labels, batch: Batch, *, draws: int, k: int
 ) -> Pixels:
     solarized = pixels.clone()
-    still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled yet
+    still = torch.arange(len(pixels), device=pixels.device)  # positions of the images not fooled when last looked at
+    right = torch.ones_like(still, dtype=torch.bool)  # which of them are not fooled yet
     for draw in range(draws):
         alpha = uniform(streams(batch.rows(still), f"solarisation {draw}"), (1,))
-        solarized[still] = solarize(pixels[still], (alpha[:, 0] * 255).floor().long() + 1)
+        drawn = solarize(pixels[still], (alpha[:, 0] * 255).floor().long() + 1)
+        solarized[still] = torch.where(right[:, None, None, None], drawn, solarized[still])
         if draw + 1 < draws:  # the last answer is the runner's
             ranked = network(solarized[still], rows=still).topk(k).indices
-            still = still[(ranked == labels[still, None]).any(1)]
-        if not len(still):
-            break
+            right = right & (ranked == labels[still, None]).any(1)
+        if draw + 1 in LOOKS:
+            still = still[right]
+            if not len(still):
+                break
+            right = torch.ones_like(still, dtype=torch.bool)
     return solarized
 
 
