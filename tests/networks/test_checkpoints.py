@@ -392,7 +392,9 @@ def test_the_hub_and_its_mirror(server, tmp_path):
     server.replies["hf://owner/repository/folder/x.ckpt"] = zoo_server.Reply(DATA)
     path = download.fetch("hf://owner/repository/folder/x.ckpt", tmp_path)
     assert path.read_bytes() == DATA and path.name.endswith("-x.ckpt")
-    assert sorted(other.name for other in tmp_path.iterdir() if not other.name.startswith(".")) == [path.name]
+    assert download.commit_of(path) == hashlib.sha256(DATA).hexdigest()[:40]  # as the server says
+    kept = [path.name, f"{path.name}.commit"]
+    assert sorted(other.name for other in tmp_path.iterdir() if not other.name.startswith(".")) == kept
 
 
 @pytest.mark.parametrize(
