@@ -1,11 +1,19 @@
 """Shared fixtures and settings: one thread per process, since pytest runs as many processes as there are cores."""
 
+import ctypes
+import hashlib
 import os
+import shutil
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import numpy as np
+import PIL
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 # shapes and types of stimuli and measures are checked at every call
@@ -13,14 +21,34 @@ install_import_hook(["imagenet_biases.stimuli", "imagenet_biases.measures"], "ty
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory, worker_id):
-    """The demo's drawn image sets, drawn once for all test processes."""
+def drawn(request, tmp_path_factory, worker_id):
+    """The demo's drawn image sets, drawn once for all test processes, and again when the package or a library changes.
+
+    Kept in pytest's cache; each session has a copy of its own.
+    """
     from imagenet_biases.synthetic.image_sets import draw
 
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "drawn"
-    draw(folder)
+    package = Path(__file__).parent.parent / "code" / "imagenet_biases"
+    source = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
+    key = hashlib.sha256(source + f"{sys.version} {np.__version__} {PIL.__version__}".encode()).hexdigest()
+    cache = request.config.cache.mkdir("drawn")
+    with FileLock(f"{cache}.lock"):
+        if not (cache / key).exists():
+            for older in cache.iterdir():
+                shutil.rmtree(older)
+            draw(cache / key)
+        if not folder.exists():
+            shutil.copytree(cache / key, folder)
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Give the memory of a file's tests back: the C library keeps what is free in a process that lives on."""
+    if (nextitem is None or nextitem.path != item.path) and sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.hookimpl(tryfirst=True)
