@@ -19,6 +19,12 @@ from jaxtyping import install_import_hook
 # shapes and types of stimuli and measures are checked at every call
 install_import_hook(["imagenet_biases.stimuli", "imagenet_biases.measures"], "typechecking.typechecked")
 
+# handed out last, a long file keeps a test process busy when the others are done
+LONGEST = (
+    *("test_rounds", "test_readme", "test_hostile_runs", "test_shards", "test_sources", "test_scripts", "test_fast"),
+    *("test_zoo", "test_evaluate", "test_train_resnet", "test_whole_set_intervals", "test_plots", "test_door"),
+)
+
 
 @pytest.fixture(scope="session")
 def drawn(request, tmp_path_factory, worker_id):
@@ -53,7 +59,9 @@ def pytest_runtest_teardown(item, nextitem):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the tests that use a browser or start a web server, by their fixtures."""
+    """Mark the tests that use a browser or start a web server, by their fixtures; put the longest files first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         for fixture, marker in (("browser", "browser"), ("server", "server"), ("mirror", "server")):
             if fixture in item.fixturenames:

@@ -257,13 +257,14 @@ def all_numbers(results):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path):
+def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path, monkeypatch):
     (tmp_path / "net.py").write_text(NET.format(pause=0.002))
     words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", str(drawn), *BENCHMARKS]
     run("eval_all.py", *words, "--results", tmp_path / "whole", check=True)
     dice = random.Random(0)
     killed = [*words, "--results", str(tmp_path / "killed"), "--checkpoint-seconds", "0.2"]
     processes = multiprocessing.get_context("forkserver")  # with the libraries loaded: the kills come while it measures
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     processes.set_forkserver_preload(["common", "eval_all", "imagenet_biases.engine.evaluate"])
     ends = 0
     for turn in range(20):
@@ -395,7 +396,7 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
     options = {
         "imagenet_adv": {"attack": "fgsm"},
         "solarization": {"alpha": "21", "draws": 2},
-        "criticality": {"reset": "zero", "draws": 1, "layers": "fc"},
+        "criticality": {"reset": "zero", "draws": 1, "layers": "layers.63"},
         "perturbation": {"source": "gradient", "padding": "zeros"},
     }
     settings = Settings(device="cpu", rounds=(20.0, 100.0))
