@@ -117,6 +117,11 @@ def run(name, *arguments, check=False):
     return ended
 
 
+def run_and_exit(name, *arguments):
+    """Run code/NAME as `run` does and end this process, one of multiprocessing's, with its status."""
+    sys.exit(run(name, *arguments).returncode)
+
+
 def later(monkeypatch, seconds=2):
     """Let the records to come tell a later time than those before, since they tell it in seconds."""
     offset = datetime.timedelta(seconds=seconds)

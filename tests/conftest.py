@@ -1,31 +1,67 @@
 """Shared fixtures and settings: one thread per process, since pytest runs as many processes as there are cores."""
 
+import ctypes
+import hashlib
 import os
+import shutil
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import numpy as np
+import PIL
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 # shapes and types of stimuli and measures are checked at every call
 install_import_hook(["imagenet_biases.stimuli", "imagenet_biases.measures"], "typechecking.typechecked")
 
+# handed out last, a long file keeps a test process busy when the others are done
+LONGEST = (
+    *("test_rounds", "test_readme", "test_hostile_runs", "test_shards", "test_sources", "test_scripts", "test_fast"),
+    *("test_zoo", "test_evaluate", "test_train_resnet", "test_whole_set_intervals", "test_plots", "test_door"),
+)
+
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory, worker_id):
-    """The demo's drawn image sets, drawn once for all test processes."""
+def drawn(request, tmp_path_factory, worker_id):
+    """The demo's drawn image sets, drawn once for all test processes, and again when the package or a library changes.
+
+    Kept in pytest's cache; each session has a copy of its own.
+    """
     from imagenet_biases.synthetic.image_sets import draw
 
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "drawn"
-    draw(folder)
+    package = Path(__file__).parent.parent / "code" / "imagenet_biases"
+    source = b"".join(file.read_bytes() for file in sorted(package.rglob("*.py")))
+    key = hashlib.sha256(source + f"{sys.version} {np.__version__} {PIL.__version__}".encode()).hexdigest()
+    cache = request.config.cache.mkdir("drawn")
+    with FileLock(f"{cache}.lock"):
+        if not (cache / key).exists():
+            for older in cache.iterdir():
+                shutil.rmtree(older)
+            draw(cache / key)
+        if not folder.exists():
+            shutil.copytree(cache / key, folder)
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Give the memory of a file's tests back: the C library keeps what is free in a process that lives on."""
+    if (nextitem is None or nextitem.path != item.path) and sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the tests that use a browser or start a web server, by their fixtures."""
+    """Mark the tests that use a browser or start a web server, by their fixtures; put the longest files first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         for fixture, marker in (("browser", "browser"), ("server", "server"), ("mirror", "server")):
             if fixture in item.fixturenames:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -131,6 +132,16 @@ def test_a_network_that_computes_in_half_precision_is_held_to_that_precision(kin
         load_model(written(tmp_path, forward.replace("1e-3", "1e-1")))
     with pytest.raises(UserError, match="differently beside another one"):
         load_model(written(tmp_path, forward.replace(f"torch.{kind}", "torch.float32"), name="single.py"))
+
+
+def test_bytecode_of_an_older_text_of_the_same_length_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    answers = []
+    for factor in ("2", "3"):
+        name = written(tmp_path, f"return self.fc(self.conv(x).mean((2, 3))) * 0 + {factor}")
+        os.utime(name.rpartition(":")[0], (1e9, 1e9))
+        answers.append(float(load_model(name)(torch.rand(1, 3, 224, 224)).mean()))
+    assert answers == [2, 3]
 
 
 def test_weights_that_are_not_finite_are_no_instability(tmp_path):

@@ -197,22 +197,22 @@ def children(network):
 
 
 @pytest.mark.parametrize(
-    "module",
+    "parts",
     [
-        Inside(),
-        torch.nn.Sequential(Normalize(*NORMALIZATIONS["imagenet"]), timm.create_model("test_resnet")),
-        torch.nn.Sequential(
-            torchvision.transforms.Normalize(*NORMALIZATIONS["imagenet"]), torchvision.models.resnet18()
-        ),
-        torch.nn.Sequential(torch.nn.BatchNorm2d(3), torchvision.models.resnet18()),
-        torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torchvision.models.resnet18()),
-        torch.nn.Sequential(Normalize(*NORMALIZATIONS["imagenet"]), *children(torchvision.models.resnet18())),
-        torch.nn.Sequential(torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Flatten(), torch.nn.Linear(6272, 1000)),
-        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)),
+        lambda: [Inside()],
+        lambda: [Normalize(*NORMALIZATIONS["imagenet"]), timm.create_model("test_resnet")],
+        lambda: [torchvision.transforms.Normalize(*NORMALIZATIONS["imagenet"]), torchvision.models.resnet18()],
+        lambda: [torch.nn.BatchNorm2d(3), torchvision.models.resnet18()],
+        lambda: [torch.nn.Conv2d(3, 3, 1), torchvision.models.resnet18()],
+        lambda: [Normalize(*NORMALIZATIONS["imagenet"]), *children(torchvision.models.resnet18())],
+        lambda: [torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Flatten(), torch.nn.Linear(6272, 1000)],
+        lambda: [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 1000)],
     ],
 )
-def test_modules_that_normalize_are_as_before(module):
-    network, said = loaded(from_module, module.eval(), "mine")
+def test_modules_that_normalize_are_as_before(parts):
+    first, *others = parts()
+    module = torch.nn.Sequential(first, *others).eval() if others else first.eval()
+    network, said = loaded(from_module, module, "mine")
     torch.testing.assert_close(network(SQUARE), module(SQUARE), rtol=0, atol=0)
     assert said == [] and network.identity["normalization"] == "its own" and not network.normalized
 

@@ -64,7 +64,7 @@ def test_its_figure_is_small():
 def test_its_test_command_is_what_ci_runs():
     command = re.search(r"`pip install -r requirements-dev.txt && ([^`]*)`", README)[1]
     ci = (ROOT / ".ci" / "run").read_text()
-    assert f"\n{command}\n" in ci and "pip install -q -r requirements-dev.txt" in ci
+    assert f"\n{command}\n" in ci and re.search(r"^pip install [-a-z ]*-r requirements-dev.txt$", ci, re.M)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -22,13 +22,13 @@ def within(estimate: Estimate, lowest: float, highest: float) -> Estimate:
     """Return an Estimate whose interval does not leave [lowest, highest], where the quantity lies by its definition."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return estimate
-    value = estimate.value
+    low, high = _inside((estimate.low, estimate.high), estimate.value, lowest, highest)
+    whole_set = estimate.whole_set and _inside(estimate.whole_set, estimate.value, lowest, highest)
+    return replace(estimate, low=low, high=high, whole_set=whole_set)
 
-    def inside(bounds: tuple[float, float]) -> tuple[float, float]:
-        return min(max(bounds[0], lowest), value), max(min(bounds[1], highest), value)
 
-    low, high = inside((estimate.low, estimate.high))
-    return replace(estimate, low=low, high=high, whole_set=estimate.whole_set and inside(estimate.whole_set))
+def _inside(bounds: tuple[float, float], value: float, lowest: float, highest: float) -> tuple[float, float]:
+    return min(max(bounds[0], lowest), value), max(min(bounds[1], highest), value)
 
 
 def mean_over_images(values: Float[np.ndarray, " N"], lowest: float = -math.inf, highest: float = math.inf) -> Estimate:

@@ -90,7 +90,7 @@ class Channel:
     def __call__(self, bands: ArrayLike) -> Float[np.ndarray, "..."]:
         """Return the fitted thresholds at the bands."""
         assert self.amplitude is not None and self.mu is not None and self.sigma is not None
-        return self.amplitude * np.exp(-((np.asarray(bands) - self.mu) ** 2) / (2 * self.sigma**2))
+        return _gaussian(np.asarray(bands), self.amplitude, self.mu, self.sigma)
 
 
 def fit(thresholds: ArrayLike) -> Channel:
@@ -124,16 +124,17 @@ def fit(thresholds: ArrayLike) -> Channel:
     return confined if confined.problem is None else published
 
 
+def _gaussian(f: np.ndarray, amplitude: float, mu: float, sigma: float) -> np.ndarray:
+    return amplitude * np.exp(-((f - mu) ** 2) / (2 * sigma**2))
+
+
 def _least_squares(profile: Float[np.ndarray, "7"], start: Sequence[float], bounds: tuple) -> Channel:
     from scipy.optimize import OptimizeWarning, curve_fit
-
-    def gaussian(f: np.ndarray, amplitude: float, mu: float, sigma: float) -> np.ndarray:
-        return amplitude * np.exp(-((f - mu) ** 2) / (2 * sigma**2))
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)  # no covariance: it is not used
-            parameters, _ = curve_fit(gaussian, BANDS.astype(float), profile, p0=start, bounds=bounds)
+            parameters, _ = curve_fit(_gaussian, BANDS.astype(float), profile, p0=start, bounds=bounds)
     except RuntimeError:
         return Channel(None, None, None, "the fit does not converge")
     amplitude, mu, sigma = map(float, parameters)

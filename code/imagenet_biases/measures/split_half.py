@@ -7,7 +7,6 @@ delete-half jackknife), whatever T is, if it is smooth enough; the same holds fo
 """
 
 import dataclasses
-import functools
 import itertools
 import warnings
 from typing import TYPE_CHECKING
@@ -66,13 +65,12 @@ def halves(benchmark: "Benchmark", results: "Results") -> dict[str, Halves]:
 def _half(results: "Results", split: int, half: int) -> "Results":
     from imagenet_biases.vocabulary import Results
 
-    @functools.cache
-    def members(images: "ImageSet") -> Bool[np.ndarray, " N"]:
-        return in_first(images.keys, split) == (half == 0)
-
+    members: dict[ImageSet, Bool[np.ndarray, " N"]] = {}
     responses = []
     for whole in results.all():
-        responses.append(dataclasses.replace(whole, counts=whole.counts & members(whole.images)))
+        if whole.images not in members:
+            members[whole.images] = in_first(whole.images.keys, split) == (half == 0)
+        responses.append(dataclasses.replace(whole, counts=whole.counts & members[whole.images]))
     return Results(responses, results.network, results.options, "half")
 
 

@@ -172,7 +172,8 @@ def _use_file(path: Path, function: str, use: Callable[[ModuleType, str], Any] |
             name = f"{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
             spec: Any = importlib.util.spec_from_file_location(name, path)
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            # not exec_module: bytecode may be of another text of the same second and length
+            exec(spec.loader.source_to_code(path.read_bytes(), str(path)), vars(module))
         body = (use or _call)(module, qualified)
     finally:
         sys.path.remove(str(folder))

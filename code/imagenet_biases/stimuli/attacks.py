@@ -228,6 +228,10 @@ def _tuned_pgd(network: Attacked, pixels: Pixels, labels: Labels, batch: Batch, 
 Rows = dict[str, Tensor]
 
 
+def _first_loss_or_margin(logits: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+    return torch.where(first, cross_entropy(logits, labels, reduction="none"), _margin(logits, labels)).sum()
+
+
 class _TunedPGD:
     """The tuned attack on images that join and leave: when one is finished, the next moves up.
 
@@ -278,12 +282,8 @@ class _TunedPGD:
     def _step(self) -> None:
         assert self.moving is not None
         now, eps, steps = self.moving, self.eps, self.steps
-        first = now["step"] <= steps
         self.sizes = self.sizes.to(now["pixels"], non_blocking=True)
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return torch.where(first, cross_entropy(logits, labels, reduction="none"), _margin(logits, labels)).sum()
-
+        loss = partial(_first_loss_or_margin, first=now["step"] <= steps)
         gradients, logits = gradient(self.network, now["iterate"], now["labels"], loss, rows=now["ticket"])
         done = (logits.argmax(1) != now["labels"]) | (now["step"] == 2 * steps + 1)
         size = self.sizes[now["step"] % (steps + 1)][:, None, None, None]
