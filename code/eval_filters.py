@@ -102,7 +102,7 @@ def by_layer(results: Results) -> dict[str, dict[str, Estimate]]:
 
 
 HEADLINE = ("*mean", "*share", "*shift/*")
-BENCHMARK = Benchmark("filters", passes, report, sets=(), options=OPTIONS, layers=by_layer, headline=HEADLINE)
+BENCHMARK = Benchmark("filters", passes, report, sets=None, options=OPTIONS, layers=by_layer, headline=HEADLINE)
 
 main = partial(run, BENCHMARK, __doc__)
 

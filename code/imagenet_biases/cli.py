@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, collected_warnings, exit_on_user_error
 from imagenet_biases.networks.registry import NORMALIZATION_CHOICES
 from imagenet_biases.results.text_tables import aligned
-from imagenet_biases.study import IMAGE_FOLDERS
+from imagenet_biases.study import CLEAN_SET, IMAGE_FOLDERS
 from imagenet_biases.vocabulary import COMPILE, PRECISIONS, PREPROCESSINGS, Benchmark, Data, Option, Settings
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def _folder(text: str) -> str:
     return text
 
 
-def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) -> Parser:
+def make_parser(description: str, sets: Sequence[str] | None = tuple(IMAGE_FOLDERS)) -> Parser:
     """Return the parser with the flags that scripts share.
 
     Args:
-        sets: the image sets that a script may show.
+        sets: the image sets that a script may show, as Benchmark has it; without images (None) many flags are idle.
     """
     parser = Parser(description)
     networks = parser.add_argument_group("networks")
@@ -135,10 +135,10 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
         help="how api:MODEL is asked: concurrency=8, rate=60 (requests per minute), timeout=300, price=2.5,10 (US "
         "dollars per million tokens read and written)",
     )
-    if sets:
+    if sets is not None:
         _add_images(parser.add_argument_group("images"), sets)
     running = parser.add_argument_group("running")
-    if sets:
+    if sets is not None:
         running.add_argument("--batch-size", type=whole, help="default: 256 on a GPU, 32 on a CPU")
         running.add_argument("--num-workers", type=int, help="decoding processes (default: by cores and images)")
         running.add_argument("--cache", metavar="DIR", help="keep decoded images here (7.5 GB for ImageNet validation)")
@@ -181,10 +181,11 @@ def make_parser(description: str, sets: Sequence[str] = tuple(IMAGE_FOLDERS)) ->
     return parser
 
 
-def _add_images(group: Any, sets: Iterable[str]) -> None:
+def _add_images(group: Any, sets: Sequence[str]) -> None:
     for name in sets:
         group.add_argument(f"--{name}", metavar="DIR", help=IMAGE_FOLDERS[name])
-    group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
+    if sets:
+        group.add_argument("--data", metavar="ROOT", help="a folder with folders named imagenet, imagenet-a, ... in it")
     group.add_argument(
         "--preprocessing",
         "--view",
@@ -359,7 +360,8 @@ def report_predictions(
     benchmark: Benchmark, files: Sequence[str], options: Mapping[str, Any], args: argparse.Namespace
 ) -> int:
     """Score files of predictions (networks.predictions) on the images that a benchmark presents unchanged."""
-    from imagenet_biases.measures.accuracy import likely_order
+    from imagenet_biases.measures.accuracy import likely_order, top
+    from imagenet_biases.networks.load import clean_accuracy_warning
     from imagenet_biases.networks.predictions import scored
 
     if args.name and len(files) > 1:
@@ -371,6 +373,10 @@ def report_predictions(
             for (images, _), responses in results.items():
                 if order := likely_order(responses):
                     warnings.warn(f"{label}, {images}: classes in another order: {order}", stacklevel=2)
+                elif images == CLEAN_SET:
+                    count = int(responses.counts.sum())
+                    if doubt := clean_accuracy_warning(label, None, top(responses).value, count):
+                        warnings.warn(doubt, stacklevel=2)
         for note in notes:
             print(f"warning: {clean(note)}", file=sys.stderr)
         _score(benchmark, [(args.name or label, results)], chosen, args, notes)

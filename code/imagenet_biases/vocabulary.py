@@ -538,7 +538,8 @@ class Benchmark:
         passes: passes(data, **options) -> the passes; none where only the weights are looked at.
         report: report(results) yields (metric, number or Estimate); every metric has an entry in metrics.toml and
             appears once. It is called for the whole, for random halves and for a rehearsal (Results.purpose).
-        sets: the image sets it may show, by their names in study.py.
+        sets: the image sets it may show, by their names in study.py; () if its options name the images, None if it
+            shows none.
         layers: values by layer, {metric: {layer: Estimate}}.
         details: JSON-able facts beyond the metrics.
         export: export(results, label, folder) writes files beside the record.
@@ -554,7 +555,7 @@ class Benchmark:
     name: str
     passes: Callable[..., list[Pass]]
     report: Callable[[Results], Metrics]
-    sets: tuple[str, ...] = ("imagenet",)
+    sets: tuple[str, ...] | None = ("imagenet",)
     options: tuple[Option, ...] = ()
     details: Callable[[Results], dict[str, Any]] | None = None
     layers: Callable[[Results], dict[str, dict[str, Estimate]]] | None = None

@@ -106,3 +106,12 @@ def test_mistakes_are_one_clear_line(objects, tmp_path, labels, classes, name, m
             files[key].write_text(text)
     with pytest.raises(UserError, match=message):
         custom_set(name, objects, Data(), files["classes"], files["labels"])
+
+
+def test_running_options_belong_to_benchmarks_that_show_images(tmp_path, objects, capsys):
+    words = ("--images", objects / "images", "--labels", tmp_path / "labels.txt", "--images-name", "mine")
+    (tmp_path / "labels.txt").write_text(f"Teddy {CATEGORIES[1].wnid}\n")
+    running = ("--limit", 3, "--batch-size", 2, "--num-workers", 0, "--compile", "off", "--preprocessing", "native")
+    assert measured(tmp_path, *words, *running)["share"]["images"] == 3
+    assert "--batch-size" in run("eval_images.py", "--help").stdout
+    assert "--batch-size" not in run("eval_filters.py", "--help").stdout

@@ -203,3 +203,12 @@ def test_what_names_no_single_image_is_refused(answered, drawn, tmp_path):
         assert status == 2 and message in err, err
     status, _, err = run("eval_solarization.py", "--model", f"predictions:{path}", "--data", drawn)
     assert status == 2 and "unchanged images only" in err
+
+
+def test_answers_near_chance_are_doubted(answered, drawn, tmp_path):
+    files, logits = answered["imagenet"]
+    path = write(
+        tmp_path / "never.csv", [(file, row[-1]) for file, row in zip(files, np.argsort(-logits), strict=True)]
+    )
+    status, _, err = run("eval_imagenet.py", "--model", f"predictions:{path}", "--data", drawn, "--results", tmp_path)
+    assert status == 0 and err.count("near chance") == 1

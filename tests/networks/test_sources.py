@@ -393,6 +393,7 @@ def test_what_is_damaged_or_something_else_gets_one_line(brought, tmp_path):
         f"hf-hub:{tmp_path / 'empty'}": "has no config.json",
         "hf-hub:one": "neither OWNER/NAME",
         "timm/a/b": "neither OWNER/NAME",
+        "hf:/gone/resnet-18": "there is no such folder",
         f"hf-hub:{changed(timm_folder, tmp_path / 'a', num_classes=10)}": "10 outputs",
         f"hf-hub:{changed(timm_folder, tmp_path / 'b', architecture='resnet5000')}": "cannot be loaded",
         f"hf-hub:{changed(timm_folder, tmp_path / 'c', label_names=registry_ids()[::-1])}": "in their order",

@@ -11,4 +11,4 @@ def report(found):
     yield "metric/quality/sparsity_wmean", dead / sum(len(w) for w in weights)
 
 
-BENCHMARK = Benchmark("weights", lambda data: [], report, sets=())
+BENCHMARK = Benchmark("weights", lambda data: [], report, sets=None)

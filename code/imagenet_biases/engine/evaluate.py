@@ -370,7 +370,7 @@ class Run:
         self.store = request.store()
         self.outcome = Outcome()
         self.names: dict[Network, str] = {}  # what each network was asked for by
-        self.told: set[tuple[Network, str, str]] = set()  # warnings, each once in all rounds
+        self.told: set[tuple[Network, str]] = set()  # warnings, each once in all rounds
 
     def execute(self) -> Outcome:
         """Measure; return the outcome."""
@@ -522,7 +522,7 @@ class Run:
         """Report at once a clean accuracy far from what is known of a network: it is loaded wrongly."""
         for cell in group.cells:
             if warning := self._clean_warning(cell):
-                logger.warning("\n*** WARNING, %s: %s\n", cell.network.name, warning)
+                self._warn(cell.network, cell.network.name, [warning])
 
     def _clean_warning(self, cell: Cell) -> str | None:
         """Return what is wrong with a network's answers to the clean images; of a part of them, only chance is."""
@@ -549,7 +549,7 @@ class Run:
             content, path, new = write_record(self.recording.results, content)
             if new and job.benchmark.export:
                 job.benchmark.export(results, network.name, path.parent)
-        self._warn(network, job, content["warnings"])
+        self._warn(network, f"{network.name}, {job.name}", content["warnings"])
         if new and answered.last:
             wandb.finish(job, network, content, results, loop.pictures_of(cells))
         elif new:
@@ -593,12 +593,12 @@ class Run:
             further["until"] = str(self.request.settings.until)
         return further
 
-    def _warn(self, network: Network, job: Job, warnings: Iterable[str]) -> None:
-        """Show a record's warnings, each once in all rounds."""
+    def _warn(self, network: Network, place: str, warnings: Iterable[str]) -> None:
+        """Show warnings about a network, each once in all benchmarks and rounds."""
         for note in warnings:
-            if (network, job.name, note) not in self.told:
-                self.told.add((network, job.name, note))
-                logger.warning("\n*** WARNING, %s, %s: %s\n", network.name, job.name, note)
+            if (network, note) not in self.told:
+                self.told.add((network, note))
+                logger.warning("\n*** WARNING, %s: %s\n", place, note)
 
 
 def score_files(

@@ -14,7 +14,7 @@ from imagenet_biases.base.errors import UserError
 
 def add_flags(group: Any) -> None:
     """Add the flags of a submission to an argument parser or a group of one."""
-    group.add_argument("--submit", metavar="CLUSTER", help="slurm, or local: run as jobs (needs: pip install submitit)")
+    group.add_argument("--submit", choices=["slurm", "local"], help="run as jobs (needs: pip install submitit)")
     group.add_argument("--jobs", type=int, default=1, help="how many jobs share the work (default: 1)")
     group.add_argument("--gpus", type=int, default=1, help="per job (default: 1; not used by local)")
     group.add_argument("--time", type=float, default=24.0, metavar="HOURS", help="per job (default: 24)")

@@ -150,7 +150,7 @@ def image_sets(data: "Data", download: bool = False, names: Sequence[str] = tupl
     missing = [name for name, folder in folders.items() if folder is None]
     if len(missing) == len(folders):
         subject = f"none of the {len(folders)} stimulus sets is" if len(folders) > 1 else f"{missing[0]} is not"
-        raise UserError(f"{subject} under {root}; fetch them with --download")
+        raise UserError(f"{subject} under {root}; give another folder, or fetch what is missing with --download")
     if missing:
         warnings.warn(
             f"{len(missing)} of {len(folders)} stimulus sets are not under {root} ({listed_briefly(missing)}); "

@@ -209,7 +209,8 @@ class ApiModel(torch.nn.Module):
         reason = " ".join(str(getattr(error, "message", "") or error).split())[:300]
         key = os.environ.get(KEY)
         reason = reason.replace(key, "...") if key else reason
-        return f"api:{self._model}: {type(error).__name__}: {reason}; the same command resumes after the answers so far"
+        place = f"api:{self._model} at {self._client.base_url}"
+        return f"{place}: {type(error).__name__}: {reason}; the same command resumes after the answers so far"
 
 
 def api_model(model: str, endpoint: Endpoint) -> tuple[ApiModel, dict[str, Any]]:

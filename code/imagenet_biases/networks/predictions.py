@@ -197,7 +197,8 @@ def _of_rows(path: Path, header: list[str], rows: list[list[str]]) -> Table:
         return _of_logits(path, images, values)
     columns = [name for name in CLASS_COLUMNS if name in header]
     if not columns:
-        raise UserError(f"{path} has neither a column class nor {CLASSES} columns of logits: {listed_briefly(header)}")
+        others = f"{listed_briefly(header)} ({len(header)} columns)"
+        raise UserError(f"{path} has neither a column class nor {CLASSES} columns of logits, but {others}")
     column = header.index(columns[0])
     return _of_classes(path, images, [row[column].replace(",", " ").split() for row in rows])
 

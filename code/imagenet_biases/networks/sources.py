@@ -176,6 +176,7 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
         UserError: it cannot be loaded, lacks weights, or has other classes than ImageNet's 1,000 in their order.
     """
     place, revision = registry.split_revision(name.removeprefix("hf:"))
+    _check_folder(place, name)
     options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
     with _one_line(name):
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -213,6 +214,12 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
         "preprocessing": preprocessing,
         "facts": facts,
     }
+
+
+def _check_folder(place: str, name: str) -> None:
+    """Refuse the path of a folder that does not exist, which the hub's client takes for an owner and a name."""
+    if not Path(place).is_dir() and (place.count("/") > 1 or place.startswith((".", "/", "~"))):
+        raise UserError(f"{name}: there is no such folder; give hf:OWNER/NAME or a folder that transformers saved")
 
 
 def _of_processor(processor: Any) -> tuple[Preprocessing | str, Normalization]:
