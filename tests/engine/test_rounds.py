@@ -270,7 +270,7 @@ def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path, monke
     for turn in range(20):
         process = processes.Process(target=run_and_exit, args=("eval_all.py", *killed))
         process.start()
-        process.join(dice.uniform(0.5, 3))
+        process.join(dice.uniform(0.1, 1))
         if process.is_alive():
             os.kill(process.pid, signal.SIGINT if turn % 3 == 0 else signal.SIGKILL)
             ends += 1

@@ -260,19 +260,6 @@ def test_native_view_has_its_interpolation(tmp_path):
     assert np.array_equal(decode(path, Preprocessing(235, 224, "bicubic")), expected)
 
 
-def test_any_size_crop_and_interpolation_is_torchvisions():
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        width, height, resize, crop = random.integers(1, 300, 4).tolist()
-        mode = transforms.InterpolationMode(
-            random.choice(["bilinear", "bicubic", "nearest", "nearest-exact", "lanczos"])
-        )
-        if max(width, height) <= 100 * min(width, height):
-            image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            expected = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(crop)])(image)
-            assert np.array_equal(Preprocessing(resize, crop, mode.value)(image), np.asarray(expected))
-
-
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 broken", None])
 def test_unreadable_images_are_named(tmp_path, content):
     path = tmp_path / "bad.JPEG"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision.transforms.functional  # noqa: F401  here, or every decoding process would import it anew
 from jaxtyping import Float
 from torch import Tensor
 

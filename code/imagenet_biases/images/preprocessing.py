@@ -50,6 +50,9 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "crop crop 3"]:
         """Turn a Pillow image into RGB pixels. Raises ValueError for sizes that it does not accept."""
+        from torchvision.transforms import InterpolationMode, functional
+
+        transforms: Any = functional  # whose annotations know tensors only
         image = self.seen(image)
         if self.resize is None:
             if image.size != (self.crop, self.crop):
@@ -59,7 +62,8 @@ class Preprocessing:
             if max(image.size) > LONGEST_SIDE * min(image.size):
                 raise ValueError(f"is {image.width} x {image.height}, a strip, not a picture")
             image = image.convert("RGB")
-            image = _centre(_resized(image, self.resize, self.interpolation), self.crop)
+            image = transforms.resize(image, self.resize, InterpolationMode(self.interpolation))
+            image = transforms.center_crop(image, self.crop)
         return np.array(image)
 
     def seen(self, image: Image.Image) -> Image.Image:
@@ -69,21 +73,6 @@ class Preprocessing:
     def __str__(self) -> str:
         size = f"crop{self.crop}" if self.resize is None else f"{self.interpolation}{self.resize}-crop{self.crop}"
         return f"{size}-as-seen" if self.as_seen else size
-
-
-# torchvision's resize and center_crop, to the pixel: torchvision itself takes a second to import
-
-
-def _resized(image: Image.Image, short: int, interpolation: str) -> Image.Image:
-    """Return an image whose short side is `short`, the long one rounded down."""
-    width, height = (int(short * side / min(image.size)) for side in image.size)
-    return image.resize((width, height), Image.Resampling[interpolation.removesuffix("-exact").upper()])
-
-
-def _centre(image: Image.Image, crop: int) -> Image.Image:
-    """Return the central square, black where the image is smaller."""
-    left, top = (-((crop - side) // 2) if crop > side else round((side - crop) / 2) for side in image.size)
-    return image.crop((left, top, left + crop, top + crop))
 
 
 def _as_seen(image: Image.Image) -> Image.Image:
