@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -96,7 +99,8 @@ def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    prefix = f".{path.name}.{_numbering()}-{os.getpid()}."
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -113,11 +117,26 @@ def atomic(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:
-    """Remove the temporary files that killed processes left under a folder, once they are older than a day."""
+    """Remove the temporary files that killed processes left under a folder.
+
+    Those of other machines and containers, whose processes cannot be seen from here, once they are older than a day.
+    """
     for path in Path(folder).rglob(".*.tmp"):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - 86_400:
+            writer = re.search(r"\.(\w+)-(\d+)\.[^.]+\.tmp$", path.name)
+            dead = writer and writer[1] == _numbering() != "unknown" and not os.path.exists(f"/proc/{writer[2]}")
+            if dead or path.stat().st_mtime < time.time() - 86_400:
                 path.unlink()
+
+
+@functools.cache
+def _numbering() -> str:
+    """Return what tells the machines and containers apart that number their processes on their own."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+    except OSError:  # not Linux
+        return "unknown"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
