@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures import spatial_channel
-from imagenet_biases.measures.accuracy import correct, top
+from imagenet_biases.measures.accuracy import correct, top, without_replacement
 from imagenet_biases.stimuli.octave_noise import OCTAVES, grey, octave_noise
 from imagenet_biases.study import NOISE_SDS
 from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
@@ -60,13 +60,13 @@ def profiles(accuracy: Float[np.ndarray, "5 7"]) -> dict[str, np.ndarray]:
 
 def report(results: Results) -> Metrics:
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
-    right = hits(results)
+    right, factor = hits(results), without_replacement(results["imagenet", PLAIN.name])
     resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right, results.resamples(200))]
     for suffix, steps in profiles(100 * right.mean(2)).items():
         others = []
         if suffix.endswith(FINE):
             others = [spatial_channel.fit(profile[suffix]) for profile in resampled]
-        for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), others).items():
+        for name, estimate in spatial_channel.estimates(spatial_channel.fit(steps), others, factor).items():
             yield f"metric/criticalband/{name}{suffix}", estimate
     yield "top1_acc/criticalband/sd0", top(results["imagenet", PLAIN.name])
     for (sd, f), condition in MASKED.items():
@@ -86,11 +86,11 @@ def by_condition(accuracy: Mapping[str, float], _: Mapping[str, Any]) -> Iterato
 
 def details(results: Results) -> dict[str, Any]:
     """Return the thresholds behind each channel, and why a fit is not a channel."""
-    steps_of = profiles(100 * hits(results).mean(2))
-    return {
-        f"channel{suffix}": {"thresholds": steps.tolist(), "problem": spatial_channel.fit(steps).problem}
-        for suffix, steps in steps_of.items()
-    }
+    channels = {}
+    for suffix, steps in profiles(100 * hits(results).mean(2)).items():
+        problem = spatial_channel.fit(steps).problem
+        channels[f"channel{suffix}"] = {"thresholds": steps.tolist(), "problem": problem}
+    return channels
 
 
 BENCHMARK = Benchmark(
@@ -99,9 +99,7 @@ BENCHMARK = Benchmark(
     report,
     details=details,
     by_condition=by_condition,
-    headline=tuple(
-        f"metric/criticalband/{name}{kind}" for name in ("bw_norm", "cf_norm", "pns_norm") for kind in ("", FINE)
-    ),
+    headline=("metric/criticalband/*_norm", f"metric/criticalband/*_norm{FINE}"),
 )
 
 main = partial(run, BENCHMARK, __doc__)

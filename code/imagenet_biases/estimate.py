@@ -2,7 +2,11 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,21 @@ class Estimate:
             return self.whole_set
         narrower = math.sqrt(unseen)
         return self.value - narrower * (self.value - self.low), self.value + narrower * (self.high - self.value)
+
+
+def whole_set_percentiles(
+    value: float, resampled: Sequence[float] | Float[np.ndarray, " resamples"], factor: float
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of what a whole image set would give, from resamples of a sample of it.
+
+    The bounds are the B resamples' order statistics k / (B + 1), between which a further one lies with just this
+    probability (Hyndman & Fan 1996, The American Statistician 50, type 6).
+
+    Args:
+        factor: (1 - n / N) n / (n - 1), as measures.accuracy.without_replacement gives it.
+    """
+    low, high = np.quantile(resampled, (0.025, 0.975), method="weibull")
+    return Estimate(float(value), float(low), float(high)).for_whole_set(factor)
 
 
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution

@@ -18,7 +18,14 @@ from common import images_named
 from imagenet_biases.images.order import stratified_order
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures import spatial_channel
-from imagenet_biases.measures.accuracy import correct, mean_accuracy, mean_corruption_error, ratio, top
+from imagenet_biases.measures.accuracy import (
+    correct,
+    mean_accuracy,
+    mean_corruption_error,
+    ratio,
+    top,
+    without_replacement,
+)
 from imagenet_biases.results.records import _sampled
 from imagenet_biases.study import ALEXNET_ERROR, SEVERITIES
 from imagenet_biases.vocabulary import CLEAN, Condition, Responses, Results, TopClasses, identified
@@ -188,7 +195,7 @@ def test_the_fine_channel(share):
         suffix = "_norm" + eval_criticalband.FINE
         others = [spatial_channel.fit(profile[suffix]) for profile in resampled]
         channel = spatial_channel.fit(eval_criticalband.profiles(100 * right.mean(2))[suffix])
-        return spatial_channel.estimates(channel, others)
+        return spatial_channel.estimates(channel, others, without_replacement(responses[0]))
 
     check(answers, {"imagenet": images}, report, share, 24)
 

@@ -130,7 +130,16 @@ def test_one_file_answers_several_sets(answered, measured, drawn, tmp_path):
     names = [f"{name}/{file}" for name, (files, _) in answered.items() for file in files]
     logits = np.concatenate([logits for _, logits in answered.values()])
     np.savez(tmp_path / "ood.npz", image=np.array(names), logits=logits)
-    assert scored(tmp_path / "ood.npz", drawn, "imagenet_ood")[0] == measured["imagenet_ood"]
+    metrics, _, err = scored(tmp_path / "ood.npz", drawn, "imagenet_ood")
+    assert metrics == measured["imagenet_ood"] and "has no image of" not in err
+
+
+def test_sets_without_an_answer_are_named(answered, drawn, tmp_path):
+    files, logits = answered["imagenet-v2"]
+    path = write(tmp_path / "v2.csv", FORMS["numbers"]([f"imagenet-v2/{file}" for file in files], logits))
+    metrics, _, err = scored(path, drawn, "imagenet_ood")
+    assert "v2.csv has no image of imagenet, imagenet-a, imagenet-r, imagenet-sketch" in err
+    assert "top1_acc/imagenet-v2" in metrics and "top1_acc/imagenet-a" not in metrics
 
 
 def test_a_part_is_a_declared_subset_and_strangers_are_named(answered, drawn, tmp_path):

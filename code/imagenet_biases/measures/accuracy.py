@@ -148,7 +148,7 @@ def among(responses: Responses, label_sets: Sequence[Set[int]], k: int = 1) -> E
 
     Images with an empty set are left out. With the ReaL labels and k = 1 this is the ReaL accuracy.
     """
-    counts = responses.counts & np.array([bool(labels) for labels in label_sets])
+    counts = responses.counts & np.array(list(map(bool, label_sets)))
     hits = sum(not label_sets[i].isdisjoint(responses.values[i, :k].tolist()) for i in np.flatnonzero(counts).tolist())
     return replace(proportion(hits, int(counts.sum())), sets=(responses.images.name,))
 
@@ -172,7 +172,7 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
         value += weight * 100 * int(hits.sum()) / len(hits)
         keys.append(responses.images.keys[counted])
         shares.append(weight * 100 * (hits - hits.mean()) / len(hits))
-        factor, whole_share = _without_replacement(responses), np.zeros(len(responses.counts))
+        factor, whole_share = without_replacement(responses), np.zeros(len(responses.counts))
         whole_share[responses.counts] = math.sqrt(factor) * shares[-1]
         by_set[responses.images.name] = by_set.get(responses.images.name, 0) + whole_share
     _, image = np.unique(np.concatenate(keys), return_inverse=True)
@@ -181,7 +181,7 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
     return Estimate(value, value - half, value + half, sets, (value - stratified, value + stratified))
 
 
-def _without_replacement(responses: Responses) -> float:
+def without_replacement(responses: Responses) -> float:
     """Return the factor on sum((x - mean)^2) / n^2 in the variance of a sample's mean: (1 - n / N) n / (n - 1)."""
     count = int(responses.counts.sum())
     return responses.images.unseen * count / max(count - 1, 1)
@@ -209,7 +209,8 @@ def mean_corruption_error(severities: Mapping[str, Sequence[Responses]]) -> Esti
 def per_class(responses: Responses) -> dict[int, tuple[int, int]]:
     """Return {class number: (hits, images)} of top-1 answers."""
     counted, hits, labels = responses.counts, correct(responses), responses.labels
-    return {
-        int(number): (int(hits[counted & (labels == number)].sum()), int((counted & (labels == number)).sum()))
-        for number in np.unique(labels[counted])
-    }
+    by_class = {}
+    for number in np.unique(labels[counted]):
+        of_class = counted & (labels == number)
+        by_class[int(number)] = int(hits[of_class].sum()), int(of_class.sum())
+    return by_class

@@ -207,12 +207,11 @@ def shift(first: Float64[Tensor, "n p"], second: Float64[Tensor, "m p"]) -> floa
     first, second = first - middle, second - middle
     variances, axes = torch.linalg.eigh(first.T @ first + second.T @ second)
     shares = variances.clamp(min=0) / variances.sum()
-    parts = [
-        share * divergence((first @ axis).numpy(), (second @ axis).numpy())
-        for share, axis in zip(shares.tolist(), axes.T, strict=True)
-        if share > 0
-    ]
-    return float(sum(parts))
+    total = 0.0
+    for share, axis in zip(shares.tolist(), axes.T, strict=True):
+        if share > 0:
+            total += share * divergence((first @ axis).numpy(), (second @ axis).numpy())
+    return float(total)
 
 
 def divergence(first: Float64[np.ndarray, " n"], second: Float64[np.ndarray, " m"]) -> float:

@@ -24,10 +24,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.errors import UserError
+from imagenet_biases.estimate import whole_set_percentiles
 from imagenet_biases.images.order import VERSION
 from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
-from imagenet_biases.measures.accuracy import correct, resampled_means, with_percentiles
+from imagenet_biases.measures.accuracy import (
+    correct,
+    resampled_means,
+    with_percentiles,
+    without_replacement,
+)
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.user_code import build, buildable
 from imagenet_biases.stimuli.seeded import bits, normal
@@ -375,20 +381,21 @@ def outcomes(results: Results) -> dict[str, tuple[dict[str, Estimate], Estimate]
     hits = _by_label(results, TopClasses, correct)
     clean = results["imagenet", CLEAN.name]
     intact, count = correct(clean)[clean.counts], results.resamples(RESAMPLES)
+    factor = without_replacement(clean)
     estimates = {}
     for column, measure in enumerate(("", "/l1", "/l2")):
         of_column = {label: rows[..., column] for label, rows in distances.items()}
-        estimates[measure] = _estimates(of_column, count, clean.images.unseen)
-    estimates["/recovered"] = _estimates(hits, count, clean.images.unseen, intact.astype(np.float64))
+        estimates[measure] = _estimates(of_column, count, factor)
+    estimates["/recovered"] = _estimates(hits, count, factor, intact.astype(np.float64))
     return estimates
 
 
 def _estimates(
-    values: Mapping[str, Draws], count: int, unseen: float, reference: Float[np.ndarray, " N"] | None = None
+    values: Mapping[str, Draws], count: int, factor: float, reference: Float[np.ndarray, " N"] | None = None
 ) -> tuple[dict[str, Estimate], Estimate]:
     """Return the Estimates of values by label and of their mean, relative to the reference's mean if there is one.
 
-    What the whole set would give (of a sample, which leaves a share `unseen` of it out) has the same draws.
+    What the whole set would give (of a sample, which has a `factor` of without_replacement above 0) has the same draws.
     """
     stacked = np.stack(list(values.values()))
     if reference is not None and not reference.any():
@@ -401,13 +408,13 @@ def _estimates(
     means = stacked.mean(2).mean(1)
     if reference is not None:
         means = means / reference.mean()
-    of_both, of_images = resampled(False), resampled(True) if unseen and count else None
+    of_both, of_images = resampled(False), resampled(True) if factor and count else None
 
     def estimate(value: float, columns: Any) -> Estimate:
         whole = with_percentiles(value, of_both[:, columns].mean(1))
         if of_images is None:
             return whole
-        return replace(whole, whole_set=with_percentiles(value, of_images[:, columns].mean(1)).for_whole_set(unseen))
+        return replace(whole, whole_set=whole_set_percentiles(value, of_images[:, columns].mean(1), factor))
 
     by_label = {label: estimate(means[number], [number]) for number, label in enumerate(values)}
     return by_label, estimate(means.mean(), slice(None))
@@ -418,8 +425,8 @@ def accuracy(results: Results, ks: Iterable[int] = (1, 5)) -> dict[int, Estimate
     accuracies = {}
     for k in ks:
         hits = _by_label(results, TopClasses, lambda responses, k=k: 100 * correct(responses, k))
-        unseen = results["imagenet", CLEAN.name].images.unseen
-        accuracies[k] = _estimates(hits, results.resamples(RESAMPLES), unseen)[1]
+        factor = without_replacement(results["imagenet", CLEAN.name])
+        accuracies[k] = _estimates(hits, results.resamples(RESAMPLES), factor)[1]
     return accuracies
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from imagenet_biases.estimate import Estimate
+from imagenet_biases.estimate import Estimate, whole_set_percentiles
 from imagenet_biases.study import BAND_CENTRES, NOISE_SDS
 
 SDS = (0.0, *NOISE_SDS)
@@ -163,17 +163,24 @@ def resampled(hits: Bool[np.ndarray, "5 7 N"], count: int = 200, seed: int = 0) 
     return np.reshape(tables, (-1, *hits.shape[:2])) * (100 / images)
 
 
-def estimates(channel: Channel, others: Sequence[Channel]) -> dict[str, Estimate]:
+def estimates(channel: Channel, others: Sequence[Channel], factor: float = 0.0) -> dict[str, Estimate]:
     """Return {'bw', 'cf', 'pns'} of a channel as Estimates, with 95 % intervals from the channels of resampled images.
 
     There is no interval without `others`, nor if more than 5 % of them are not channels.
+
+    Args:
+        factor: measures.accuracy.without_replacement; above 0 for a sample, for which the whole set's interval is
+            given as well.
     """
     valid = [other for other in others if other.problem is None]
     values = {"bw": "bandwidth", "cf": "centre_frequency", "pns": "peak_noise_sensitivity"}
     measured = {}
     for name, attribute in values.items():
-        bounds = (None, None)
+        value = getattr(channel, attribute)
+        measured[name] = Estimate(value)
         if valid and channel.problem is None and len(valid) >= 0.95 * len(others):
-            bounds = np.percentile([getattr(other, attribute) for other in valid], (2.5, 97.5)).tolist()
-        measured[name] = Estimate(getattr(channel, attribute), *bounds)
+            resampled = [getattr(other, attribute) for other in valid]
+            low, high = np.percentile(resampled, (2.5, 97.5)).tolist()
+            whole_set = whole_set_percentiles(value, resampled, factor) if factor else None
+            measured[name] = Estimate(value, low, high, whole_set=whole_set)
     return measured

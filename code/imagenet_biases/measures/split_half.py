@@ -102,4 +102,4 @@ def as_text(values: Halves) -> str:
 
 def from_text(text: str) -> Halves:
     """Return halves from their line. Raises ValueError for anything else."""
-    return np.array([float(word) for word in text.split()]).reshape(SPLITS, 2)
+    return np.array(list(map(float, text.split()))).reshape(SPLITS, 2)

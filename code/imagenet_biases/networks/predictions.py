@@ -69,15 +69,21 @@ def _responses(table: Table, passes: Sequence[Pass]) -> list[Responses]:
         named[of_set[of_set >= 0]] += 1
     _check_names(table, named)
     responses: list[Responses] = []
+    unanswered = []
     for shown in passes:
         rows_of_set = rows[shown.images.name]
         positions = np.flatnonzero(rows_of_set >= 0)
-        if len(positions):
+        if not len(positions):
+            unanswered.append(shown.images.name)
+        else:
             images = _part(shown.images, positions)
             readout, values = _read(table, rows_of_set[positions], shown.readout, images)
             responses.append(
                 Responses(images, shown.conditions[0], values, np.ones(len(images), bool), readout)  # type: ignore[index]
             )
+    if responses and unanswered:
+        missing = ", ".join(dict.fromkeys(unanswered))
+        warnings.warn(f"{table.path.name} has no image of {missing}", stacklevel=2)
     return responses
 
 
@@ -130,10 +136,10 @@ def _part(images: ImageSet, positions: Int64[np.ndarray, " n"]) -> ImageSet:
     if len(positions) == len(images):
         return images
     subset = {"images": len(positions), "of": (images.subset or {}).get("of", len(images))}
-    variables = {
-        name: value[positions] if isinstance(value, np.ndarray) and len(value) == len(images) else value
-        for name, value in images.variables.items()
-    }
+    variables = dict(images.variables)
+    for name, value in variables.items():
+        if isinstance(value, np.ndarray) and len(value) == len(images):
+            variables[name] = value[positions]
     return replace(images, chosen=images.chosen[positions], whole=None, subset=subset, variables=variables)
 
 
@@ -191,7 +197,7 @@ def _of_rows(path: Path, header: list[str], rows: list[list[str]]) -> Table:
         if numbers and [int(name.rpartition("_")[2]) for name in numbers] != list(range(CLASSES)):
             raise UserError(f"{path}: its columns are not numbered 0 to 999 in this order")
         try:
-            values = np.array([[float(text) for text in (*row[:place], *row[place + 1 :])] for row in rows])
+            values = np.array([list(map(float, (*row[:place], *row[place + 1 :]))) for row in rows])
         except ValueError as error:
             raise UserError(f"{path}: a logit is not a number: {error}") from None
         return _of_logits(path, images, values)
