@@ -70,7 +70,8 @@ def chosen_rows(table: pd.DataFrame, names: Iterable[str], source: str | None, r
 
 def _unmerged(name: str, results: Path) -> str:
     """Return why the records of a network are not in the table; '' where there are none."""
-    records = [record for record in (local_records(results) if results.is_dir() else []) if record["model"] == name]
+    stored = local_records(results) if results.is_dir() else []
+    records = [record for record in stored if record["model"] == name]
     if not records:
         return ""
     chosen, notes = select(records)

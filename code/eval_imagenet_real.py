@@ -34,7 +34,7 @@ def report(results: Results) -> Metrics:
 
 def details(results: Results) -> dict[str, Any]:
     """Return how many images have a label at all."""
-    return {"labelled_images": sum(bool(labels) for labels in real_labels(results["imagenet", "clean"].images))}
+    return {"labelled_images": sum(map(bool, real_labels(results["imagenet", "clean"].images)))}
 
 
 BENCHMARK = Benchmark("imagenet_real", passes, report, project="imagenet_ReaL", details=details)

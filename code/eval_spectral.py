@@ -44,7 +44,7 @@ def report(results: Results) -> Metrics:
         under[band] = np.array([correct(responses)[counted] for responses in filtered])
         for cutoff, hits in zip(CUTOFFS, under[band], strict=True):
             yield f"metric/bandpass/{band}/{cutoff}", ratio(hits, right)
-    middle = [CUTOFFS.index(cutoff) for cutoff in MIDDLE_CUTOFFS]
+    middle = list(map(CUTOFFS.index, MIDDLE_CUTOFFS))
     low, high = (mean(*under[band][middle].astype(float)) for band in FILTERS)
     yield "metric/bandpass/LPP", ratio(low, right)
     yield "metric/bandpass/HPP", ratio(high, right)

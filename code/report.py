@@ -184,11 +184,7 @@ def _rows(
                 "values": [None if pd.isna(row[column]) else float(f"{row[column]:.6g}") for column in columns],
                 "bounds": {number: intervals[name] for number, name in enumerate(columns) if name in intervals},
                 "ranks": standings.get(key, {}),
-                "shares": {
-                    number: projected[name].share
-                    for number, name in enumerate(columns)
-                    if name in projected and projected[name].share < 1
-                },
+                "shares": _shares(columns, projected),
                 "channel": _channel(row["bw_norm"], row["cf_norm"], row["pns_norm"]),
                 "study": row["source"] == "published" and row["category"] in STUDY_CATEGORIES,
                 "drawn": drawn,
@@ -272,6 +268,15 @@ def _made() -> dict[str, str]:
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "version": version[:12] + "+" * version.endswith("+") if version else "unknown (not a git checkout)",
     }
+
+
+def _shares(columns: Sequence[str], projected: Mapping[str, Projection]) -> dict[int, float]:
+    """Return {number of a column: the share of the images} of values on samples."""
+    shares = {}
+    for number, name in enumerate(columns):
+        if name in projected and projected[name].share < 1:
+            shares[number] = projected[name].share
+    return shares
 
 
 def _channel(bandwidth: float, centre: float, sensitivity: float) -> list[float] | None:

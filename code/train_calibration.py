@@ -15,6 +15,7 @@ noise hurts at frequency index 0 to 5, and 5 to 6; a low-pass at 0.1 leaves 100 
 learner would have k / 16; networks this small switch from one cue to the other between 6 and 13.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -159,8 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ends = {"silhouette": len(CATEGORIES), "texture": 0}
     wanted = {cue: (ends[cue], args.seed) for cue in ends if args.network in (cue, "both")}
     if args.network == "dial":
-        wanted = {f"dial/{number}-{seed}": (number, seed) for seed in SEEDS for number in STEPS}
-        wanted = {name: step for name, step in wanted.items() if not path(name).exists()}
+        wanted = {}
+        for seed, number in itertools.product(SEEDS, STEPS):
+            if not path(f"dial/{number}-{seed}").exists():
+                wanted[f"dial/{number}-{seed}"] = number, seed
     for seed in dict.fromkeys(seed for _, seed in wanted.values()):
         pixels, labels = drawn(PICTURES, seed)
         for name, (number, network_seed) in wanted.items():

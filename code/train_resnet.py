@@ -63,9 +63,8 @@ EVALUATE = Path(__file__).with_name("eval_all.py")
 
 def low_passed(pixels: Float[Tensor, "B 3 H W"], batch: Batch) -> Float[Tensor, "B 3 H W"]:
     """Return pixels, each image with probability 1/2 through a low-pass; cut-offs clip(U, 0.1, 0.9)."""
-    chosen, cutoffs = (
-        uniform(streams(batch, f"{quantity} {batch.draw}"), (1,)).flatten() for quantity in ("chosen", "cut-off")
-    )
+    chosen = uniform(streams(batch, f"chosen {batch.draw}"), (1,)).flatten()
+    cutoffs = uniform(streams(batch, f"cut-off {batch.draw}"), (1,)).flatten()
     levels = pixels.shape[-1] // 2  # a square of the spectrum has so many sizes
     cutoffs = (cutoffs.clamp(0.1, 0.9) * levels).round() / levels
     filtered = []

@@ -260,11 +260,9 @@ def _legend(
     keys = [_key(s, s.label + sized.get(c, "")) for c, s in STYLES.items() if (background["category"] == c).any()]
     if background["source"].ne("published").any():
         keys.append(_key(STYLES["training_recipes"], "open: measured here", mfc="none", mec="#444444"))
-    keys += [
-        _key(highlight, highlight.label, mfc=highlight.colour, mec="black", mew=0.8)
-        for highlight in chosen
-        if len(highlight.of(rows))
-    ]
+    for highlight in chosen:
+        if len(highlight.of(rows)):
+            keys.append(_key(highlight, highlight.label, mfc=highlight.colour, mec="black", mew=0.8))
     if samples:
         bar = {"ls": "-", "color": "#444444", "lw": 1, "marker": "o", "ms": 6, "mfc": "white"}
         keys.append(Line2D([], [], label="with bars: from a sample, 95 % of what all images give", **bar))
@@ -274,7 +272,7 @@ def _legend(
 
 def columns_of(figure: Figure, labels: Sequence[str]) -> int:
     """Return how many columns of a legend fit the figure's width: 0.06 inches per letter of 8 points."""
-    longest = max((len(label) for label in labels), default=0)
+    longest = max(map(len, labels), default=0)
     return max(1, min(5, len(labels), int(figure.get_figwidth() / (0.4 + 0.06 * longest))))
 
 
@@ -378,14 +376,11 @@ def bandpass_curves(rows: pd.DataFrame, chosen: Sequence[Highlight] = (), sample
     """
     background = _background(rows, chosen)
     categories = [category for category in STYLES if (background["category"] == category).any()]
-    chosen = [
-        highlight
-        for highlight in chosen
-        if highlight.of(rows).filter(regex="^metric/bandpass/[LH]FC/").notna().any(axis=None)
-    ]
-    titles = ["highlighted"] * bool(chosen) + [
-        f"{STYLES[category].label} ({(background['category'] == category).sum()})" for category in categories
-    ]
+    curves = "^metric/bandpass/[LH]FC/"
+    chosen = [highlight for highlight in chosen if highlight.of(rows).filter(regex=curves).notna().any(axis=None)]
+    titles = ["highlighted"] * bool(chosen)
+    for category in categories:
+        titles.append(f"{STYLES[category].label} ({(background['category'] == category).sum()})")
     figure = Figure(figsize=(1.0 + 1.45 * len(titles), 4.3 + 0.1 * len(chosen)), layout="constrained")
     axes = figure.subplots(2, len(titles), sharex=True, sharey="row", squeeze=False)
     published = _of_study(rows)
@@ -716,9 +711,10 @@ def measured_and_published(table: pd.DataFrame, chosen: Sequence[Highlight] = ()
 
     Published values with a known slip (study.FLAGGED) are crosses; highlighted networks have their own colours.
     """
-    colours = {
-        highlight.model: (highlight.model, highlight.colour) for highlight in chosen if highlight.source == "measured"
-    }
+    colours = {}
+    for highlight in chosen:
+        if highlight.source == "measured":
+            colours[highlight.model] = highlight.model, highlight.colour
     metrics = [column for column in table.columns if column not in KEYS]
     long = table.melt(["model", "source"], metrics, "metric", "value").dropna()
     wide = long.pivot(index=["model", "metric"], columns="source", values="value")

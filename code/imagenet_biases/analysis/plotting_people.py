@@ -4,6 +4,7 @@ People are black, with a grey band from the least to the best of them; networks 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,9 +38,10 @@ NORMS = {"l2": ("o", "ℓ2"), "linf": ("^", "ℓ∞"), "": ("D", "XCiT")}
 
 def looks(observers: Sequence[str], chosen: Sequence[Highlight] = ()) -> dict[str, tuple[str, str]]:
     """Return {observer: (colour, marker)}: highlighted networks as in the other figures, people black."""
-    styles = {
-        highlight.model: (highlight.colour, highlight.marker) for highlight in chosen if highlight.model in observers
-    } | {PEOPLE: ("black", "d")}
+    styles = {PEOPLE: ("black", "d")}
+    for highlight in chosen:
+        if highlight.model in observers and highlight.model != PEOPLE:
+            styles[highlight.model] = highlight.colour, highlight.marker
     taken = {colour for colour, _ in styles.values()}
     free = [colour for colour in HIGHLIGHT_COLOURS if colour not in taken] or list(HIGHLIGHT_COLOURS)
     remaining = [observer for observer in observers if observer not in styles]
@@ -161,10 +163,9 @@ def human_likeness(table: pd.DataFrame, chosen: Sequence[Highlight] = ()) -> Fig
     axes[0].set_ylabel("error consistency with people")
     keys = [Line2D([], [], ls="", marker="s", color=c, label=a) for a, c in ARCHITECTURES.items()]
     keys += [Line2D([], [], ls="", marker=m, color="#666666", label=n) for m, n in list(NORMS.values())[:2]]
-    keys += [
-        Line2D([], [], ls="", marker=highlight.marker, color=highlight.colour, mec="black", label=highlight.label)
-        for highlight in highlighted
-    ]
+    for highlight in highlighted:
+        look: dict[str, Any] = {"marker": highlight.marker, "color": highlight.colour, "label": highlight.label}
+        keys.append(Line2D([], [], ls="", mec="black", **look))
     labels = [str(key.get_label()) for key in keys]
     figure.legend(handles=keys, loc="outside lower center", ncols=columns_of(figure, labels), frameon=False)
     return figure

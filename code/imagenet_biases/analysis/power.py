@@ -75,7 +75,7 @@ class Families:
         of_lineages = (of_lineages - of_networks) / ((n - shared) / (count - k))
         mixed = (shared - (lineage_sizes**2).sum() / n) / (k - 1) * of_lineages
         of_categories = (of_categories - of_networks - mixed) / ((n - (sizes**2).sum() / n) / (k - 1))
-        parts = np.stack([_no_less_than_zero(part) for part in (of_categories, of_lineages, of_networks)])
+        parts = np.stack(list(map(_no_less_than_zero, (of_categories, of_lineages, of_networks))))
         scale = np.sqrt(np.einsum("pii->i", parts))
         self.covariances = parts / np.outer(scale, scale)  # [levels, m, m], variances that sum to 1
         self.groups = (category, lineage, np.arange(n))

@@ -139,9 +139,10 @@ def _check_sizes(contents: Contents, size: int) -> None:
 
     Views of the same numbers (the attacker's copy of a network) count once; other overlaps add up.
     """
-    distinct = {
-        (t.data_ptr(), t.dtype, t.shape, t.stride()): t.numel() * t.element_size() for _, t in tensors(contents)
-    }
+    distinct = {}
+    for _, tensor in tensors(contents):
+        view = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+        distinct[view] = tensor.numel() * tensor.element_size()
     claimed = sum(distinct.values())
     if claimed > 2 * size:
         raise ValueError(f"its tensors claim {claimed} bytes in a file of {size}")

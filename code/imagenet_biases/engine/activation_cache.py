@@ -54,7 +54,7 @@ class NetworkState:
         flags = [(tensor != value).any() for tensor, value in self.tensors]
         changed = torch.stack(flags).tolist() if flags else []
         different = [tensor for (tensor, _), flag in zip(self.tensors, changed, strict=True) if flag]
-        numbers, modules, other = {id(tensor) for tensor in different}, set[Module](), False
+        numbers, modules, other = set(map(id, different)), set[Module](), False
         for module, before in self.attributes:
             differs = _differ(vars(module), before)
             other = other or differs

@@ -231,9 +231,10 @@ def fastest_kernels(network: Network, crop: int, runtime: Runtime) -> Kernels:
         torch.backends.cudnn.benchmark = before
         network.to(home)
     fastest = min(seconds, key=lambda kernels: seconds[kernels])
-    paces = [f"{k.layout} {'with' if k.benchmark else 'without'} cudnn.benchmark: {len(pixels) / t:,.0f} images/s"
-             for k, t in seconds.items()]  # fmt: skip
-    logger.info("%s: %s", network.name, "; ".join(paces).replace("torch.", ""))
+    for kernels, taken in seconds.items():
+        layout, tries = str(kernels.layout).removeprefix("torch."), "with" if kernels.benchmark else "without"
+        pace = len(pixels) / taken
+        logger.info("%s: %s, %s cudnn.benchmark: %.0f images/s", network.name, layout, tries, pace)
     return fastest
 
 

@@ -186,11 +186,11 @@ class Recorder:
 
     def accuracies(self) -> dict[tuple[Network, str], float]:
         """Return each network's and condition's accuracy on the images so far, in per cent."""
-        return {
-            (cell.network, cell.condition.name): 100 * buffer.hits.item() / buffer.counted
-            for cell, buffer in self.buffers.items()
-            if buffer.counted
-        }
+        shares = {}
+        for cell, buffer in self.buffers.items():
+            if buffer.counted:
+                shares[cell.network, cell.condition.name] = 100 * buffer.hits.item() / buffer.counted
+        return shares
 
     # Saving
 

@@ -40,7 +40,7 @@ class Schedule:
 
     def ending(self) -> str:
         """Return why the run ended before its last round, in a line; '' where it did not."""
-        complete = all(self.loop.complete(pair) for pair in self.pairs)
+        complete = all(map(self.loop.complete, self.pairs))
         if self.settings.budget and not complete and time.monotonic() > self.loop.progress.deadline:
             return f"the budget of {duration(self.settings.budget)} is used up"
         return self.reason
@@ -116,7 +116,7 @@ class Schedule:
             of_job = [pair for pair in pairs if pair[0] is job]
             rounds = {pair: self.loop.pairs[pair].granted + 1 for pair in of_job}
             passes = max(self.loop.passes(rounds), 1)
-            narrowed = sum(self._narrowed(pair) for pair in of_job)
+            narrowed = sum(map(self._narrowed, of_job))
             if (worth := (narrowed / passes, 1 / passes)) > best:
                 best, of_best = worth, of_job
         return of_best

@@ -102,4 +102,8 @@ def slices(work: dict[Unit, Work], rounds: int, shard: tuple[int, int]) -> dict[
     for round in range(rounds):
         for unit, cuts in zip(work, deal(list(work.values()), round, count), strict=True):
             ranges[unit].append(list(pairwise(cuts))[number - 1])
-    return {unit: tuple(of_unit) for unit, of_unit in ranges.items() if any(start < stop for start, stop in of_unit)}
+    shares: dict[Unit, Ranges] = {}
+    for unit, of_unit in ranges.items():
+        if any(start < stop for start, stop in of_unit):
+            shares[unit] = tuple(of_unit)
+    return shares

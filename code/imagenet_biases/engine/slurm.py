@@ -132,7 +132,7 @@ def submit(script: str | Path, arguments: Sequence[str], args: argparse.Namespac
         numbers = range(1, args.jobs + 1)
         shards = [ShardJob(command(script, arguments, number, args), str(Path.cwd())) for number in numbers]
         with executor.batch():  # on Slurm, an array
-            jobs = [executor.submit(shard) for shard in shards]
+            jobs = list(map(executor.submit, shards))
     except (ValueError, RuntimeError, AssertionError, NameError, OSError, FailedJobError) as error:
         raise UserError(f"--submit {args.submit}: {str(error).strip().splitlines()[0]}") from None
     print(f"submitted {len(jobs)} jobs: {jobs[0].job_id} ... {jobs[-1].job_id}; their output is in {logs}", flush=True)

@@ -164,11 +164,12 @@ def _one_option(text: str, matches: Sequence[re.Match]) -> bool:
     """Whether a text states one letter only, or one in its first line, further ones within sentences below."""
     letters = set(map(_letter, matches))
     lines = text.splitlines()
-    heads = [
-        line for line in lines if (head := _EXPLICIT.match(line)) and head.lastgroup in ("bracketed", "marked", "first")
-    ]
+    heads = 0
+    for line in lines:
+        head = _EXPLICIT.match(line)
+        heads += head is not None and head.lastgroup in ("bracketed", "marked", "first")
     return len(letters) == 1 or (
-        len(lines) > 1 and len(heads) == 1 and len(set(map(_letter, _EXPLICIT.finditer(lines[0])))) == 1
+        len(lines) > 1 and heads == 1 and len(set(map(_letter, _EXPLICIT.finditer(lines[0])))) == 1
     )
 
 

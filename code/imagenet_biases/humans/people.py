@@ -46,11 +46,11 @@ def trials(results: Results, subj: str = "network") -> "pd.DataFrame":
 
     frames = []
     for responses in results.values():
-        files = [Path(file) for file in responses.images.files]
+        files = list(map(Path, responses.images.files))
         frame = pd.DataFrame(
             {
                 "subj": responses.images.variables.get("subj", subj),
-                "session": [_session(file) for file in files],
+                "session": list(map(_session, files)),
                 "rt": "NaN",
                 "object_response": np.take(ANSWERS, np.where(responses.counts, responses.values, 0)),
                 "category": np.take(ANSWERS, responses.labels),

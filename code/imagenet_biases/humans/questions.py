@@ -502,7 +502,7 @@ def _labels(path: Path, rows: Sequence[Mapping[str, str]], parsers: Sequence[str
         if "published" in parsers:
             raise UserError(f"{path}: pred_label '{unknown[0][:40]}' is not one of {', '.join(NAMES)}")
         return {}
-    return {"labels": np.array([NAMES.index(label) for label in labels])}
+    return {"labels": np.array(list(map(NAMES.index, labels)))}
 
 
 def _shape(path: Path, number: int, image: str) -> int:

@@ -493,7 +493,10 @@ def shard_labels(names: list[str], folder: ArchiveFolder) -> list[int] | None:
         UserError: a label is missing or not a class number.
     """
     files, sizes, numbers, places = folder.scan()
-    positions = {os.path.splitext(file)[0]: i for i, file in enumerate(files) if file.endswith(LABEL_IN_ARCHIVE)}
+    positions = {}
+    for position, file in enumerate(files):
+        if file.endswith(LABEL_IN_ARCHIVE):
+            positions[os.path.splitext(file)[0]] = position
     if not positions:
         return None
     reader, labels = ArchiveReader(ArchiveMembers(folder.archives.paths, numbers, places)), []

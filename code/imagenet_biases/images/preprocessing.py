@@ -231,9 +231,8 @@ class Reader:
     @staticmethod
     def _sound(paths: dict[str, Path], sizes: dict[str, int], description: dict[str, Any]) -> bool:
         try:
-            return read_json(paths["json"], dict) == description and all(
-                paths[kind].stat().st_size == size for kind, size in sizes.items()
-            )
+            actual = {kind: paths[kind].stat().st_size for kind in sizes}
+            return actual == sizes and read_json(paths["json"], dict) == description
         except (OSError, Malformed):
             return False
 

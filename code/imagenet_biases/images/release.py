@@ -190,7 +190,10 @@ def _labels(images: "ImageSet") -> Iterator[str]:
     """Tell labels that contradict the file names, the known classes of a few images, or the shipped ReaL labels."""
     labels = images.labels.tolist()
     named = [named_class(os.path.basename(file)) for file in images.files]
-    wrong = [file for file, name, label in zip(images.files, named, labels, strict=True) if name not in (None, label)]
+    wrong = []
+    for file, name, label in zip(images.files, named, labels, strict=True):
+        if name not in (None, label):
+            wrong.append(file)
     if wrong:
         yield f"{len(wrong)} images are named after another class than their label ({listed_briefly(wrong)})"
     numbers = validation_numbers(images.files)

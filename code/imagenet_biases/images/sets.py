@@ -483,7 +483,7 @@ def _severity_folder(corruption: Folder, severity: str) -> str | None:
     """
     names = subfolders(corruption)
     parameters = sorted((name for name in names if re.fullmatch(r"\d+(\.\d+)?", name)), key=float)
-    levels = [str(level) for level in SEVERITIES]
+    levels = list(map(str, SEVERITIES))
     if len(parameters) == len(levels) and severity in levels:
         return parameters[levels.index(severity)]
     if strange := [name for name in parameters if name not in levels]:

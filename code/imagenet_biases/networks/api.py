@@ -64,7 +64,7 @@ class Endpoint:
         for word in words:
             name, _, text = word.partition("=")
             try:
-                values = [float(part) for part in text.split(",")]
+                values = list(map(float, text.split(",")))
             except ValueError:
                 values = []
             lowest = 0 if name == "price" else 1

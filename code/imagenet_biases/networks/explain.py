@@ -91,7 +91,10 @@ def _hash(file: registry.File) -> str:
 
 
 def _rules(layout: registry.Layout) -> str:
-    rules = [f"{key} {list(getattr(layout, key))}" for key in RULES if getattr(layout, key) not in ((), ("",))]
+    rules = []
+    for key in RULES:
+        if getattr(layout, key) not in ((), ("",)):
+            rules.append(f"{key} {list(getattr(layout, key))}")
     return "; ".join(rules) or "none: names as in the file"
 
 

@@ -340,7 +340,7 @@ def from_module(
     """
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"{label}: {type(module).__name__} is not a torch.nn.Module")
-    if any(torch.nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+    if any(map(torch.nn.parameter.is_lazy, module.parameters())):
         raise UserError(
             f"{label}: some of its weights have no shape yet (lazy modules); run one batch through it first"
         )

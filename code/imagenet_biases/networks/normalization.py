@@ -155,7 +155,7 @@ def _contradiction(chosen: Normalization, stated: Statements) -> str:
 
 def beside(contents: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Normalization]:
     """Return {place: constants} of the means and standard deviations in a file that are not in its network's state."""
-    used = {id(tensor) for tensor in state.values()}
+    used = set(map(id, state.values()))
     values: dict[str, Any] = {}
     for path, tensor in tensors(dict(contents)):
         if id(tensor) not in used:

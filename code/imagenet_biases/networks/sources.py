@@ -235,7 +235,7 @@ def _of_processor(processor: Any) -> tuple[Preprocessing | str, Normalization]:
     if flipped:
         low, high = low[::-1], high[::-1]  # as R, G, B, which the network flips once more
     std = 1 / (high - low)
-    mean, std = (tuple(float(number) for number in numbers) for numbers in (-low * std, std))
+    mean, std = (tuple(map(float, numbers)) for numbers in (-low * std, std))
     if height != width:
         return f"{height} x {width}", Normalization.of(mean, std)
     text = json.dumps(json.loads(processor.to_json_string()), sort_keys=True)
@@ -362,7 +362,7 @@ class OnnxNetwork(torch.nn.Module):
             raise UserError(f"{self.path.name} has no gradients under onnxruntime; give --gradients (needs onnx2torch)")
         count = self.input.shape[0]
         parts: Any = [pixels] if not isinstance(count, int) else pixels.split(count)
-        return torch.cat([self._run(part) for part in parts]).to(pixels.device)
+        return torch.cat(list(map(self._run, parts))).to(pixels.device)
 
     def _run(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         count = self.input.shape[0] if isinstance(self.input.shape[0], int) else len(pixels)
@@ -389,7 +389,9 @@ def onnx_network(name: str, gradients: bool = False) -> tuple[torch.nn.Module, S
         import onnx
 
         graph = onnx.load(path, load_external_data=False).graph
-        files = {entry.value for part in graph.initializer for entry in part.external_data if entry.key == "location"}
+        files = set()
+        for part in graph.initializer:
+            files |= {entry.value for entry in part.external_data if entry.key == "location"}
         sha256 = "+".join(file_hash(path.parent / file) for file in (path.name, *sorted(files)))
         body = _as_torch(path) if gradients else OnnxNetwork(path)
     return body, Statements(inside=_first_arithmetic(graph)), sha256

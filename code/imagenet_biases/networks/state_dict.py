@@ -317,7 +317,9 @@ def layout_for(contents: dict[str, Any], expected: StateDict, prefix: str = "") 
     state = {short: part[name] for short, name in originals.items()}
     missing, extra = _modules(expected, state), _modules(state, expected)
     rename = _renames(missing, extra)
-    unmatched = [originals[module + last] for module, shapes in extra.items() for last in shapes]
+    unmatched: list[str] = []
+    for module, shapes in extra.items():
+        unmatched += [originals[module + last] for last in shapes]
     needed = [name for name in originals.values() if name not in unmatched]
     ignore = {_shortest_start(name, needed) for name in unmatched}
     rules = Layout((wrapper,), tuple(f"^{re.escape(start)}" for start in sorted(ignore)), strip, tuple(rename))
@@ -396,7 +398,10 @@ def fill(network: torch.nn.Module, state: StateDict, source: object) -> None:
     if _differences(expected, state):
         raise UserError(_misfit(expected, state, source))
     network.load_state_dict({**expected, **state})
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    broken = []
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            broken.append(name)
     if broken:
         warnings.warn(f"{source} has weights that are not finite numbers: {listed_briefly(broken)}", stacklevel=2)
 
@@ -419,7 +424,11 @@ def _differences(expected: StateDict, state: StateDict) -> list[str]:
         if state[name].is_floating_point() != tensor.is_floating_point():
             types.append(f"{name} {state[name].dtype} instead of {tensor.dtype}")
     labelled = {"missing": missing, "left over": extra, "of another shape": shapes, "of another type": types}
-    return [f"{len(names)} {label}: {listed_briefly(names)}" for label, names in labelled.items() if names]
+    texts = []
+    for label, names in labelled.items():
+        if names:
+            texts.append(f"{len(names)} {label}: {listed_briefly(names)}")
+    return texts
 
 
 def _misfit(expected: StateDict, state: StateDict, source: object) -> str:

@@ -98,12 +98,10 @@ def blaming(code: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        frames = [
-            (Path(frame.f_code.co_filename).name, line)
-            for frame, line in traceback.walk_tb(error.__traceback__)
-            if (frame.f_globals.get("__name__") or "").partition(".")[0] not in BESIDE
-        ]
-        place = " ({}, line {})".format(*frames[-1]) if frames else ""
+        place = ""
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if (frame.f_globals.get("__name__") or "").partition(".")[0] not in BESIDE:
+                place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
         raise UserError(f"{code} failed: {type(error).__name__}: {' '.join(str(error).split())}{place}") from error
     finally:
         if torch.get_default_dtype() != dtype:

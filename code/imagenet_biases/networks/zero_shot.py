@@ -151,10 +151,9 @@ def zero_shot_network(
         key = [sha256, named.arch or "folder", settings["quick_gelu"]]
         classes, templates = texts(named.prompts)
         folder = registry.checkpoint_folder(checkpoints)
-        weights = [
-            _stored_text_weights(model, tokenizer, tuple(names), templates, key, folder)
-            for names in (classes, CATEGORIES_16)
-        ]
+        weights = []
+        for names in (classes, CATEGORIES_16):
+            weights.append(_stored_text_weights(model, tokenizer, tuple(names), templates, key, folder))
     body = ZeroShot(model.visual, model.logit_scale.exp(), settings["mean"], settings["std"], *weights)
     preprocessing: Preprocessing | str = f"resize mode {settings['resize_mode']}"
     if settings["resize_mode"] == "shortest":

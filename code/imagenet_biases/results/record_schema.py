@@ -25,8 +25,13 @@ Row = Strict(False)  # JSON has lists where Python has tuples
 Layer = (
     Annotated[tuple[Number | None, Number, Number], Row] | Annotated[tuple[Number | None, None, None], Row]
 )  # value, low, high
-WORDS = {"a valid ": "a ", "a integer": "an integer", "a dictionary": "an object", "a tuple": "a list"} | {
-    f"an instance of {kind}": word for kind, word in (("str", "a text"), ("dict", "an object"))
+WORDS = {
+    "a valid ": "a ",
+    "a integer": "an integer",
+    "a dictionary": "an object",
+    "a tuple": "a list",
+    "an instance of str": "a text",
+    "an instance of dict": "an object",
 }
 
 

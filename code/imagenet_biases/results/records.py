@@ -59,9 +59,10 @@ class Record:
     def metrics(self) -> dict[str, Estimate]:
         """The metrics with their intervals, by name."""
         bounds = self.content["intervals"]
-        return {
-            name: Estimate(value, *bounds.get(name, (None, None))) for name, value in self.content["metrics"].items()
-        }
+        estimates: dict[str, Estimate] = {}
+        for name, value in self.content["metrics"].items():
+            estimates[name] = Estimate(value, *bounds.get(name, (None, None)))
+        return estimates
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
@@ -385,9 +386,10 @@ def _joined(before: Content, record: Content) -> Content:
             options.setdefault(name, before.get("options", {}))
         record = _with_metrics_of(before, record)
     # metrics that this record measured, or that share its options, need no line of their own
-    record["metric_options"] = {
-        name: value for name, value in options.items() if name in missing and value != record["options"]
-    }
+    record["metric_options"] = {}
+    for name, value in options.items():
+        if name in missing and value != record["options"]:
+            record["metric_options"][name] = value
     if before.get("format") != FORMAT:
         return record
     same_responses = _moments(record) <= _moments(before) and _shown(record) == _shown(before)
@@ -411,9 +413,8 @@ def _with_metrics_of(before: Content, record: Content) -> Content:
     """Return the record with the metrics that only the record before it has."""
     merged = dict(record)
     for part in ("metrics", "intervals", "partial", "sampled", "layers", "halves"):
-        merged[part] = {
-            name: value for name, value in before.get(part, {}).items() if name not in record["metrics"]
-        } | record.get(part, {})
+        own, earlier = record.get(part, {}), before.get(part, {})
+        merged[part] = {name: earlier[name] for name in earlier if name not in record["metrics"]} | own
     merged["details"] = before.get("details", {}) | record["details"]
     image_sets = before["provenance"].get("image_sets", {}) | record["provenance"]["image_sets"]
     merged["provenance"] = record["provenance"] | {"image_sets": image_sets}
@@ -424,9 +425,10 @@ def _with_metrics_of(before: Content, record: Content) -> Content:
 def _rescored(before: Content, record: Content) -> Content:
     """Return the record of the same responses with a line that says what changed; `before` where nothing did."""
     source = before["provenance"]
-    record["provenance"] = record["provenance"] | {
-        key: source[key] for key in (*CIRCUMSTANCES, "measured") if key in source
-    }
+    record["provenance"] = dict(record["provenance"])
+    for key in (*CIRCUMSTANCES, "measured"):
+        if key in source:
+            record["provenance"][key] = source[key]
     record["scored"] = before.get("scored", [])
     compared = record.keys() - {"scored", "provenance"}
     changed = sorted(key for key in compared if record[key] != before.get(key))

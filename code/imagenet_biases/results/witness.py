@@ -210,7 +210,7 @@ def disagreements(record: Mapping[str, Any]) -> list[str]:
             if (gap := distance(values[metric], witness, metric, compared)) > POINT:
                 off[image_set][metric] = gap
         if off:
-            everything = len(off) == len({image_set_of(metric) for metric in shared})
+            everything = len(off) == len(set(map(image_set_of, shared)))
             causes = _causes(values, witness, off, everything)
             lookalike = likely_checkpoint(values, preprocessing)
             if lookalike is not None and lookalike.model not in names:
