@@ -568,7 +568,7 @@ class Presenter:
         """Remember the sample as it is presented; a stimulus that leaves [0, 1] is a mistake in its code."""
         key = self.images.name, condition, network if condition.kind == "attack" else None
         if key not in self.loop.pictures:
-            low, high = (float(value) for value in pixels.aminmax())
+            low, high = map(float, pixels.aminmax())
             if not (low >= 0 and high <= 1):
                 name = condition.name
                 raise UserError(f"condition '{name}' gives pixels in [{low:.4g}, {high:.4g}], not within [0, 1]")

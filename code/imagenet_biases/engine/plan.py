@@ -373,7 +373,7 @@ def rehearse(job: Job, network: Network) -> None:
         if readout not in rows:
             pixels = torch.rand(8, 3, 224, 224, generator=generator)
             logits = torch.randn(8, 1000, generator=generator)
-            words = [str(number) for number in range(8)] if readout.takes == "words" else None
+            words = list(map(str, range(8))) if readout.takes == "words" else None
             labels = torch.arange(8)
             presentation = Presentation(
                 logits, pixels, pixels, labels, Batch(labels, 0), words, torch.randn_like(logits)

@@ -374,7 +374,7 @@ def _mean(array: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "..."]:
 
 def combined(comparisons: Iterable[Comparison]) -> dict[str, Estimate]:
     """Return {measure: mean over stimulus sets of what `compare` returned for each, with its 95 % interval}."""
-    values, variances = (np.array(arrays) for arrays in list(zip(*comparisons, strict=True))[:2])
+    values, variances = map(np.array, list(zip(*comparisons, strict=True))[:2])
     estimates = {}
     for column, (measure, (lowest, highest)) in enumerate(MEASURES.items()):
         defined = ~np.isnan(values[:, column])

@@ -174,7 +174,7 @@ def list_labelled(root: Folder, label_of: Callable[[str], int]) -> Listing:
         files += [prefix + name for name in names]
         scans.append(columns)
     sizes, *places = map(np.concatenate, zip(*scans, strict=True))
-    image_names = ImageNames(files, [label_of(file) for file in files])
+    image_names = ImageNames(files, list(map(label_of, files)))
     if isinstance(root, ArchiveFolder):
         return Listing(root.display_path, image_names, sizes, ArchiveMembers(root.archives.paths, *places))
     return Listing(root, image_names, sizes)

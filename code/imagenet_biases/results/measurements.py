@@ -98,7 +98,7 @@ class Measurement:
 
     def _shares(self, name: str) -> list[float | None]:
         """Return the shares of the images that what a value is derived from rests on."""
-        parts = (self.projections.get(metric) for metric in metrics_of(name))
+        parts = map(self.projections.get, metrics_of(name))
         return [None if part is None else part.share for part in parts]
 
     def minus(self, other: "Measurement", name: str) -> Estimate | None:

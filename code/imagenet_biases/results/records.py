@@ -240,7 +240,7 @@ def _sampled(metrics: Mapping[str, Estimate], image_sets: "Iterable[ImageSet]") 
         bounds = None
         if min(map(len, used)) >= FEWEST:
             bounds = estimate.for_whole_set(max(images.unseen for images in used))
-        low, high = (_number(bound) for bound in bounds or (None, None))
+        low, high = map(_number, bounds or (None, None))
         of = sum(images.population for images in used)
         sampled[name] = {"images": sum(map(len, used)), "of": of, "low": low, "high": high}
     return sampled
