@@ -169,6 +169,13 @@ def test_an_interrupted_run_resumes_without_asking_twice(service, conflicts, tmp
     assert measured(service, conflicts, tmp_path, "--fresh").returncode == 0 and service.count == before + len(PAIRS)
 
 
+@pytest.mark.parametrize("before", (170, 190, 270, 280, 290))
+def test_no_part_of_the_key_is_left_where_a_long_message_is_cut(service, conflicts, tmp_path, before):
+    service.trouble = {1: failure(401, "-" * before + KEY + "-" * 200)}
+    status, _, err = measured(service, conflicts, tmp_path)
+    assert status == 2 and "..." in err and "secret" not in err and "abcdef" not in err
+
+
 def test_answers_that_reach_the_limit_are_counted(service, conflicts, tmp_path):
     shapes = [NAMES[shape] for shape, _ in PAIRS]
     service.cut = {shapes[0]: "The shape is that of", shapes[-1]: None}

@@ -18,7 +18,7 @@ import torchvision.transforms.functional  # noqa: F401  here, or every decoding 
 from jaxtyping import Float
 from torch import Tensor
 
-from imagenet_biases.base.errors import Terminated, UserError, device_stopped, listed_briefly, out_of_memory
+from imagenet_biases.base.errors import Terminated, UserError, clean, device_stopped, listed_briefly, out_of_memory
 from imagenet_biases.engine.inference import Runner, Runners, attacked
 from imagenet_biases.engine.plan import Cell, Group, Job, Plan
 from imagenet_biases.engine.progress import Progress
@@ -554,7 +554,7 @@ class Presenter:
         except NETWORK_FAULTS as error:
             if out_of_memory(error) or device_stopped(error):
                 raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = f"{type(error).__name__}: {clean(error, 300)}"
             if len(self.loop.plan.networks) == 1:
                 raise UserError(f"{network.name} failed: {reason}") from error
             self.loop.failed[network] = reason

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imagenet_biases.base.errors import UserError, collected_warnings
+from imagenet_biases.base.errors import UserError, clean, collected_warnings
 from imagenet_biases.engine.precision import FLOAT32
 from imagenet_biases.vocabulary import Settings
 
@@ -180,7 +180,7 @@ def _has_tf32(device: torch.device) -> bool:
 def _unusable_gpu(reasons: Sequence[str]) -> str:
     """Return why torch cannot use the NVIDIA GPU that this machine has, by torch's own warnings, or ''."""
     if reasons:  # too old a driver, for instance: in the first sentences, before advice and addresses
-        return " ".join(reasons[0].split())[:200]
+        return clean(reasons[0], 200)
     if NVIDIA_DRIVER.exists() and torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA; install another build"
     return ""

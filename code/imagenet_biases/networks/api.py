@@ -25,7 +25,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.networks.vlm import CUT_OFF, QUESTION
 from imagenet_biases.vocabulary import identified
 
@@ -206,9 +206,9 @@ class ApiModel(torch.nn.Module):
 
     def _problem(self, error: Exception) -> str:
         """Return why a request failed, in one line without the key."""
-        reason = " ".join(str(getattr(error, "message", "") or error).split())[:300]
+        reason = str(getattr(error, "message", "") or error)
         key = os.environ.get(KEY)
-        reason = reason.replace(key, "...") if key else reason
+        reason = clean(reason.replace(key, "...") if key else reason, 300)
         place = f"api:{self._model} at {self._client.base_url}"
         return f"{place}: {type(error).__name__}: {reason}; the same command resumes after the answers so far"
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.download import fetch, file_hash, hash_in_name
-from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.safe_pickle import read
 from imagenet_biases.images.preprocessing import STUDY, Preprocessing
@@ -200,7 +200,7 @@ class Network(torch.nn.Module):
             differs = _difference(together, ask(0, 1, order=torch.channels_last)) and not doubt
             problem = "its answers differ" if differs else ""
         except Exception as error:  # whatever its code raises, such as an assertion
-            problem = " ".join(str(error).split())[:160]
+            problem = clean(error, 160)
         finally:
             self.to(memory_format=torch.contiguous_format)
         if problem:
@@ -531,7 +531,7 @@ def _from_timm(name: str, checkpoints: str | Path | None) -> dict[str, Any]:
     try:  # timm's own strict loading: it also translates the names in files that others published
         body: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": contents})
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{address} does not fill timm's {name}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{address} does not fill timm's {name}: {clean(error, 300)}") from error
     body.pretrained_cfg.pop("state_dict")  # or every network would be kept twice
     warn_of_dropped(contents, body, name)
     _pin({address: sha256})

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagenet_biases.base.download import commit_in_cache, commit_of, fetch, file_hash
-from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.base.files import demand_file
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import packages, registry
@@ -438,9 +438,8 @@ def _one_line(name: str, install: str = "pip install -r requirements-language.tx
     except ImportError as error:
         raise UserError(f"{name} needs {error.name or 'a package'}, which is not installed: {install}") from None
     except Exception as error:
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             raise UserError(
                 f"{name} wants to run its own code; read it, and give --trust-remote-code if you do"
             ) from None
-        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {reason[:200]}") from None
+        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {clean(error, 300)}") from None

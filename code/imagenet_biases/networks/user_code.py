@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from imagenet_biases.base.errors import UserError, nearest
+from imagenet_biases.base.errors import UserError, clean, nearest
 from imagenet_biases.base.files import demand_file
 from imagenet_biases.networks import packages
 from imagenet_biases.networks.registry import split_function, which_function
@@ -102,7 +102,7 @@ def blaming(code: str) -> Iterator[None]:
         for frame, line in traceback.walk_tb(error.__traceback__):
             if (frame.f_globals.get("__name__") or "").partition(".")[0] not in BESIDE:
                 place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
-        raise UserError(f"{code} failed: {type(error).__name__}: {' '.join(str(error).split())}{place}") from error
+        raise UserError(f"{code} failed: {type(error).__name__}: {clean(error)}{place}") from error
     finally:
         if torch.get_default_dtype() != dtype:
             warnings.warn(f"{code} sets torch's default type to {torch.get_default_dtype()}: restored", stacklevel=3)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.download import commit_in_cache
-from imagenet_biases.base.errors import UserError
+from imagenet_biases.base.errors import UserError, clean
 from imagenet_biases.networks.registry import split_revision
 from imagenet_biases.networks.user_code import class_id
 from imagenet_biases.vocabulary import identified
@@ -181,11 +181,10 @@ def _one_line(source: str, package: str, advice: str = "") -> Iterator[None]:
             raise UserError(
                 f"{source} needs {package.replace('_', '-')}: pip install -r requirements-language.txt{advice}"
             ) from None
-        raise UserError(f"{source} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{source} cannot be loaded: {clean(error, 300)}") from None
     except Exception as error:
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             raise UserError(
                 f"{source} wants code of its own to be run; read it, and give --trust-remote-code if you trust it"
             ) from None
-        raise UserError(f"{source} cannot be loaded: {type(error).__name__}: {reason[:200]}{advice}") from None
+        raise UserError(f"{source} cannot be loaded: {type(error).__name__}: {clean(error, 300)}{advice}") from None

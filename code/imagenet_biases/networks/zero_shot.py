@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.download import fetch
-from imagenet_biases.base.errors import UserError, listed_briefly, nearest
+from imagenet_biases.base.errors import UserError, clean, listed_briefly, nearest
 from imagenet_biases.base.files import atomic, demand_file
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
@@ -277,5 +277,4 @@ def _one_line(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {reason}") from None
+        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {clean(error, 300)}") from None
