@@ -181,6 +181,7 @@ def test_a_second_tab_waits_and_a_gone_server_is_told(browser, drawn, tmp_path):
         browser.get("about:blank")
         browser.switch_to.window(next(name for name in browser.window_handles if name != first))
         wait(browser, "document.querySelector('form')")  # by itself, once the first is gone
+        assert "another tab" not in browser.execute_script("return document.body.textContent")
         browser.execute_script(SUBJECT.replace("ANSWERS", "[]"))
         wait(browser, "!grid.hidden && !document.querySelector('form')")
         process.kill()

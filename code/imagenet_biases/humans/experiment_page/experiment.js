@@ -296,11 +296,13 @@ function timeline() {
 }
 
 async function main() {
+  const display = document.getElementById("display");
   let reply;
   while ((reply = await post("claim")).status !== 200) {
-    document.getElementById("display").replaceChildren(make("p", { className: "screen", textContent: reply.body.text }));
+    display.replaceChildren(make("p", { className: "screen", textContent: reply.body.text }));
     await pause(2000);
   }
+  display.replaceChildren(); // jsPsych appends to what is there
   state = reply.body;
   picture(state.practice.length ? "practice" : "session", state.practice.length ? 0 : state.next);
   layout = await navigator.keyboard?.getLayoutMap?.().catch(() => undefined);
