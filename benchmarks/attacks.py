@@ -9,6 +9,7 @@ times as fast as foolbox, and 0.9 of nothing but forward and backward passes thr
 several rounds in which they take turns.
 """
 
+import argparse
 import statistics
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def normalized():
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 64 if device.type == "cuda" else 8
     here = on(device, batch_size=size)

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from selenium import webdriver
 
-import run_experiment
 from common import described, on
 from imagenet_biases.humans.experiment import TIMES
 from imagenet_biases.synthetic.image_sets import draw
@@ -33,10 +32,9 @@ NEXT = "setInterval(() => document.querySelector('form.screen')?.requestSubmit()
 
 def session(folder, trials):
     """Hold a session to its end; return its JSON."""
-    run_experiment.jspsych(download=True)
     script = Path(__file__).parents[1] / "code" / "run_experiment.py"
     words = ("--set", "cue-conflict", "--data", folder / "drawn", "--subject", "nobody", "--results", folder)
-    words = (*words, "--practice", 0, "--stimulus-degrees", 0, "--trials", trials, "--no-browser")
+    words = (*words, "--practice", 0, "--stimulus-degrees", 0, "--trials", trials, "--no-browser", "--download")
     process = subprocess.Popen([sys.executable, script, *map(str, words)], stdout=subprocess.PIPE, text=True)
     address = next(filter(None, (re.search(r"http://127\S+", line) for line in process.stdout)))[0]
     options = webdriver.ChromeOptions()

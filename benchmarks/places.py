@@ -15,6 +15,7 @@ two conditions correlate at 1/3, as with half of an image's difficulty in common
 anew, with intervals from tables drawn around the measured one.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -108,6 +109,7 @@ def projections_of(benchmark: str, values: dict, images: int, random: np.random.
 
 def main() -> None:
     """Simulate; print and store the hours."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     folder, random = Path(__file__).parent, np.random.default_rng(0)
     speed = json.loads((folder / "throughput-cpu.json").read_text())["figures"][0]
     pace = speed["images_x_conditions_per_second"]["harness"]
@@ -125,7 +127,9 @@ def main() -> None:
         figures[benchmark] = {"share_median": float(np.median(shares)), "hours_median": hours[0],
                               "hours_90_percent": hours[1], "hours_whole": round(whole, 1)}  # fmt: skip
         print(benchmark, figures[benchmark])
-    (folder / "places.json").write_text(json.dumps({"pace": pace, "figures": figures}, indent=1) + "\n")
+    assumed = " ".join(__doc__.partition("\n\nAccuracies are")[2].split())
+    contents = {"pace": pace, "simulated": f"Accuracies are {assumed}", "figures": figures}
+    (folder / "places.json").write_text(json.dumps(contents, indent=1) + "\n")
 
 
 if __name__ == "__main__":

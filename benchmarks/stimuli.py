@@ -11,6 +11,7 @@ Two questions, each answered by the median of several rounds in which the contes
    network as timm gives it. Target: at least 2 times on a CPU, 5 times on a GPU.
 """
 
+import argparse
 import statistics
 import tempfile
 from functools import partial
@@ -154,6 +155,7 @@ def against_naive(images, conditions, transform, folder, settings):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = on(device, compile="on")
     with tempfile.TemporaryDirectory() as folder:
