@@ -25,6 +25,7 @@ from selenium import webdriver
 from common import described, on
 from imagenet_biases.humans.experiment import TIMES
 from imagenet_biases.synthetic.image_sets import draw
+from run_experiment import jspsych
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--screen-info={1280x720}")
 NEXT = "setInterval(() => document.querySelector('form.screen')?.requestSubmit(), 100)"
@@ -32,9 +33,10 @@ NEXT = "setInterval(() => document.querySelector('form.screen')?.requestSubmit()
 
 def session(folder, trials):
     """Hold a session to its end; return its JSON."""
+    jspsych(download=True)
     script = Path(__file__).parents[1] / "code" / "run_experiment.py"
     words = ("--set", "cue-conflict", "--data", folder / "drawn", "--subject", "nobody", "--results", folder)
-    words = (*words, "--practice", 0, "--stimulus-degrees", 0, "--trials", trials, "--no-browser", "--download")
+    words = (*words, "--practice", 0, "--stimulus-degrees", 0, "--trials", trials, "--no-browser")
     process = subprocess.Popen([sys.executable, script, *map(str, words)], stdout=subprocess.PIPE, text=True)
     address = next(filter(None, (re.search(r"http://127\S+", line) for line in process.stdout)))[0]
     options = webdriver.ChromeOptions()
