@@ -58,7 +58,7 @@ def medians(contestants, device):
     for _ in range(ROUNDS + 1):
         for name, work in contestants.items():
             times[name].append(timed(work, device))
-    return {name: statistics.median(listed_briefly[1:]) for name, listed_briefly in times.items()}
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 def cost_of_stimuli(conditions, settings):

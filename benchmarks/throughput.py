@@ -127,9 +127,8 @@ def compare(args, images, folder, plain, here):
                 else:
                     took = timed(step, here.device)
                 seconds[name].append(took)
-    seconds = {
-        name: listed_briefly[1:] for name, listed_briefly in seconds.items()
-    }  # the first is to warm up: caches, processes
+    # the first round warms up: caches, processes
+    seconds = {name: times[1:] for name, times in seconds.items()}
     rate = {name: work / statistics.median(times) for name, times in seconds.items()}
     by_round = list(zip(*seconds.values(), strict=True))
     result = {

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from imagenet_biases.cli import run
 from imagenet_biases.images.sets import image_set
 from imagenet_biases.measures import spatial_channel
-from imagenet_biases.measures.accuracy import correct, top, without_replacement
+from imagenet_biases.measures.accuracy import correct, percentile_factor, top
 from imagenet_biases.stimuli.octave_noise import OCTAVES, grey, octave_noise
 from imagenet_biases.study import NOISE_SDS
 from imagenet_biases.vocabulary import Benchmark, Data, Metrics, Pass, Results
@@ -60,7 +60,7 @@ def profiles(accuracy: Float[np.ndarray, "5 7"]) -> dict[str, np.ndarray]:
 
 def report(results: Results) -> Metrics:
     """Yield the channels' three numbers by criterion and kind of threshold, and the accuracies."""
-    right, factor = hits(results), without_replacement(results["imagenet", PLAIN.name])
+    right, factor = hits(results), percentile_factor(results["imagenet", PLAIN.name])
     resampled = [profiles(accuracy) for accuracy in spatial_channel.resampled(right, results.resamples(200))]
     for suffix, steps in profiles(100 * right.mean(2)).items():
         others = []

@@ -56,7 +56,7 @@ def whole_set_percentiles(
     probability (Hyndman & Fan 1996, The American Statistician 50, type 6).
 
     Args:
-        factor: (1 - n / N) n / (n - 1), as measures.accuracy.without_replacement gives it.
+        factor: on the variance, as measures.accuracy.percentile_factor gives it.
     """
     low, high = np.quantile(resampled, (0.025, 0.975), method="weibull")
     return Estimate(float(value), float(low), float(high)).for_whole_set(factor)

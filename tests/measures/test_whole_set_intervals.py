@@ -22,9 +22,9 @@ from imagenet_biases.measures.accuracy import (
     correct,
     mean_accuracy,
     mean_corruption_error,
+    percentile_factor,
     ratio,
     top,
-    without_replacement,
 )
 from imagenet_biases.results.records import _sampled
 from imagenet_biases.study import ALEXNET_ERROR, SEVERITIES
@@ -195,7 +195,7 @@ def test_the_fine_channel(share):
         suffix = "_norm" + eval_criticalband.FINE
         others = [spatial_channel.fit(profile[suffix]) for profile in resampled]
         channel = spatial_channel.fit(eval_criticalband.profiles(100 * right.mean(2))[suffix])
-        return spatial_channel.estimates(channel, others, without_replacement(responses[0]))
+        return spatial_channel.estimates(channel, others, percentile_factor(responses[0]))
 
     check(answers, {"imagenet": images}, report, share, 24)
 

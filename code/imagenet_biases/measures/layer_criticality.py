@@ -30,9 +30,9 @@ from imagenet_biases.images.preprocessing import STUDY, Reader
 from imagenet_biases.images.sets import ImageSet
 from imagenet_biases.measures.accuracy import (
     correct,
+    percentile_factor,
     resampled_means,
     with_percentiles,
-    without_replacement,
 )
 from imagenet_biases.networks.load import Network
 from imagenet_biases.networks.user_code import build, buildable
@@ -381,7 +381,7 @@ def outcomes(results: Results) -> dict[str, tuple[dict[str, Estimate], Estimate]
     hits = _by_label(results, TopClasses, correct)
     clean = results["imagenet", CLEAN.name]
     intact, count = correct(clean)[clean.counts], results.resamples(RESAMPLES)
-    factor = without_replacement(clean)
+    factor = percentile_factor(clean)
     estimates = {}
     for column, measure in enumerate(("", "/l1", "/l2")):
         of_column = {label: rows[..., column] for label, rows in distances.items()}
@@ -395,7 +395,7 @@ def _estimates(
 ) -> tuple[dict[str, Estimate], Estimate]:
     """Return the Estimates of values by label and of their mean, relative to the reference's mean if there is one.
 
-    What the whole set would give (of a sample, which has a `factor` of without_replacement above 0) has the same draws.
+    What the whole set would give (of a sample, which has a percentile_factor above 0) has the same draws.
     """
     stacked = np.stack(list(values.values()))
     if reference is not None and not reference.any():
@@ -425,7 +425,7 @@ def accuracy(results: Results, ks: Iterable[int] = (1, 5)) -> dict[int, Estimate
     accuracies = {}
     for k in ks:
         hits = _by_label(results, TopClasses, lambda responses, k=k: 100 * correct(responses, k))
-        factor = without_replacement(results["imagenet", CLEAN.name])
+        factor = percentile_factor(results["imagenet", CLEAN.name])
         accuracies[k] = _estimates(hits, results.resamples(RESAMPLES), factor)[1]
     return accuracies
 

@@ -169,7 +169,7 @@ def estimates(channel: Channel, others: Sequence[Channel], factor: float = 0.0) 
     There is no interval without `others`, nor if more than 5 % of them are not channels.
 
     Args:
-        factor: measures.accuracy.without_replacement; above 0 for a sample, for which the whole set's interval is
+        factor: measures.accuracy.percentile_factor; above 0 for a sample, for which the whole set's interval is
             given as well.
     """
     valid = [other for other in others if other.problem is None]
