@@ -103,6 +103,7 @@ def own(ax, colour):
     return np.vstack(found) if found else np.empty((0, 2))
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_highlighted(with_measured, quick):
     layers = pd.DataFrame(
         [("my.net", "measured", "metric/criticality", layer, 0.5, None, None) for layer in ("conv1", "fc", "stem")],
@@ -153,6 +154,7 @@ def on_samples():
     return pd.DataFrame([shape, attack, curve], columns=UNCERTAINTY)
 
 
+@pytest.mark.slow
 def test_values_on_samples_are_open_and_have_bars(with_measured, quick, on_samples):
     chosen = plotting.highlights(with_measured)
     figures = plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), uncertainty=on_samples)
@@ -215,6 +217,7 @@ def test_the_power_page_says_what_samples_tell():
         np.testing.assert_allclose(line.get_xydata(), np.stack([100 * samples["share"], samples[column]], axis=1))
 
 
+@pytest.mark.slow
 def test_any_network_can_be_highlighted(with_measured, quick):
     (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
     drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))
@@ -262,6 +265,7 @@ def test_no_marker_is_cut_and_every_axis_has_a_label(with_measured, quick):
                 assert (at - radius >= box.min - 1).all() and (at + radius <= box.max + 1).all(), name
 
 
+@pytest.mark.slow
 def test_the_published_curves_are_drawn_as_released(table, quick):
     drawn = dict(plotting.figures(table, quick, pd.DataFrame(columns=LAYERS)))
     released = pd.read_csv(PUBLISHED.with_name("solarization_curves.csv"), index_col="alpha").drop(columns="k")

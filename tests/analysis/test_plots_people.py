@@ -52,6 +52,7 @@ def test_without_trials_the_published_networks_are_shown_and_own_ones_among_them
         np.testing.assert_allclose(points[-1], [[x, 0.4]])
 
 
+@pytest.mark.slow
 @needs_shared
 def test_every_figure_is_there_and_shows_what_the_trials_say(drawn, frame):
     assert [*drawn] == [

@@ -252,6 +252,7 @@ def test_attacks_measured_in_two_runs_are_one_record_with_the_options_of_each(dr
     assert record["metric_options"] == {"top1_acc/FGSM/eps-1": record["options"] | {"attack": ["fgsm"], "eps": 1 / 255}}
 
 
+@pytest.mark.slow
 def test_a_metric_is_whole_if_what_it_rests_on_is(drawn, tmp_path):
     for name in ("imagenet-a", "imagenet-r"):
         (tmp_path / name).symlink_to(drawn / name)
@@ -390,6 +391,7 @@ def none(): raise OSError("not to be had")
     assert not (tmp_path / "r" / "net.bad" / "imagenet.json").exists()
 
 
+@pytest.mark.slow
 def test_the_plan_needs_no_checkpoint(drawn, tmp_path):
     """48 networks of which none is on disk, and no address can be reached."""
     words = ("--model", "augmentation,baseline", "--data", drawn, "--results", tmp_path, "--dry-run")
@@ -443,6 +445,7 @@ def test_live_accuracies_reach_the_wandb_run_of_their_network():
     assert logged["b"] == [counts | {"progress/imagenet/clean so far": 30.0, "progress/imagenet/dark so far": 10.0}]
 
 
+@pytest.mark.slow
 def test_a_log_file_gets_lines(drawn, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(CODE)!r})\nimport imagenet_biases.engine.progress as p; p.PAUSE = 0\n"
@@ -483,6 +486,7 @@ def test_native_view_is_not_the_study_s(drawn, tmp_path):
     assert len(list((tmp_path / "net").glob("imagenet*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_responses_are_in_few_files(drawn, tmp_path):
     measured(__import__("eval_imagenet_c").BENCHMARK, {"net": Small()}, Data(drawn), tmp_path)
     stored = [path.name for path in (tmp_path / "net" / "responses").iterdir() if not path.name.startswith(".")]

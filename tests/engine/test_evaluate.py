@@ -313,6 +313,7 @@ def fitted(validation):
     return make
 
 
+@pytest.mark.slow
 def test_an_attack_across_batches_equals_one_in_a_single_batch(validation, fitted):
     """Images leave it in another order than they came; their rows, labels and starts are still theirs."""
     alone = replace(TUNED, stepwise=None)
@@ -327,6 +328,7 @@ def test_an_attack_across_batches_equals_one_in_a_single_batch(validation, fitte
     assert max(shown) - min(shown) <= TRIED  # no image takes more steps for coming in small batches
 
 
+@pytest.mark.slow
 def test_an_attack_stopped_midway_keeps_finished_images(validation, fitted, tmp_path):
     whole, stopping, again = fitted(), fitted(), fitted()
     passes = [Pass(validation, (TUNED,)), Pass(validation)]
@@ -476,6 +478,7 @@ def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     assert _measured(tmp_path / "killed") == _measured(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @needs_shared
 def test_real_photographs_and_a_real_network_give_torchvisions_counts(tmp_path):
     folder = SHARED / "imagenet_samples"

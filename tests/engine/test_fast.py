@@ -93,6 +93,7 @@ def test_what_cannot_be_folded_faithfully_is_left_alone(module):
     assert compilation.folded(module, example) is module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_cannot_be_compiled_runs_all_the_same(network, monkeypatch, shared):
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -230,6 +231,7 @@ def test_a_program_with_other_gradients_is_not_used_for_attacks():
     assert used is network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
     """Of 96 drawn images and the texture network: readouts alike, accuracies under attack within their intervals."""

@@ -164,6 +164,7 @@ class Slow(Linear):
         return super().forward(pixels)
 
 
+@pytest.mark.slow
 def test_a_budget_ends_a_run_with_what_is_measured(data, tmp_path, caplog):
     started = time.monotonic()
     settings = Settings(device="cpu", batch_size=4, compile="off", rounds=(50.0, 100.0), budget=4)
@@ -412,6 +413,7 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
     assert len(inside) > 100 and np.mean(inside) >= 0.9, (np.mean(inside), len(inside))
 
 
+@pytest.mark.slow
 def test_samples_of_several_sizes_of_one_set_show_their_own_images(drawn):
     """In the first round both probes come down to the 32 images that an interval needs, at other places of each."""
     options = {

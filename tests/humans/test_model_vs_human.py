@@ -371,6 +371,7 @@ def test_a_user_error_is_one_line(tmp_path):
     assert not results.exists()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_real_network_on_real_stimuli_answers_as_a_plain_loop_does(tmp_path):
     spec = f"{SHARED / 'nets' / 'mobilenet.py'}:load"

@@ -256,6 +256,7 @@ def observed(conflicts, observer, results=None, **options):
     return {name: estimate.value for name, estimate in record.metrics.items()}
 
 
+@pytest.mark.slow
 def test_known_observers_get_their_known_scores_in_any_order(conflicts):
     for observer, bias in (("shape", 1), ("texture", 0)):
         found = observed(conflicts, observer, order="circular")

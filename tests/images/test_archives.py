@@ -207,6 +207,7 @@ def test_what_is_unpacked_comes_before_the_archives(drawn, corrupted, tmp_path):
     assert snow.listing.members is None and fog.listing.members is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["labels", "parquet"])
 def test_responses_are_shared_by_archive_and_folder(drawn, tmp_path, layout):
     network = {"net": timm.create_model("test_resnet").eval()}

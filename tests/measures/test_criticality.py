@@ -103,6 +103,7 @@ def test_distances_of_equal_answers_are_exactly_0_and_of_opposite_ones_1():
     assert apart.tolist() == [pytest.approx([1, 2, 2**0.5])] * 6
 
 
+@pytest.mark.slow
 @needs_shared
 def test_a_fresh_layer_that_is_the_trained_one_changes_nothing(tmp_path):
     """The constructor gives the trained network itself: criticality 0 and all accuracy recovered, without a digit."""
@@ -263,6 +264,7 @@ def test_a_change_of_tensors_alone_is_made_once(kept, touches, times, monkeypatc
     assert len(calls) == times
 
 
+@pytest.mark.slow
 @needs_shared
 def test_batches_the_block_cache_and_the_order_of_layers_change_nothing(monkeypatch):
     from imagenet_biases.engine.activation_cache import ActivationCache
@@ -298,6 +300,7 @@ def test_recalibrated_statistics_are_those_of_the_images_from_the_layer_on(drawn
     assert torch.allclose(body.blocks[1][1].running_var, inputs.var((0, 2, 3)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_joint_reset_of_all_spatial_filters_has_its_names(drawn):
     data = Data(root=drawn)
     options = {"layers": "spatial", "reset": "moments", "joint": True, "draws": 2}
@@ -307,6 +310,7 @@ def test_the_joint_reset_of_all_spatial_filters_has_its_names(drawn):
     assert "top1_acc/random-spatial/bn-recalibrated" in again
 
 
+@pytest.mark.slow
 def test_calibration_networks_as_expected_before_measuring(drawn):
     """A plain chain of five convolutions without shortcuts: every layer's output is all that the next one has, so a
     fresh layer anywhere must leave hardly more than chance (6.25 %; of 16 classes), and no layer can be redundant."""
@@ -350,6 +354,7 @@ def test_the_script_as_a_user_runs_it(tmp_path):
     assert run("eval_criticality.py", *words[:-1], "nothing_like_it")[0] == 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_from_network_to_network(drawn):
     """Kept activations, copies for restoring and prepared networks go when a network has had its last turn."""
     networks = [from_module(Normed(), f"network-{number}") for number in range(4)]

@@ -60,6 +60,7 @@ def test_maps_of_all_layouts():
     assert centre(maps.mean((2, 3))) is None and centre(maps.mean((2, 3), keepdim=True)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_networks_that_end_in_norms_and_tokens_have_one(arch, drawn):
     torch.manual_seed(0)
@@ -67,6 +68,7 @@ def test_networks_that_end_in_norms_and_tokens_have_one(arch, drawn):
     assert 0.001 < got["area"] <= 1 and 5 < got["sd"] < 100
 
 
+@pytest.mark.slow
 def test_an_untrained_residual_network_sees_through_its_shortcuts_alone(drawn):
     """timm's last norm of every block starts at 0: what is left is the stem, 7 x 7 and a maximum over 3 x 3 of its
     points, two pixels apart, and 1 x 1 shortcuts: 7 + 2 * 2 pixels."""
@@ -104,6 +106,7 @@ def test_intervals_hold_the_value_and_shrink_with_images():
     assert field(maps[:0]) == {}
 
 
+@pytest.mark.slow
 def test_calibration_networks_as_expected_before_measuring(drawn):
     """Both have the same layers, whose theoretical field is 9 + 2 * (4 + 8 + 16 + 16) = 97 pixels wide: the effective
     one cannot be wider, and textures, to be told from a few periods of at most 224 / 40 pixels, need less than

@@ -39,6 +39,7 @@ def untrained():
     return metrics_of(timm.create_model("resnet50").eval())
 
 
+@pytest.mark.slow
 def test_an_untrained_resnet50_has_the_published_row(untrained):
     got, record = untrained
     published = {

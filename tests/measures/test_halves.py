@@ -114,6 +114,7 @@ def test_a_report_that_fails_on_halves_costs_a_warning():
         assert halves(Benchmark("own", None, picky), found(np.ones(100), images)) == {}
 
 
+@pytest.mark.slow
 def test_every_record_of_images_holds_them(drawn, tmp_path):
     run("eval_spectral.py", "--model", "calibration_texture", "--imagenet", drawn / "imagenet", "--results", tmp_path)
     record = json.loads((tmp_path / "calibration_texture" / "spectral.json").read_text())

@@ -98,6 +98,7 @@ def filtered_as_defined(picture, condition):
     return np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(0, 1)), axes=(0, 1)).real.clip(0, 1)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_spectral_counts_are_those_of_a_loop_over_images():
     """A real network on real photographs: the same answer to every image under every filter."""
@@ -192,6 +193,7 @@ def test_a_known_channel_is_recovered(textures, finest, mu, sigma, amplitude):
     assert (np.array(details["channel"]["thresholds"]) == np.ceil(octaves))[~near].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.005, 10.0])
 def test_a_network_that_minds_all_noise_or_none_has_no_channel(textures, level):
     """Published as a bandwidth of 11,295 octaves."""
@@ -202,6 +204,7 @@ def test_a_network_that_minds_all_noise_or_none_has_no_channel(textures, level):
     assert "flat" in eval_criticalband.details(responses)["channel_norm"]["problem"]
 
 
+@pytest.mark.slow
 def test_refitting_needs_no_forward_pass(textures, tmp_path):
     folder, images = textures
     network = Listener(images, [0.05, 0.05, 0.02, 0.02, 0.05, 0.1, 0.1])

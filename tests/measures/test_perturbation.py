@@ -213,6 +213,7 @@ def test_l2_pgd_goes_the_whole_length_against_a_linear_network_and_stays_within_
     assert changed.min() >= 0 and changed.max() <= 1 and ((changed - pixels).flatten(1).norm(dim=1) <= 30).all()
 
 
+@pytest.mark.slow
 @needs_shared
 def test_l2_pgd_has_names_of_its_own_and_more_is_stronger():
     options = {"attack": ("pgd-l2",), "eps_l2": (0.1, 2.0), "steps": 5}
@@ -262,6 +263,7 @@ def test_the_script_as_a_user_runs_it_refuses_to_switch_what_does_not_pad(tmp_pa
     assert run("eval_perturbation.py", *words, "--mask", "0")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_resnet50_with_random_weights(drawn):
     import torchvision
 

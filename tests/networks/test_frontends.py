@@ -113,6 +113,7 @@ def test_every_benchmark_takes_it_and_its_record_is_a_row_of_its_own(drawn, tmp_
     assert source_name(frontend="low-pass:0.2") == "measured (low-pass:0.2)"
 
 
+@pytest.mark.slow
 def test_a_random_front_end_is_measured_reproducibly_and_attacked_in_expectation(drawn):
     data = Data(drawn, limit=24)
     options = {"imagenet_adv": {"attack": ["fgsm", "pgd"], "steps": 2, "eps": "8/255", "step_size": "4/255"}}

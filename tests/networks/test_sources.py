@@ -118,6 +118,7 @@ def same_answers(forms, data, chosen):
 QUICK = ("torch module", "timm name", "timm hub", "transformers", "ONNX", "torch.hub")
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_answers_in_every_form(brought, drawn):
     same_answers(brought[1], Data(root=drawn, limit=24), QUICK)
 
@@ -157,6 +158,7 @@ def test_a_network_is_fetched_from_the_hub(brought, mirror, tmp_path):
         load_model("timm/gone", checkpoints=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_revision_is_fetched_and_recorded(brought, mirror, tmp_path):
     folder = registry_path(brought[1]["timm hub"]["name"])
     other = changed(folder, tmp_path / "other", std=[0.5, 0.5, 0.5])
@@ -212,6 +214,7 @@ def test_transformers_takes_a_revision_and_tells_its_commit(brought, mirror, tmp
     assert fingerprint == load_model(**brought[1]["transformers"]).identity["network"]
 
 
+@pytest.mark.slow
 def test_scripts_take_the_names_and_label_them(brought, drawn, tmp_path):
     forms = brought[1]
     words = ("--data", drawn, "--limit", 8, "--results", tmp_path / "r", "--wandb", "disabled", "--num-workers", 0)
@@ -436,6 +439,7 @@ def test_an_entry_of_torch_hub_that_fails_is_named(brought, tmp_path):
         load_model(f"torchhub:{tmp_path}:gone", trust_remote_code=True)
 
 
+@pytest.mark.slow
 def test_weights_beside_an_onnx_file_are_part_of_the_network(brought, tmp_path):
     module = brought[0]
     torch.onnx.export(module, (torch.zeros(1, 3, 224, 224),), tmp_path / "net.onnx", dynamo=True, external_data=True)

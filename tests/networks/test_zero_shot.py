@@ -114,6 +114,7 @@ def test_a_network_of_another_size_runs_under_its_native_view_only(drawn, tmp_pa
     assert run("eval_imagenet.py", *how, "--view", "native")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_plan_needs_no_weights(drawn, tmp_path):
     how = ("--data", drawn, "--results", tmp_path, "--dry-run", "--limit", 4)
     status, out, err = run("eval_imagenet.py", "--model", "clip_rn50_openai", *how)

@@ -120,6 +120,7 @@ def test_every_network_of_the_study_loads_from_its_authors_layout(name, narrow_s
     assert not server.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_true_resnet50_of_each_family_of_layouts(name, server, use_zoo, tmp_path):
     state = zoo_layouts.random_state(lambda: timm.create_model("resnet50"))

@@ -109,6 +109,7 @@ def test_values_on_samples_have_a_range_of_ranks(networks, tmp_path):
     assert "images" not in whole and not whole["rank"].str.contains("to").any()
 
 
+@pytest.mark.slow
 def test_every_number_of_a_benchmark_without_measuring(measured):
     where = ("--table", PUBLISHED, measured / "measured.csv")
     table = as_frame("calibration_texture", "tv_resnet50", *where, "--benchmark", "spectral").set_index("metric")

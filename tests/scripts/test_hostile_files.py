@@ -368,6 +368,7 @@ def cell(number=0):
     return identity, StoredResponses(values.astype(np.int16), state, [moment], 0, {"0": 77})
 
 
+@pytest.mark.slow
 def test_any_damage_to_stored_answers_is_noticed(tmp_path):
     store, readout, images = ResponseStore(tmp_path), TopClasses(), images_named("imagenet", [30])
     cells = [cell(number) for number in range(3)]
@@ -439,6 +440,7 @@ def test_forged_answers_are_not_used(tmp_path, what):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 def test_odd_manifests_are_refused_or_meant(drawn, tmp_path):
     folder = tmp_path / "imagenet"
     folder.mkdir()

@@ -45,6 +45,7 @@ def record(results, name, network="calibration_texture"):
     return json.loads((results / network / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACCURACY)
 def test_records(results, name):
     for network in ("calibration_silhouette", "calibration_texture"):
@@ -63,11 +64,13 @@ def test_records(results, name):
         assert {"python", "torch", "timm"} <= set(source["versions"])
 
 
+@pytest.mark.slow
 def test_networks_recognize_what_they_were_trained_on(results):
     for network in ("calibration_silhouette", "calibration_texture"):
         assert record(results, "imagenet", network)["metrics"]["top1_acc/imagenet"] > 80
 
 
+@pytest.mark.slow
 def test_counts_are_images_over_the_whole_set(results, drawn):
     """A share of N images is a multiple of 1/N: the predecessor's ReaL was the share of its last batch."""
     images = json.loads((drawn / "imagenet" / "image-set.json").read_text())["images"]
@@ -83,6 +86,7 @@ def test_counts_are_images_over_the_whole_set(results, drawn):
     assert record(results, "imagenet_real")["details"]["labelled_images"] == counted
 
 
+@pytest.mark.slow
 def test_mean_over_corruptions(results):
     metrics = record(results, "imagenet_c")["metrics"]
     each = [value for name, value in metrics.items() if re.fullmatch(r"top1_acc/[a-z_]+_[1-5]", name)]
@@ -92,6 +96,7 @@ def test_mean_over_corruptions(results):
     assert len(each) == 50
 
 
+@pytest.mark.slow
 def test_real_needs_no_second_pass(results, drawn):
     again = run(
         "eval_imagenet_real.py",
@@ -107,6 +112,7 @@ def test_real_needs_no_second_pass(results, drawn):
     assert re.search(r"imagenet_real .* 0 to do", again.stdout)
 
 
+@pytest.mark.slow
 def test_fresh_measures_again(results, drawn, tmp_path, monkeypatch):
     shutil.copytree(results / "calibration_texture", tmp_path / "calibration_texture")
     words = ["eval_imagenet.py", "--model", "calibration_texture", "--data", drawn, "--results", tmp_path]

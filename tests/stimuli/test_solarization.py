@@ -67,6 +67,7 @@ def shares():
     return (shown < 127.5).mean(1)
 
 
+@pytest.mark.slow
 def test_a_known_observer_gets_exact_scores(pictures):
     data = Data(folders={"imagenet": pictures}, allow_partial=True)
     got = metrics(measured(BENCHMARK, Dark(), data, options={"alpha": "all"}))
@@ -95,6 +96,7 @@ def test_random_thresholds_meet_their_expectation(pictures, draws):
     assert abs(np.mean(found) - expected.mean()) < 4 * error
 
 
+@pytest.mark.slow
 @needs_shared
 def test_batches_do_not_matter_and_more_draws_leave_fewer():
     network = load_model(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
@@ -110,6 +112,7 @@ def test_batches_do_not_matter_and_more_draws_leave_fewer():
     assert got[3]["top1_acc/RandSol-4/top1/clean"] <= got[3]["top1_acc/RandSol-4/top1"]
 
 
+@pytest.mark.slow
 def test_calibration_networks_as_expected_before_measuring(drawn):
     """Silhouettes are found as contours against the ground, in either polarity of the drawings; the textures are
     periodic, and an inverted grating is a shifted grating: full inversion, which only flips the sign once a network
