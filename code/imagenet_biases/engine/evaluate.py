@@ -370,6 +370,7 @@ class Run:
         self.store = request.store()
         self.outcome = Outcome()
         self.names: dict[Network, str] = {}  # what each network was asked for by
+        self.notes: dict[Network, list[str]] = {}  # what loading it warned of
         self.told: set[tuple[Network, str]] = set()  # warnings, each once in all rounds
 
     def execute(self) -> Outcome:
@@ -409,9 +410,8 @@ class Run:
                         raise UserError(
                             f"it takes images of {network.side} pixels only: measure it with --preprocessing native"
                         )
-                network.notes = notes
                 networks.setdefault((network.identity["network"], network.name), network)
-                self.names[network] = name
+                self.names[network], self.notes[network] = name, notes
             except UserError as error:
                 if len(loaders) == 1:
                     raise
@@ -563,7 +563,7 @@ class Run:
         results = Results([cell.responses(samples[cell.images.name]) for cell in cells], network, job.options)
         with collected_warnings() as report_notes:
             metrics = named(job.benchmark.report(results), job.name)
-        notes = [*network.notes, *job.notes, *report_notes]
+        notes = [*self.notes[network], *job.notes, *report_notes]
         for cell in cells:
             notes += cell.notes
             if study.CONTROL in metrics:

@@ -62,7 +62,6 @@ class Runner:
         network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.program: Callable[..., Any] = network
         self.folded: torch.nn.Module = network
-        self.padded = False  # a program is compiled for one batch size: a ragged batch is filled up
         self.changes: ActivationCache | None = None
         self.steps: Callable[..., Any] | None = None
         self.resting = False
@@ -73,7 +72,11 @@ class Runner:
         self.program = self.folded = compilation.folded(_PixelsOnly(network).eval(), example).to(runtime.device)
         if programs is not None:
             self.program = programs.compiled(self.folded, self._example(runtime.batch_size), runtime.autocast)
-            self.padded = self.program is not self.folded
+
+    @property
+    def padded(self) -> bool:
+        """Whether a ragged batch is filled up: a program is compiled for one batch size."""
+        return self.program is not self.folded
 
     def _example(self, count: int) -> Pixels:
         """Return pixels to try a program on; compiled code is made for the shape of a whole batch."""

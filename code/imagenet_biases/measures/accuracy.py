@@ -172,7 +172,7 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
         value += weight * 100 * int(hits.sum()) / len(hits)
         keys.append(responses.images.keys[counted])
         shares.append(weight * 100 * (hits - hits.mean()) / len(hits))
-        factor, whole_share = without_replacement(responses), np.zeros(len(responses.counts))
+        factor, whole_share = _without_replacement(responses), np.zeros(len(responses.counts))
         whole_share[responses.counts] = math.sqrt(factor) * shares[-1]
         by_set[responses.images.name] = by_set.get(responses.images.name, 0) + whole_share
     _, image = np.unique(np.concatenate(keys), return_inverse=True)
@@ -181,7 +181,7 @@ def combined(parts: Iterable[tuple[float, Responses]], constant: float = 0.0) ->
     return Estimate(value, value - half, value + half, sets, (value - stratified, value + stratified))
 
 
-def without_replacement(responses: Responses) -> float:
+def _without_replacement(responses: Responses) -> float:
     """Return the factor on sum((x - mean)^2) / n^2 in the variance of a sample's mean: (1 - n / N) n / (n - 1)."""
     count = int(responses.counts.sum())
     return responses.images.unseen * count / max(count - 1, 1)
@@ -190,13 +190,13 @@ def without_replacement(responses: Responses) -> float:
 def percentile_factor(responses: Responses) -> float:
     """Return the factor on the variance of resamples in the whole set's interval: estimate.whole_set_percentiles.
 
-    It is without_replacement's, widened as Student's t is beside the normal distribution: the expanded percentile
+    It is that of a sample's mean, widened as Student's t is beside the normal distribution: the expanded percentile
     interval (Hesterberg 2015, The American Statistician 69).
     """
     from scipy.special import stdtrit  # here: it takes a third of a second, which --help need not wait for
 
     degrees = max(int(responses.counts.sum()) - 1, 1)
-    return without_replacement(responses) * float(stdtrit(degrees, 0.975) / Z95) ** 2
+    return _without_replacement(responses) * float(stdtrit(degrees, 0.975) / Z95) ** 2
 
 
 def mean_accuracy(parts: Iterable[Responses]) -> Estimate:

@@ -59,7 +59,6 @@ class Network(torch.nn.Module):
 
     mean: Tensor
     std: Tensor
-    notes: list[str]
 
     def __init__(
         self,
