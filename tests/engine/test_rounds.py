@@ -389,6 +389,7 @@ def test_with_a_budget_places_are_known_for_fewer_passes():
 
 @needs_shared
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some 100 s of processor time: several minutes on a busy machine
 def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photographs_give(tmp_path):
     """MobileNetV2 on 100 photographs, of which 32, the least with an interval, say what all would give."""
     network = f"{SHARED / 'nets' / 'mobilenet.py'}:load"

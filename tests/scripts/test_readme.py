@@ -180,6 +180,7 @@ def demo_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some 100 s of processor time: several minutes on a busy machine
 def test_its_first_command_is_the_demo(tmp_path):
     """Both networks over every benchmark, in an empty folder; what it finds is what they were made for."""
     (command,) = re.findall(r"^pip install -r requirements.txt\npython code/(\S+)$", README, re.M)
