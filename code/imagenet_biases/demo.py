@@ -22,6 +22,7 @@ OPTIONS = {  # all thresholds and both sizes of attacks would take most of the d
     "criticality": {"draws": "1"},
 }
 SHARES = (34.0, 100.0)
+PICTURED = ("model_vs_human", "spectral", "criticalband")  # the benchmarks of the first standing and of the picture
 FIRST = ("shape-bias", "metric/bandpass/LPP", "metric/bandpass/HPP", "metric/criticalband/cf_norm_fine")
 METRICS = (
     *FIRST,
@@ -76,24 +77,25 @@ def demo(args: argparse.Namespace, chosen: Sequence[str], options: dict[str, dic
     args.rounds = SHARES if args.rounds == ROUNDS else args.rounds
     args.wandb = "disabled" if args.wandb == "auto" else args.wandb
     args.compile = "off" if args.compile == "auto" else args.compile  # compiling would take longer than it saves
+    started = time.monotonic()
     print(f"Demo: no network and no images given. Drawing a small image set into {args.data} ...", flush=True)
     draw(args.data)
     for benchmark, of_demo in OPTIONS.items():
         if benchmark in chosen:
             options[benchmark] = of_demo | options.get(benchmark, {})
-    request = request_from(args, chosen, options, skip_missing=True)
     if args.dry_run:
-        print_plan(request)
+        print_plan(request_from(args, chosen, options, skip_missing=True))
         return 0
-    started = time.monotonic()
 
     def show(request: Any, records: Sequence[Any], metrics: Sequence[str] = METRICS) -> None:
         contents = [record.content for record in records]
         print(table(contents, {record["benchmark"]: metrics for record in contents}, notes=False), flush=True)
 
     def show_first(request: Any, records: Sequence[Any]) -> None:
-        print(f"\nFirst standing, after {time.monotonic() - started:.0f} seconds, from a third of the images:", end="")
-        show(request, records, FIRST)
+        if any(record.content["share"] for record in records):  # a repeated demo has all images at once
+            seconds = time.monotonic() - started
+            print(f"\nFirst standing, after {seconds:.0f} seconds, from a third of the images:", end="")
+            show(request, records, FIRST)
 
     def show_last(request: Any, records: Sequence[Any]) -> None:
         print("\nFrom all images:", end="")
@@ -101,7 +103,12 @@ def demo(args: argparse.Namespace, chosen: Sequence[str], options: dict[str, dic
         if picture := draw_demo(records):
             print(f"\nPicture: {picture}")
 
-    status = execute(request, show_last, show_first)
+    first = [name for name in chosen if name in PICTURED]
+    if first and args.rounds == SHARES and not args.budget:
+        args.rounds = SHARES[:1]
+        execute(request_from(args, first, {name: options.get(name, {}) for name in first}), show_first)
+        args.rounds, args.fresh = SHARES, False
+    status = execute(request_from(args, chosen, options, skip_missing=True), show_last)
     print(END.format(results=args.results))
     return status
 
@@ -111,8 +118,7 @@ def draw_demo(records: Iterable[Any]) -> Path | None:
     by_network: dict[str, dict[str, Any]] = {}
     for record in records:
         by_network.setdefault(record.model, {})[record.benchmark] = record.content
-    needed = {"model_vs_human", "spectral", "criticalband"}
-    if not by_network or any(needed - of_network.keys() for of_network in by_network.values()):
+    if not by_network or any(set(PICTURED) - of_network.keys() for of_network in by_network.values()):
         return None
     path = FIGURES / "demo.png"
     with atomic(path) as file:
