@@ -118,7 +118,6 @@ def near(got, expected):
     return (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.slow
 def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradients(network):
     """Weights are handed over: nothing is compiled for the second network, and no weight is copied."""
     torch.manual_seed(0)
@@ -202,7 +201,6 @@ class Head(torch.nn.Module):
         return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
-@pytest.mark.slow
 def test_networks_of_different_structure_are_compiled_separately():
     pixels, programs = torch.rand(2, 3, 8, 8), compilation.Programs(shared=True)
     bodies = [
