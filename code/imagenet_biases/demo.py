@@ -103,6 +103,7 @@ def demo(args: argparse.Namespace, chosen: Sequence[str], options: dict[str, dic
         if picture := draw_demo(records):
             print(f"\nPicture: {picture}")
 
+    # a round ends when all benchmarks have done their share of it: what the first standing shows has a run of its own
     first = [name for name in chosen if name in PICTURED]
     if first and args.rounds == SHARES and not args.budget:
         args.rounds = SHARES[:1]

@@ -54,7 +54,6 @@ class Network(torch.nn.Module):
         channels_last: whether it accepts weights and pixels in that memory order.
         overwrites: whether it writes into its pixels.
         frontends: what stands before it, first to last.
-        notes: what loading it warned of.
     """
 
     mean: Tensor
