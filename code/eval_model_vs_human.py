@@ -45,7 +45,7 @@ def report(results: Results) -> Metrics:
         yield "top1_acc/ood_mean", mean
     if (bias := shape_bias(decisions(trials))).value is not None:
         yield "shape-bias", bias
-    if compared := people.comparisons(results):
+    if compared := people.comparisons(results, trials):
         yield from zip(HUMAN, combined(compared.values()).values(), strict=True)
 
 

@@ -265,7 +265,7 @@ def test_what_is_left_out_of_the_comparison_is_told(tmp_path):
     noise = observer(right, name="uniform-noise", conditions=["0.03"] * 64)
     table = responses(pd.concat([observer(right)[:60], noise]), {"cue-conflict": paths[:1]})
     with pytest.warns(UserWarning, match=r"cue-conflict \(5 images no person saw.*uniform-noise \(no people\)"):
-        compared = people.comparisons(table)
+        compared = people.comparisons(table, people.trials(table))
     assert list(compared) == ["cue-conflict"] and compared["cue-conflict"][2]["images"] == 55
     assert between_people(paths) == pytest.approx(
         {"accuracy-difference": 1, "observed-consistency": 0, "error-consistency": 0}

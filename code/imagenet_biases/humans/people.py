@@ -94,12 +94,16 @@ def responses(frame: "pd.DataFrame", people: Mapping[str, Iterable[Path]]) -> Re
     return Results(by_set)
 
 
-def comparisons(results: Results) -> dict[str, Comparison]:
+def comparisons(results: Results, frame: "pd.DataFrame") -> dict[str, Comparison]:
     """Return {set name: comparison with people}, for the sets of a network's responses that have people's trials.
 
     Warns of sets without people's trials, and of images that only one side saw, unless they are a declared subset.
+
+    Args:
+        results: the network's responses.
+        frame: their trial table (`trials`).
     """
-    frame, by_set, unmatched = trials(results), {}, []
+    by_set, unmatched = {}, []
     for responses in results.values():
         name, images = responses.images.name.removeprefix(PREFIX), responses.images
         people = read_people(images.variables["people"])
@@ -129,7 +133,7 @@ def details(results: Results) -> dict[str, Any]:
         counted = level not in STIMULUS_SETS[name].left_out
         conditions.setdefault(name, {})[level] = _bounds(accuracy) | {"out_of_distribution": counted}
     human = {}
-    for name, comparison in comparisons(results).items():
+    for name, comparison in comparisons(results, frame).items():
         paths = results[PREFIX + name, CLEAN.name].images.variables["people"]
         estimates = {measure: _bounds(estimate) for measure, estimate in combined([comparison]).items()}
         human[name] = estimates | comparison[2] | {"between-people": between_people(paths)}

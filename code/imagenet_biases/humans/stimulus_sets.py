@@ -4,6 +4,7 @@ Geirhos et al., "Partial success in closing the gap between human and machine vi
 A folder holds NAME/ for each set (224 x 224 images) and raw-data/NAME/*.csv with the trials of people.
 """
 
+import functools
 import os
 import re
 import tarfile
@@ -84,6 +85,7 @@ class Stimulus(NamedTuple):
     image: str  # the photograph or object, e.g. 'n04099969_7577', 'bird3-clock2'
 
 
+@functools.lru_cache(maxsize=2**16)  # halves and resamples look at the same images again
 def stimulus(imagename: str) -> Stimulus:
     """Return what an image's file name (without folders) says.
 

@@ -5,12 +5,11 @@ torchhub:OWNER/REPO:ENTRY or torchhub:FOLDER:ENTRY; net.onnx. The packages that 
 needed.
 """
 
-import contextlib
 import hashlib
 import json
 import urllib.parse
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -23,14 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from imagenet_biases.base.download import commit_in_cache, commit_of, fetch, file_hash
-from imagenet_biases.base.errors import UserError, clean
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import demand_file
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import packages, registry
 from imagenet_biases.networks.normalization import Normalization, Statements
 from imagenet_biases.networks.packages import CLASSES
 from imagenet_biases.networks.state_dict import warn_of_dropped
-from imagenet_biases.networks.user_code import blaming
+from imagenet_biases.networks.user_code import blaming, one_line
 from imagenet_biases.study import STUDY_CROP
 from imagenet_biases.vocabulary import identified
 
@@ -60,7 +59,7 @@ def timm_hub(name: str, checkpoints: str | Path | None = None) -> tuple[dict[str
 
     place = name.removeprefix("hf-hub:")
     path, _ = _file_of(place, ("config.json",), checkpoints)
-    with _one_line(name):
+    with one_line(name):
         config = json.loads(path.read_text("utf-8"))
         stated = (config.get("pretrained_cfg") or {}) | config
         known = {item.name for item in fields(timm.models.PretrainedCfg)}
@@ -73,7 +72,7 @@ def timm_hub(name: str, checkpoints: str | Path | None = None) -> tuple[dict[str
     path, address = _file_of(place, WEIGHTS, checkpoints)
     contents, sha256 = read_verified(address, path)
     overlay = {"state_dict": contents}  # timm's own strict loading, as for timm's names
-    with _one_line(name):
+    with one_line(name):
         body: Any = timm.create_model(
             config["architecture"],
             pretrained=True,
@@ -178,7 +177,7 @@ def image_classifier(name: str, trust_remote_code: bool = False) -> dict[str, An
     place, revision = registry.split_revision(name.removeprefix("hf:"))
     _check_folder(place, name)
     options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
-    with _one_line(name):
+    with one_line(name):
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
         config: Any = AutoConfig.from_pretrained(place, **options)
@@ -385,7 +384,7 @@ def onnx_network(name: str, gradients: bool = False) -> tuple[torch.nn.Module, S
     """
     path = Path(name)
     demand_file(path, "an ONNX file")
-    with _one_line(name, "pip install onnx onnxruntime" + " onnx2torch" * gradients):
+    with one_line(name, "pip install onnx onnxruntime" + " onnx2torch" * gradients):
         import onnx
 
         graph = onnx.load(path, load_external_data=False).graph
@@ -426,20 +425,3 @@ def _first_arithmetic(graph: Any) -> str:
                 return ""
             value = node.output[0]
     return ""
-
-
-@contextlib.contextmanager
-def _one_line(name: str, install: str = "pip install -r requirements-language.txt") -> Iterator[None]:
-    """Turn any failure of a package or of a file's content into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"{name} needs {error.name or 'a package'}, which is not installed: {install}") from None
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{name} wants to run its own code; read it, and give --trust-remote-code if you do"
-            ) from None
-        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {clean(error, 300)}") from None

@@ -22,6 +22,7 @@ from imagenet_biases.networks import packages
 from imagenet_biases.networks.registry import split_function, which_function
 
 PUBLISHED = ("torch", "timm", "torchvision")  # packages whose code the architecture's text identifies
+LANGUAGE = "pip install -r requirements-language.txt"
 HARNESS = __name__.partition(".")[0]
 # frames between the command line and a user's mistake, or below it
 BESIDE = (*PUBLISHED, HARNESS, "contextlib", "importlib", "_frozen_importlib", "_frozen_importlib_external")
@@ -110,6 +111,30 @@ def blaming(code: str) -> Iterator[None]:
         if torch.is_grad_enabled() != gradients:
             warnings.warn(f"{code} switches gradients {'off' if gradients else 'on'} for all: restored", stacklevel=3)
             torch.set_grad_enabled(gradients)
+
+
+@contextlib.contextmanager
+def one_line(name: str, install: str = LANGUAGE, advice: str = "") -> Iterator[None]:
+    """Turn any failure of an optional package, a hub or a file's content into a UserError of one line.
+
+    Args:
+        name: of the network or model.
+        install: the command that installs what is missing.
+        advice: what else helps, after a semicolon.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0].replace("_", "-")
+            raise UserError(f"{name} needs {package}, which is not installed: {install}{advice}") from None
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{name} wants to run its own code; read it, and give --trust-remote-code if you trust it"
+            ) from None
+        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {clean(error, 300)}{advice}") from None
 
 
 def _imported(arch: str) -> ModuleType:

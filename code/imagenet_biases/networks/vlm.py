@@ -4,8 +4,7 @@ transformers and sentence-transformers are optional (requirements-language.txt) 
 read from safetensors only, and no code from the hub runs unless the user allows it.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.download import commit_in_cache
-from imagenet_biases.base.errors import UserError, clean
+from imagenet_biases.base.errors import UserError
 from imagenet_biases.networks.registry import split_revision
-from imagenet_biases.networks.user_code import class_id
+from imagenet_biases.networks.user_code import class_id, one_line
 from imagenet_biases.vocabulary import identified
 
 CUT_OFF = "<|cut off|>"  # ends an answer that reached the limit of tokens
@@ -126,7 +125,7 @@ def vision_language_model(name: str, trust_remote_code: bool = False) -> tuple[A
             code.
     """
     place, revision = split_revision(name)
-    with _one_line(f"hf:{name}", "transformers"):
+    with one_line(f"hf:{name}"):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         options = {"revision": revision or None, "trust_remote_code": trust_remote_code}
@@ -162,29 +161,8 @@ _encoders: dict[str, Any] = {}
 def sentence_embeddings(texts: Iterable[str], name: str) -> Float[np.ndarray, "N D"]:
     """Return the L2-normalised embeddings of texts by a sentence-transformers model."""
     if name not in _encoders:
-        with _one_line(f"the sentence model {name}", "sentence_transformers", "; --parser own does without it"):
+        with one_line(f"the sentence model {name}", advice="; --parser own does without it"):
             from sentence_transformers import SentenceTransformer
 
             _encoders[name] = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     return _encoders[name].encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-
-
-@contextlib.contextmanager
-def _one_line(source: str, package: str, advice: str = "") -> Iterator[None]:
-    """Turn any failure of a hub or its content into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == package:
-            raise UserError(
-                f"{source} needs {package.replace('_', '-')}: pip install -r requirements-language.txt{advice}"
-            ) from None
-        raise UserError(f"{source} cannot be loaded: {clean(error, 300)}") from None
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{source} wants code of its own to be run; read it, and give --trust-remote-code if you trust it"
-            ) from None
-        raise UserError(f"{source} cannot be loaded: {type(error).__name__}: {clean(error, 300)}{advice}") from None

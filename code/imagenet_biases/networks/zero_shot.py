@@ -10,7 +10,7 @@ Class names and prompts are open_clip's.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from imagenet_biases.base.download import fetch
-from imagenet_biases.base.errors import UserError, clean, listed_briefly, nearest
+from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import atomic, demand_file
 from imagenet_biases.images.preprocessing import Preprocessing
 from imagenet_biases.networks import registry
 from imagenet_biases.networks.state_dict import fill, find
-from imagenet_biases.networks.user_code import class_id
+from imagenet_biases.networks.user_code import LANGUAGE, class_id, one_line
 from imagenet_biases.study import CATEGORIES_16
 from imagenet_biases.vocabulary import identified
 
@@ -139,7 +139,7 @@ def zero_shot_network(
     from imagenet_biases.networks.load import read_verified
 
     named = parsed(name)
-    with _one_line(name):
+    with one_line(name):
         settings = _settings(named)
         path, address = _weights(named, settings, checkpoints)
         model, tokenizer = _built(named, settings)
@@ -171,7 +171,7 @@ def zero_shot_network(
 
 def untrained(name: str) -> ZeroShot:
     """Return a ZeroShot without its weights: all that is known of it before a download."""
-    with _one_line(name):
+    with one_line(name):
         settings = _settings(parsed(name))
         model, _ = _built(parsed(name), settings)
     width = model.visual.output_dim
@@ -265,16 +265,5 @@ def _open_clip() -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError("clip: networks need open_clip: pip install -r requirements-language.txt") from None
+        raise UserError(f"clip: networks need open_clip: {LANGUAGE}") from None
     return open_clip
-
-
-@contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn any failure of a folder's or package's configuration into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {clean(error, 300)}") from None
