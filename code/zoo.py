@@ -19,7 +19,7 @@ import requests
 
 from imagenet_biases.base.download import reason, web_address
 from imagenet_biases.base.errors import Parser, UserError, clean, exit_on_user_error
-from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.base.schema import Malformed, Object, read_json
 from imagenet_biases.networks.explain import explain
 from imagenet_biases.networks.registry import Entry, network_name, registry, resolve
 from imagenet_biases.results.witness import names_of, witnesses_of
@@ -55,7 +55,7 @@ def show(checkpoints: str | None) -> None:
 def measured_top1(name: str, results: str) -> float | None:
     """Return a network's clean top-1 in per cent from its record, None where there is none."""
     try:
-        record = read_json(Path(results) / network_name(name) / "imagenet.json", dict)
+        record = read_json(Path(results) / network_name(name) / "imagenet.json", Object)
         return record["metrics"]["top1_acc/imagenet"]
     except (OSError, Malformed, KeyError, TypeError):
         return None

@@ -1,21 +1,16 @@
 """Shapes of the project's JSON files: what is written must have them, and what is read, before it is used.
 
-A shape is one of
-  str, bool, int, float    a value of that type; a bool is not a number, a float may be whole but must be finite
-  dict, list               any such container
-  None, 2, 'drawn'         exactly that value
-  (shape, shape)           one of these
-  [shape]                  a list of any length
-  Row(shape, shape)        a list of exactly these items
-  {str: shape}             a dict with arbitrary keys
-  Fields({key: shape}, {key: shape})    a dict with the first keys and optionally the second; other keys are ignored
-  a function               a value for which it returns True; its name describes the value
+A shape is a type that pydantic knows: dict[Text, Count], a TypedDict (whose further keys are ignored), a union. Nothing
+is converted: true is not a number, and '1' neither.
 """
 
 import json
 import os
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias, TypeGuard
+from contextlib import suppress
+from functools import cache
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeGuard
+
+from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError
 
 from imagenet_biases.base.files import read_bytes
 
@@ -23,24 +18,26 @@ Shape: TypeAlias = Any
 DEPTH_LIMIT = 60  # levels of nested containers
 LARGEST_NUMBER = 1e300  # larger numbers overflow in later arithmetic
 
+Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which a file name may hold
+Object = InstanceOf[dict[str, Any]]
+Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Row = Strict(False)  # of a tuple, in whose place JSON has a list
+WORDS = {  # pydantic's, and JSON's or plain ones in their place
+    "a valid integer": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid ": "a ",
+    "a dictionary": "an object",
+    "a tuple": "a list",
+    "a string": "a text",
+    "an instance of str": "a text",
+    "an instance of dict": "an object",
+    "String should match pattern": "a text that matches",
+}
+
 
 class Malformed(ValueError):
     """A value does not have its shape; the message says where, and what it should be."""
-
-
-class Row(tuple):
-    """The shape of a list with exactly these items."""
-
-    def __new__(cls, *shapes: Shape) -> "Row":
-        return super().__new__(cls, shapes)
-
-
-@dataclass(frozen=True)
-class Fields:
-    """The shape of a dict with these keys; the `optional` ones may be missing."""
-
-    required: dict[str, Shape]
-    optional: dict[str, Shape] = field(default_factory=dict)
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -48,98 +45,44 @@ def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
+@cache
+def _validator(shape: Shape) -> TypeAdapter[Any]:
+    # within a list: a TypedDict takes its configuration from what it is in
+    return TypeAdapter(list[shape], config=ConfigDict(strict=True))
+
+
 def check(value: Any, shape: Shape, place: str = "it") -> Any:
     """Return `value` if it has this shape.
 
     Raises:
-        Malformed: it has not; the message names the first place that does not fit, in a value called `place`.
+        Malformed: it has not; the message names a place that does not fit, in a value called `place`.
     """
-    if isinstance(shape, Row):
-        if not isinstance(value, list) or len(value) != len(shape):
-            raise _malformed(value, place, f"a list of {len(shape)}")
-        for number, (item, inner) in enumerate(zip(value, shape, strict=True)):
-            check(item, inner, f"{place}[{number}]")
-    elif isinstance(shape, tuple):
-        _check_alternatives(value, shape, place)
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            raise _malformed(value, place, "a list")
-        for number, item in enumerate(value):
-            check(item, shape[0], f"{place}[{number}]")
-    elif isinstance(shape, dict | Fields):
-        _check_items(value, shape, place)
-    elif not _plain(value, shape):
-        raise _malformed(value, place, _words(shape))
-    return value
-
-
-def _check_alternatives(value: Any, shapes: tuple[Shape, ...], place: str) -> None:
-    if any(_fits(value, shape) for shape in shapes):
-        return
-    # the alternative with the right kind of container names best what is wrong inside
-    for shape in shapes:
-        kind = _kind(shape)
-        if kind is not None and isinstance(value, kind):
-            check(value, shape, place)
-    raise _malformed(value, place, " or ".join(map(_words, shapes)))
-
-
-def _check_items(value: Any, shape: dict | Fields, place: str) -> None:
-    if not isinstance(value, dict):
-        raise _malformed(value, place, "an object")
-    prefix = "" if place == "it" else f"{place}/"
-    if isinstance(shape, dict):
-        for key, item in value.items():
-            check(item, shape[str], f"{prefix}{key}")
-        return
-    for key in shape.required:
-        if key not in value:
-            raise Malformed(f"{prefix}{key} is missing")
-    for key, inner in (shape.required | shape.optional).items():
-        if key in value:
-            check(value[key], inner, f"{prefix}{key}")
-
-
-def _fits(value: Any, shape: Shape) -> bool:
     try:
-        check(value, shape)
-        return True
-    except Malformed:
-        return False
+        _validator(shape).validate_python([value])
+        return value
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    # of the alternatives of a union, the one that fits the deepest says best what is wrong within
+    raise Malformed(max((_explained(value, problem, place) for problem in problems), key=lambda pair: pair[0])[1])
 
 
-def _plain(value: Any, shape: Shape) -> bool:
-    """Whether a value has a shape that contains no other shapes."""
-    if shape is float:
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and -LARGEST_NUMBER <= value <= LARGEST_NUMBER
-        )
-    if isinstance(shape, type):
-        return isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
-    if callable(shape):
-        return bool(shape(value))
-    return type(value) is type(shape) and value == shape
-
-
-def _kind(shape: Shape) -> type[dict] | type[list] | None:
-    if isinstance(shape, dict | Fields) or shape is dict:
-        return dict
-    return list if isinstance(shape, list | Row) or shape is list else None
-
-
-def _words(shape: Shape) -> str:
-    if _kind(shape) is not None:
-        return "an object" if _kind(shape) is dict else "a list"
-    names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", None: "null"}
-    if isinstance(shape, type) or shape is None:
-        return names[shape]
-    return f"a {shape.__name__.replace('_', ' ')}" if callable(shape) else repr(shape)
-
-
-def _malformed(value: Any, place: str, wanted: str) -> Malformed:
-    return Malformed(f"{place} is {_short(value)}, not {wanted}")
+def _explained(value: Any, problem: Any, name: str) -> tuple[int, str]:
+    """Return how deep one of pydantic's problems lies, and one line: where, what is there, and what should be."""
+    place: list[str] = [] if name == "it" else [name]
+    for part in problem["loc"][1:]:
+        with suppress(LookupError, TypeError):  # it also names the alternatives of unions
+            value = value[part]
+            place.append(str(part))
+    if problem["type"] == "missing":
+        return len(place) + 1, f"{'/'.join([*place, str(problem['loc'][-1])])} is missing"
+    wanted = problem["msg"].removeprefix("Input should be ")
+    if "than" in problem["type"]:  # pydantic would write out 1e300
+        wanted = "a number in the allowed range"
+    elif problem["type"] in ("too_long", "too_short"):
+        wanted = f"a list of {problem['ctx'].get('max_length', problem['ctx'].get('min_length'))}"
+    for pydantic_word, word in WORDS.items():
+        wanted = wanted.replace(pydantic_word, word)
+    return len(place), f"{'/'.join(place) or 'it'} is {_short(value)}, not {wanted}"
 
 
 def _short(value: Any) -> str:
@@ -147,11 +90,6 @@ def _short(value: Any) -> str:
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool | None) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 to 2^53 (a shape)."""
-    return type(value) is int and 0 <= value <= 2**53
 
 
 def parsed(data: bytes, shape: Shape) -> Any:

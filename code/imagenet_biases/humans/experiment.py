@@ -21,17 +21,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, safe_name, write_json
-from imagenet_biases.base.schema import Fields, Malformed, Row, Shape, check, read_json
+from imagenet_biases.base.schema import Malformed, Number, Object, Row, Text, check, read_json
 from imagenet_biases.humans.categories16 import CATEGORY_OF, presented
 from imagenet_biases.humans.stimulus_sets import PREFIX, STIMULUS_SETS, canonical, image_sets, stimulus
 from imagenet_biases.humans.trials import ANSWERS, COLUMNS, NO_MEASUREMENT
@@ -241,18 +243,29 @@ def png(rows: np.ndarray) -> bytes:
 # The files of answers -------------------------------------------------------------------------------------------------
 
 
-def _an_answer(value: Any) -> bool:
-    return value in ANSWERS
+class Answer(TypedDict):
+    """What the page says of a trial; times in ms, of the fixation, the stimulus and the mask."""
+
+    trial: int
+    response: Literal[ANSWERS]  # type: ignore[valid-type]  # pyright: ignore
+    rt: Number | None
+    durations: Annotated[tuple[Number, Number, Number], Row]
+    dropped: int
 
 
-def _a_frame(value: Any) -> bool:
-    return isinstance(value, int | float) and 1 <= value <= 1000
+class Display(TypedDict):
+    """What the page says of the display, among further numbers and texts; `frame`: in ms."""
+
+    frame: NotRequired[Annotated[float, Field(ge=1, le=1000)]]
 
 
-DURATIONS = Row(float, float, float)
-ANSWER = Fields({"trial": int, "response": _an_answer, "rt": (float, None), "durations": DURATIONS, "dropped": int})
-DISPLAY: Shape = {str: (float, str, None)}
-RECORD = Fields({"settings": dict, "durations": dict, "measurement": bool}, {"display": dict})
+class SessionRecord(TypedDict):
+    """What the file beside the answers holds."""
+
+    settings: Object
+    durations: Object
+    measurement: bool
+    display: NotRequired[Object]
 
 
 class Session:
@@ -318,7 +331,7 @@ class Session:
 
     def _resume(self) -> None:
         try:
-            self._record |= read_json(self._json, RECORD)
+            self._record |= read_json(self._json, SessionRecord)
             content = read_bytes(self.path)
         except (OSError, Malformed) as error:
             raise UserError(f"{self._json} cannot be read ({error}): restore it, or --delete the session") from None
@@ -363,7 +376,7 @@ class Session:
 
     @display.setter
     def display(self, value: Any) -> None:
-        self._record["display"] = check(check(value, DISPLAY), Fields({}, {"frame": _a_frame}))
+        self._record["display"] = check(check(value, dict[Text, Number | Text | None]), Display)
         write_json(self._json, self._record)
 
     def answer(self, value: Any) -> int:
@@ -375,7 +388,7 @@ class Session:
             Malformed: the answer does not have its shape, or is not about the next trial.
         """
         with self._writing:
-            answer = check(value, ANSWER)
+            answer = check(value, Answer)
             if answer["trial"] != self.done or self.done == len(self.trials):
                 raise Malformed(f"trial {answer['trial']} is not the next one, {self.done}")
             trial, number = self.trials[self.done], self.done + 1
@@ -439,11 +452,11 @@ def texts(path: Path | None = None) -> dict[str, str]:
     Raises:
         UserError: it cannot be read, or its keys or placeholders are others.
     """
-    english = read_json(Path(__file__).with_name("experiment_page") / "texts.json", {str: str})
+    english = read_json(Path(__file__).with_name("experiment_page") / "texts.json", dict[Text, Text])
     if path is None:
         return english
     try:
-        translated = read_json(path, {str: str})
+        translated = read_json(path, dict[Text, Text])
     except (OSError, Malformed) as error:
         raise UserError(f"--language {path}: {error}; it has the keys of experiment_page/texts.json") from None
     for key in [*english, *translated]:

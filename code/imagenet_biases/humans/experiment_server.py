@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from imagenet_biases.base.errors import UserError, clean
-from imagenet_biases.base.schema import Fields, Malformed, parsed
+from imagenet_biases.base.schema import Malformed, Text, parsed
 from imagenet_biases.humans.experiment import Session, Trial, mask, pixels, png
 from imagenet_biases.images.preprocessing import Unreadable
 
@@ -30,6 +32,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+class Request(TypedDict):
+    """What every request of the page holds: which tab it comes from."""
+
+    tab: Text
 
 
 class Laboratory:
@@ -147,7 +155,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if path not in ("claim", "alive", "display", "answer", "release"):
             return self._refuse(404, "no such action")
         try:
-            body = parsed(self.rfile.read(int(length)), Fields({"tab": str}))
+            body = parsed(self.rfile.read(int(length)), Request)
             status, reply = self.laboratory.posted(path, body)
         except Malformed as error:
             return self._refuse(400, str(error))

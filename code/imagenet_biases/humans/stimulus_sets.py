@@ -20,9 +20,9 @@ import numpy as np
 from filelock import FileLock
 
 from imagenet_biases.base.errors import UserError, listed_briefly
-from imagenet_biases.base.schema import count
+from imagenet_biases.base.schema import Count, Text
 from imagenet_biases.images.listing import ImageNames, Listing, size_of
-from imagenet_biases.images.sets import ImageSet, check_complete, folder_of, read_manifest
+from imagenet_biases.images.sets import ImageSet, Manifest, check_complete, folder_of, read_manifest
 from imagenet_biases.study import CATEGORIES_16, MODEL_VS_HUMAN
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def image_sets(data: "Data", download: bool = False, names: Sequence[str] = tupl
             f"--download fetches them",
             stacklevel=2,
         )
-    manifest, images = read_manifest(root, {str: count}), []
+    manifest, images = read_manifest(root, Manifest[dict[Text, Count]]), []
     collection = manifest.get("collection", "imagenet")
     for name, folder in folders.items():
         if folder is None:

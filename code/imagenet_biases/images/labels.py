@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from imagenet_biases.base.errors import UserError, listed_briefly
 from imagenet_biases.base.files import demand_file, read_bytes
@@ -258,12 +260,7 @@ def _validation_number(name: str) -> int:
     return int(match[1])
 
 
-def class_number(value: Any) -> bool:
-    """Whether a value is a class number of ImageNet-1k (a shape)."""
-    return type(value) is int and 0 <= value < 1000
-
-
-REAL = [[class_number]]
+REAL = list[list[Annotated[int, Field(ge=0, lt=1000)]]]
 """The shape of real.json: the right classes of each validation image, in the order of their numbers."""
 
 

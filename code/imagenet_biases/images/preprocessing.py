@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import read_bytes, write_json
-from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.base.schema import Malformed, Object, read_json
 from imagenet_biases.images.archives import ArchiveReader
 from imagenet_biases.study import STUDY_CROP, STUDY_RESIZE
 
@@ -232,7 +232,7 @@ class Reader:
     def _sound(paths: dict[str, Path], sizes: dict[str, int], description: dict[str, Any]) -> bool:
         try:
             actual = {kind: paths[kind].stat().st_size for kind in sizes}
-            return actual == sizes and read_json(paths["json"], dict) == description
+            return actual == sizes and read_json(paths["json"], Object) == description
         except (OSError, Malformed):
             return False
 

@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from imagenet_biases.base.errors import UserError, collected_warnings, listed_briefly
-from imagenet_biases.base.schema import Fields, Malformed, Shape, count, read_json
+from imagenet_biases.base.schema import Count, Malformed, Shape, Text, read_json
 from imagenet_biases.images.archives import READ, ArchiveFolder, archives, archives_in, other_splits, unpacking
 from imagenet_biases.images.listing import Folder, Listing, NoImages, class_of, list_classes, subfolders, unread
 from imagenet_biases.images.order import VERSION, stratified_order
@@ -383,12 +384,18 @@ def _listed(name: str, top: Folder, variant: str, declared: Declaration, data: "
     return list_classes(name, folder, declared, data.listings, data.imagenet_labels)
 
 
-def manifest_of(images: Shape) -> Fields:
-    """Return the shape of image-set.json, given the shape of its number of images."""
-    return Fields({}, {"collection": str, "images": images, "classes": [str]})
+Images = TypeVar("Images")
 
 
-def read_manifest(folder: Path, images: Shape = count) -> dict[str, Any]:
+class Manifest(TypedDict, Generic[Images], total=False):
+    """What image-set.json may hold; `images`: how many there must be, in all or by stimulus set."""
+
+    collection: Text
+    images: Images
+    classes: list[Text]
+
+
+def read_manifest(folder: Path, shape: Shape = Manifest[Count]) -> dict[str, Any]:
     """Return what `image-set.json` in a folder declares about the set (the drawn set has one), or an empty dict.
 
     `collection`: where the images come from; `images`: how many there must be; `classes`: the names of the class
@@ -399,7 +406,7 @@ def read_manifest(folder: Path, images: Shape = count) -> dict[str, Any]:
     """
     path = folder / "image-set.json"
     try:
-        return read_json(path, manifest_of(images))
+        return read_json(path, shape)
     except FileNotFoundError:
         return {}
     except (OSError, Malformed) as error:

@@ -1,13 +1,17 @@
 """Lock files: the hashes of first verified downloads."""
 
-import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import write_json
-from imagenet_biases.base.schema import Malformed, check, read_json
+from imagenet_biases.base.schema import Malformed, Text, check, read_json
+
+LOCK = dict[Text, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+"""The shape of a lock file."""
 
 
 class Pins:
@@ -41,14 +45,14 @@ class Pins:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_name(f".{self.path.name}.lock")):
                 pins = {**_read(self.path), address: sha256}
-                write_json(self.path, check(dict(sorted(pins.items())), {str: sha256_digits}))
+                write_json(self.path, check(dict(sorted(pins.items())), LOCK))
         except OSError as error:
             warnings.warn(f"the hash of {address} could not be pinned in {self.path}: {error}", stacklevel=2)
 
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        return read_json(path, {str: sha256_digits})
+        return read_json(path, LOCK)
     except FileNotFoundError:
         return {}
     except (OSError, Malformed) as error:
@@ -56,8 +60,3 @@ def _read(path: Path) -> dict[str, str]:
             f"{path} is not a lock file, which has a sha256 per address ({error}): fix it, or take it from the "
             f"repository again"
         ) from error
-
-
-def sha256_digits(value: Any) -> bool:
-    """Whether a value is the 64 hexadecimal digits of a sha256 (a shape)."""
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import TypedDict
 
 from imagenet_biases.base import download as files
 from imagenet_biases.base.errors import UserError, listed_briefly, nearest
 from imagenet_biases.base.files import demand_file, safe_name
 from imagenet_biases.base.paths import HOME, SHIPPED
-from imagenet_biases.base.schema import Fields, Row, check
+from imagenet_biases.base.schema import Number, Object, Row, Text, check
 from imagenet_biases.networks import packages
 from imagenet_biases.networks.pins import Pins
 from imagenet_biases.study import DRAWN_CATEGORIES
@@ -250,29 +252,15 @@ def _entries(path: Path, _: tuple[int, int]) -> dict[str, Entry]:
     return entries
 
 
-ROW = Fields(
-    {},
-    {key: [str] for key in ("wrapper", "ignore", "strip")}
-    | {"rename": [Row(str, str)], "files": [dict], "in_study": bool, "expected_top1": float, "view": dict, "eps": float}
-    | dict.fromkeys(
-        (
-            "name",
-            "category",
-            "source",
-            "location",
-            "sha256",
-            "arch",
-            "normalization",
-            "paper",
-            "link",
-            "licence",
-            "frontend",
-            "family",
-            "norm",
-        ),
-        str,
-    )
-    | {"resize": int, "crop": int, "interpolation": str},
+_TEXTS = ("name", "category", "source", "location", "sha256", "arch", "normalization", "paper", "link", "licence")
+ROW = TypedDict(  # type: ignore[misc]  # pyright: ignore
+    "ROW",
+    dict.fromkeys((*_TEXTS, "frontend", "family", "norm", "interpolation"), Text)  # type: ignore[misc]
+    | dict.fromkeys(("wrapper", "ignore", "strip"), list[Text])
+    | dict.fromkeys(("expected_top1", "eps"), Number)
+    | dict.fromkeys(("resize", "crop"), int)
+    | {"rename": list[Annotated[tuple[Text, Text], Row]], "files": list[Object], "in_study": bool, "view": Object},
+    total=False,
 )
 """The values of all keys of an entry, its files and its view; the functions below say which keys each may have."""
 

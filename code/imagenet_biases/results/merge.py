@@ -107,7 +107,7 @@ def _records(files: Iterable[Path], origin: str | None = None) -> list[Content]:
     records: list[Content] = []
     for path in files:
         try:
-            record = read_json(path, (dict, list, str, bool, float, None))
+            record = read_json(path, Any)
         except (OSError, Malformed) as error:
             raise UserError(f"{origin or path} cannot be read ({error}): measure it again or remove it") from None
         if not is_object(record) or not {"format", "benchmark", "metrics"} & record.keys():

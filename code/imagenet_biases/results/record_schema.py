@@ -3,36 +3,21 @@
 Records of the first edition lack some of it and call every subset True or False. Further keys are allowed everywhere.
 """
 
-from contextlib import suppress
-from functools import cache
 from typing import Annotated, Any, NotRequired
 
 from annotated_types import Len
-from pydantic import ConfigDict, Field, InstanceOf, Strict, TypeAdapter, ValidationError
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from imagenet_biases.base.schema import LARGEST_NUMBER, Malformed
+from imagenet_biases.base.schema import Count, Number, Object, Row, Text, check
 
 FORMAT = 2
 
-Text = InstanceOf[str]  # pydantic's own str refuses half of a character, which a file name may hold
-Object = InstanceOf[dict[str, Any]]
-Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
 Size = Annotated[int, Field(ge=1, le=2**53)]
 Bounds = Annotated[list[Number], Len(2, 2)] | Annotated[list[None], Len(2, 2)]
-Row = Strict(False)  # JSON has lists where Python has tuples
 Layer = (
     Annotated[tuple[Number | None, Number, Number], Row] | Annotated[tuple[Number | None, None, None], Row]
 )  # value, low, high
-WORDS = {
-    "a valid ": "a ",
-    "a integer": "an integer",
-    "a dictionary": "an object",
-    "a tuple": "a list",
-    "an instance of str": "a text",
-    "an instance of dict": "an object",
-}
 
 
 class Part(TypedDict):
@@ -104,8 +89,6 @@ class Provenance(TypedDict):
 class RecordContent(TypedDict):
     """What one benchmark measured of one network."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
-
     model: Text
     benchmark: Text
     metrics: dict[Text, Number | None]
@@ -126,37 +109,6 @@ class RecordContent(TypedDict):
     scored: NotRequired[list[Rescoring]]
 
 
-@cache
-def _validator() -> TypeAdapter[RecordContent]:
-    return TypeAdapter(RecordContent)
-
-
 def check_record(record: Any) -> None:
     """Raise Malformed, which names a place that is wrong, for what is not the content of a record."""
-    try:
-        _validator().validate_python(record)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    else:
-        return
-    # of the alternatives of a union, the one that fits the deepest says best what is wrong within
-    raise Malformed(max((_explained(record, problem) for problem in problems), key=lambda pair: pair[0])[1])
-
-
-def _explained(record: Any, problem: Any) -> tuple[int, str]:
-    """Return how deep one of pydantic's problems lies, and one line: where, what is there, and what should be."""
-    place: list[str] = []
-    value: Any = record
-    for part in problem["loc"]:
-        with suppress(LookupError, TypeError):  # it also names the alternatives of unions
-            value = value[part]
-            place.append(str(part))
-    if problem["type"] == "missing":
-        return len(place) + 1, f"{'/'.join([*place, str(problem['loc'][-1])])} is missing"
-    content = {"dict": "an object", "list": "a list"}.get(type(value).__name__) or f"{value!r:.60}"
-    wanted = problem["msg"].removeprefix("Input should be ")
-    if problem["type"].endswith("than_equal"):  # pydantic would write out 1e300
-        wanted = "a number in the allowed range"
-    for pydantic_word, word in WORDS.items():
-        wanted = wanted.replace(pydantic_word, word)
-    return len(place), f"{'/'.join(place) or 'it'} is {content}, not {wanted}"
+    check(record, RecordContent)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from imagenet_biases import study
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import safe_name, sweep, write_json
-from imagenet_biases.base.schema import Malformed, read_json
+from imagenet_biases.base.schema import Malformed, Object, read_json
 from imagenet_biases.estimate import Estimate
 from imagenet_biases.measures.split_half import FEWEST, as_text, halves
 from imagenet_biases.results.provenance import circumstances, commit
@@ -301,7 +301,7 @@ def _precedence(record: Mapping[str, Any]) -> tuple[bool, bool, int, str]:
 def read_record(path: Path) -> Content | None:
     """Return a record's content, or None where the file is missing or not a record of this project."""
     try:
-        record = read_json(path, dict)
+        record = read_json(path, Object)
         check_record(record)
         variant(record)
         return record

@@ -17,15 +17,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 import numpy as np
 from filelock import FileLock
 from jaxtyping import Shaped, UInt8
+from typing_extensions import TypedDict
 
 from imagenet_biases.base.arrays import StoredArrays, open_arrays
 from imagenet_biases.base.files import atomic, safe_name
-from imagenet_biases.base.schema import Fields, Malformed, Row, check, count, parsed
+from imagenet_biases.base.schema import Count, Malformed, Object, Row, Text, check, parsed
+from imagenet_biases.results.record_schema import Moment
 
 if TYPE_CHECKING:
     from imagenet_biases.images.sets import ImageSet
@@ -36,21 +38,36 @@ UNSEEN, ANSWERED, LEFT_OUT = 0, 1, 2
 Identity = Mapping[str, Any]  # of a cell: network, image set, condition, readout, precision, ...
 Entry = dict[str, Any]
 
-IDENTITY = Fields(
-    {"images": str, "fingerprint": str, "condition": str, "kind": str, "settings": dict, "readout": dict},
-    {"network": str, "view": str, "precision": str, "seed": int, "batch_size": int},
-)
-ENTRY = Fields(
-    {
-        "identity": IDENTITY,
-        "measured": [Fields({"time": str})],
-        "nonfinite": count,
-        "pixels": {str: count},
-        "complete": bool,
-        "answered": count,
-    },
-    {"gradients": Row(count, count)},
-)
+
+class StoredIdentity(TypedDict):
+    """What determines a cell's answers."""
+
+    images: Text
+    fingerprint: Text
+    condition: Text
+    kind: Text
+    settings: Object
+    readout: Object
+    network: NotRequired[Text]
+    view: NotRequired[Text]
+    precision: NotRequired[Text]
+    seed: NotRequired[int]
+    batch_size: NotRequired[int]
+
+
+class StoredEntry(TypedDict):
+    """What a file's index holds of a cell."""
+
+    identity: StoredIdentity
+    measured: list[Moment]
+    nonfinite: Count
+    pixels: dict[Text, Count]
+    complete: bool
+    answered: Count
+    gradients: NotRequired[Annotated[tuple[Count, Count], Row]]
+
+
+INDEX = dict[Text, StoredEntry]
 DAMAGED = (OSError, KeyError, Malformed)
 
 
@@ -323,7 +340,7 @@ def _index(file: Path, size: int, time: int) -> dict[str, Entry] | None:
                     stacklevel=2,
                 )
                 return None
-            entries = parsed(str(arrays["index"]).encode(), {str: ENTRY})
+            entries = parsed(str(arrays["index"]).encode(), INDEX)
         if wrong := [key for key, entry in entries.items() if key != key_of(entry["identity"])]:
             raise Malformed(f"{wrong[0]} is not the key of its identity")
         return entries
@@ -391,7 +408,7 @@ def _write(path: Path, cells: Iterable[Cell]) -> None:
         if responses.gradients[1]:
             index[key]["gradients"] = list(responses.gradients)
         arrays |= {f"{key}.values": responses.values, f"{key}.state": responses.state}
-    check(index, {str: ENTRY}, path.name)
+    check(index, INDEX, path.name)
     with atomic(path) as file:
         np.savez(file, index=np.array(json.dumps(index)), **arrays)
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.base.files import write_json
-from imagenet_biases.base.schema import Malformed, check, count, read_json
+from imagenet_biases.base.schema import Count, Malformed, Object, Text, check, read_json
 from imagenet_biases.images.labels import REAL
-from imagenet_biases.images.sets import manifest_of
+from imagenet_biases.images.sets import Manifest
 from imagenet_biases.synthetic.drawings import (
     CATEGORIES,
     DRAWING,
@@ -70,7 +70,7 @@ def _label(folder: Path) -> dict[str, Any] | None:
     """Return the version and seed of a drawn folder, None for any other."""
     file = folder / "drawn.json"
     try:
-        return read_json(file, dict)
+        return read_json(file, Object)
     except (OSError, Malformed):
         return None
 
@@ -87,7 +87,7 @@ def _save(path: Path, pixels: np.ndarray, mode: str | None = None) -> None:
 
 def _manifest(folder: Path, images: int | Mapping[str, int], classes: Iterable[str] | None = None) -> None:
     manifest = {"collection": "drawn", "images": images} | ({"classes": sorted(classes)} if classes else {})
-    write_json(folder / "image-set.json", check(manifest, manifest_of((count, {str: count}))))
+    write_json(folder / "image-set.json", check(manifest, Manifest[Count | dict[Text, Count]]))
 
 
 def _canvas(rng: np.random.Generator) -> tuple[int, int, float]:
