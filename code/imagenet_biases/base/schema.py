@@ -30,6 +30,7 @@ WORDS = {  # pydantic's, and JSON's or plain ones in their place
     "a dictionary": "an object",
     "a tuple": "a list",
     "a string": "a text",
+    "None": "null",
     "an instance of str": "a text",
     "an instance of dict": "an object",
     "String should match pattern": "a text that matches",
