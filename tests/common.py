@@ -2,11 +2,17 @@
 
 import contextlib
 import datetime
+import functools
 import importlib
 import io
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import resource
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +60,7 @@ def measured(benchmark, network, data, results=None, options=None, **settings):
         return benchmark.report(found)
 
     spied = replace(benchmark, report=report)
-    settings = Settings(**{"device": "cpu", "batch_size": 16, "compile": "off", **settings})
+    settings = Settings(**{"device": "cpu", "batch_size": 8, "compile": "off", **settings})
     networks = network if isinstance(network, str | dict) else {"network": network}
     if results is not None:
         for path in Path(results).glob(f"*/{benchmark.name}.*json"):
@@ -117,9 +123,76 @@ def run(name, *arguments, check=False):
     return ended
 
 
-def run_and_exit(name, *arguments):
-    """Run code/NAME as `run` does and end this process, one of multiprocessing's, with its status."""
-    sys.exit(run(name, *arguments).returncode)
+@functools.cache
+def processes():
+    """Return multiprocessing's context of processes that begin with the libraries loaded, which takes seconds else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common", "eval_all", "imagenet_biases.engine.evaluate"])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(sys.path)}):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def _become(name, words, streams, environment, limit):
+    """Be the process of a script, from a process of `launch`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(("/dev/null", *streams)):
+        os.dup2(os.open(path, os.O_RDWR if number else os.O_RDONLY), number)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv = [str(CODE / name), *words]
+    sys.exit(importlib.import_module(Path(name).stem).main(words) or 0)
+
+
+class Launched:
+    """A script under way, with what these tests use of subprocess.Popen."""
+
+    def __init__(self, process, files):
+        self.process, self.files = process, files
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        """Return its status, or that it goes on: None."""
+        self.process.join(0)
+        return self.returncode
+
+    def send_signal(self, number):
+        """Send a signal, if it is still under way."""
+        if self.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def kill(self):
+        """Kill it."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout=300):
+        """Wait for its end; return its status."""
+        self.process.join(timeout)
+        assert self.returncode is not None, f"still under way after {timeout} seconds"
+        return self.returncode
+
+    def communicate(self, timeout=300):
+        """Wait for its end; return what it printed (stdout, stderr); '' for what a test sent elsewhere."""
+        self.wait(timeout)
+        return tuple(Path(file.name).read_text() if file else "" for file in self.files)
+
+
+def launch(name, *arguments, stdout=None, stderr=None, limit=None, **environment):
+    """Start code/NAME in a process of its own, with the libraries already loaded; return it, `Launched`.
+
+    For tests in which a process matters, because it is killed, shares a folder or is refused something, and its start
+    does not. `stdout`, `stderr`: paths to print to; `limit`: largest file in bytes that it may write.
+    """
+    files = [None if path else tempfile.NamedTemporaryFile() for path in (stdout, stderr)]  # noqa: SIM115
+    streams = [path or file.name for path, file in zip((stdout, stderr), files, strict=True)]
+    settings = name, list(map(str, arguments)), streams, {**outside(), **environment}, limit
+    process = processes().Process(target=_become, args=settings)
+    process.start()
+    return Launched(process, files)
 
 
 def later(monkeypatch, seconds=2):

@@ -1,7 +1,9 @@
 """Shared fixtures and settings: one thread per process, since pytest runs as many processes as there are cores."""
 
 import ctypes
+import gc
 import hashlib
+import multiprocessing.forkserver
 import os
 import shutil
 import sys
@@ -18,6 +20,8 @@ from jaxtyping import install_import_hook
 
 # shapes and types of stimuli and measures are checked at every call
 install_import_hook(["imagenet_biases.stimuli", "imagenet_biases.measures"], "typechecking.typechecked")
+
+MOST_MEMORY = 1.25 * 2**30  # bytes of a test process from which freed memory goes back to the system
 
 # handed out last, a long file keeps a test process busy when the others are done
 LONGEST = (
@@ -52,8 +56,14 @@ def drawn(request, tmp_path_factory, worker_id):
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """Give the memory of a file's tests back: the C library keeps what is free in a process that lives on."""
-    if (nextitem is None or nextitem.path != item.path) and sys.platform == "linux":
+    """Give freed memory back to the system: the C library keeps it in a process that lives on (runtime.keep_memory)."""
+    if sys.platform != "linux":
+        return
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MOST_MEMORY:
+        if nextitem is None or nextitem.path != item.path:
+            gc.collect()
+            gc.freeze()  # what is left are imports and caches: the next collections leave them out, and take no time
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -66,6 +76,11 @@ def pytest_collection_modifyitems(items):
         for fixture, marker in (("browser", "browser"), ("server", "server"), ("mirror", "server")):
             if fixture in item.fixturenames:
                 item.add_marker(marker)
+
+
+def pytest_sessionfinish():
+    """End the process from which `common.launch` starts others, and wait for it."""
+    multiprocessing.forkserver._forkserver._stop()
 
 
 @pytest.hookimpl(trylast=True)

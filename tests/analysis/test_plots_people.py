@@ -86,9 +86,7 @@ def test_highlighted_networks_keep_their_colour(frame):
 
 @pytest.mark.slow
 @needs_shared
-def test_the_script_draws_them(tmp_path):
-    folders = (SHARED / "human_trials", SHARED / "cue_conflict_trials")
-    run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", *folders, check=True)
-    assert (tmp_path / "error_consistency.png").stat().st_size > 10_000
+def test_the_script_draws_them(study_figures, tmp_path):
+    assert (study_figures / "error_consistency.png").stat().st_size > 10_000
     result = run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, "--trials", tmp_path / "no")
     assert result.returncode == 2 and "no folder" in result.stderr and len(result.stderr.splitlines()) == 1

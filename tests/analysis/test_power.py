@@ -32,6 +32,7 @@ from imagenet_biases.results.table import PUBLISHED, read_table, study
 from imagenet_biases.study import BIASES, CONTROL, SCORES
 
 MANY = ROOT / "raw-data" / "power.csv"
+FEW = 5  # of each strength
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def few(networks):
-    return power(networks, studies=10, seed=1)
+    return power(networks, studies=FEW, seed=1)
 
 
 def test_a_simulated_study_has_the_real_ones_networks_values_and_families(networks):
@@ -106,16 +107,16 @@ def row(table, mechanism, strength, predictor, method):
 
 
 @pytest.mark.slow
-def test_forty_small_studies_agree_with_the_many(few):
+def test_twenty_small_studies_agree_with_the_many(few):
     """Binomial bands; pairs of one study share its networks, so a study counts once."""
     many = pd.read_csv(MANY)
     assert tuple(few.columns) == tuple(many.columns) == COLUMNS
-    assert (few["studies"] == 10).all() and many["studies"].min() >= 300
+    assert (few["studies"] == FEW).all() and many["studies"].min() >= 300
     both = few.merge(many, on=["mechanism", "strength", "predictor", "method"], suffixes=("", "_many"))
     assert len(both) == len(few) == len(many)
     for column in ("alarm", "coverage"):
         known = both.dropna(subset=[column])
-        low, high = (binom.ppf(q, 10, known[f"{column}_many"]) / 10 for q in (0.0005, 0.9995))
+        low, high = (binom.ppf(q, FEW, known[f"{column}_many"]) / FEW for q in (0.0005, 0.9995))
         inside = known[column].between(low - 1e-9, high + 1e-9)
         assert inside.mean() > 0.98, known[~inside]
 

@@ -120,10 +120,9 @@ def test_a_table_without_shared_networks_has_no_cells(table):
 
 
 @pytest.mark.slow
-def test_the_report_and_the_figures_have_it(tmp_path):
+def test_the_report_and_the_figures_have_it(study_figures, tmp_path):
     run("report.py", "--table", PUBLISHED, "--out", tmp_path / "report.html", check=True)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Other laboratories" in page and "all 525 shared conditions" in page and "ID (timm)" in page
-    run("plot_study.py", "--table", PUBLISHED, "--out", tmp_path, check=True)
-    assert (tmp_path / "published_and_witness.pdf").exists()
-    assert len(pd.read_csv(tmp_path / "witnesses.csv")) > 700
+    assert (study_figures / "published_and_witness.pdf").exists()
+    assert len(pd.read_csv(study_figures / "witnesses.csv")) > 700

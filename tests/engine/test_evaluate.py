@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from common import CODE, SHARED, answered, needs_shared, responses, run
+from common import SHARED, answered, launch, needs_shared, responses, run
 from imagenet_biases import Data, Settings, evaluate
 from imagenet_biases.base.errors import UserError
 from imagenet_biases.engine.loop import Loop
@@ -466,8 +465,7 @@ def test_resume_after_sigkill_gives_the_same_file(drawn, tmp_path):
     words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", drawn, "--batch-size", 8, "--wandb", "disabled"]
     run("eval_imagenet.py", *words, "--results", tmp_path / "whole", check=True)
     killed = [*words, "--results", tmp_path / "killed", "--checkpoint-seconds", 0]
-    command = [sys.executable, str(CODE / "eval_imagenet.py"), *map(str, killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = launch("eval_imagenet.py", *killed)
     while answered(tmp_path / "killed") < 24 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -530,7 +528,7 @@ def test_a_real_network_of_1001_outputs(cut, tmp_path):
     """Cut at the wrong end, and its probabilities in place of its logits."""
     (tmp_path / "net.py").write_text(BACKGROUND.format(folder=str(SHARED / "nets"), cut=cut))
     words = ["--model", f"{tmp_path}/net.py:build", "--imagenet", SHARED / "imagenet_samples", "--allow-partial"]
-    run("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 25, "--wandb", "disabled", check=True)
+    run("eval_imagenet.py", *words, "--results", tmp_path, "--batch-size", 10, "--wandb", "disabled", check=True)
     record = json.loads((tmp_path / "net.build" / "imagenet.json").read_text())
     near_chance = [warning for warning in record["warnings"] if "near chance" in warning]
     probabilities = [warning for warning in record["warnings"] if "gives probabilities" in warning]

@@ -1,12 +1,8 @@
 """Rounds: any moment is an answer. Nested samples, records that only grow, ends by time and by what is known."""
 
 import json
-import multiprocessing
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -16,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import CODE, SHARED, answered, needs_shared, run, run_and_exit
+from common import SHARED, launch, needs_shared, run
 from imagenet_biases import Benchmark, Data, Pass, Recording, Settings, evaluate, evaluate_rounds
 from imagenet_biases.engine.evaluate import refined
 from imagenet_biases.engine.schedule import Schedule
@@ -167,7 +163,7 @@ class Slow(Linear):
 @pytest.mark.slow
 def test_a_budget_ends_a_run_with_what_is_measured(data, tmp_path, caplog):
     started = time.monotonic()
-    settings = Settings(device="cpu", batch_size=4, compile="off", rounds=(50.0, 100.0), budget=4)
+    settings = Settings(device="cpu", batch_size=4, compile="off", rounds=(20.0, 100.0), budget=4)
     with caplog.at_level("INFO"):
         (record,) = evaluate(Slow(), DIMMED, data, settings, results=tmp_path)
     assert time.monotonic() - started < 4 + 3 and "the budget of 4 seconds is used up" in caplog.text
@@ -246,6 +242,18 @@ class Slow(torch.nn.Module):
 def build():
     return Slow()
 """
+INTERRUPTED = """
+class Interrupted(Slow):
+    shown = 0
+    def forward(self, x):
+        self.shown += len(x)
+        if self.shown > {answers}:
+            import os, signal
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(x)
+def interrupted():
+    return Interrupted()
+"""
 BENCHMARKS = ("--benchmarks", "imagenet,spectral", "--rounds", "34,60,100", "--wandb", "disabled", "--batch-size", "8")
 
 
@@ -258,25 +266,19 @@ def all_numbers(results):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path, monkeypatch):
+def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path):
     (tmp_path / "net.py").write_text(NET.format(pause=0.002))
     words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", str(drawn), *BENCHMARKS]
     run("eval_all.py", *words, "--results", tmp_path / "whole", check=True)
     dice = random.Random(0)
     killed = [*words, "--results", str(tmp_path / "killed"), "--checkpoint-seconds", "0.2"]
-    processes = multiprocessing.get_context("forkserver")  # with the libraries loaded: the kills come while it measures
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    processes.set_forkserver_preload(["common", "eval_all", "imagenet_biases.engine.evaluate"])
     ends = 0
     for turn in range(20):
-        process = processes.Process(target=run_and_exit, args=("eval_all.py", *killed))
-        process.start()
-        process.join(dice.uniform(0.1, 1))
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGINT if turn % 3 == 0 else signal.SIGKILL)
-            ends += 1
-        process.join()
-        if process.exitcode == 0:
+        process = launch("eval_all.py", *killed)
+        time.sleep(dice.uniform(0.1, 1))
+        ends += process.poll() is None
+        process.send_signal(signal.SIGINT if turn % 3 == 0 else signal.SIGKILL)
+        if process.wait() == 0:
             break
     run("eval_all.py", *killed, check=True)
     assert ends and all_numbers(tmp_path / "killed") == all_numbers(tmp_path / "whole")
@@ -284,20 +286,15 @@ def test_killed_at_random_moments_the_digits_are_the_same(drawn, tmp_path, monke
 
 @pytest.mark.slow
 def test_ctrl_c_reports_the_longest_prefix(drawn, tmp_path):
-    (tmp_path / "net.py").write_text(NET.format(pause=0.01))
-    words = ["--model", f"{tmp_path / 'net.py'}:build", "--data", str(drawn), *BENCHMARKS, "--checkpoint-seconds", "0"]
-    command = [sys.executable, str(CODE / "eval_all.py"), *words, "--results", str(tmp_path / "results")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    record = tmp_path / "results" / "net.build" / "spectral.json"
-    while not record.exists() and process.poll() is None:
-        time.sleep(0.05)
-    while answered(tmp_path / "results") < 42 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    """Ctrl-C comes within the third batch of the second round: 22 conditions beside the 96 clean images."""
+    answers = 96 + 22 * (33 + 2 * 8) + 30
+    (tmp_path / "net.py").write_text(NET.format(pause=0) + INTERRUPTED.format(answers=answers))
+    words = ["--model", f"{tmp_path / 'net.py'}:interrupted", "--data", drawn, *BENCHMARKS]
+    process = launch("eval_all.py", *words, "--results", tmp_path / "results")
+    out, err = process.communicate()
     assert process.returncode == 130, err
-    content = json.loads(record.read_text())
-    assert 33 < content["images"] < 96 and content["images"] not in (33, 58)
+    content = json.loads((tmp_path / "results" / "net.interrupted" / "spectral.json").read_text())
+    assert content["images"] == 33 + 2 * 8
     assert f"a sample, {100 * content['images'] / 96:.3g} %" in out
 
 
@@ -390,14 +387,17 @@ def test_with_a_budget_places_are_known_for_fewer_passes():
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # some 100 s of processor time: several minutes on a busy machine
-def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photographs_give(tmp_path):
-    """MobileNetV2 on 100 photographs, of which 32, the least with an interval, say what all would give."""
+def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photographs_give():
+    """MobileNetV2 on 100 photographs, of which 32, the least with an interval, say what all would give.
+
+    All metrics share the sample, so that this is one draw of many: test_whole_set_intervals.py has the coverage.
+    """
     network = f"{SHARED / 'nets' / 'mobilenet.py'}:load"
     data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True)
     chosen = ["imagenet", "spectral", "criticalband", "imagenet_adv", "solarization", "perturbation", "criticality"]
     options = {
         "imagenet_adv": {"attack": "fgsm"},
-        "solarization": {"alpha": "21", "draws": 2},
+        "solarization": {"alpha": "11", "draws": 1},
         "criticality": {"reset": "zero", "draws": 1, "layers": "layers.63"},
         "perturbation": {"source": "gradient", "padding": "zeros"},
     }
@@ -411,7 +411,7 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
                 assert (sampled["images"], sampled["of"]) == (32, 100)
                 slack = 1e-6 * max(1.0, abs(after["metrics"][name]))  # the same mean by another order of sums
                 inside.append(sampled["low"] - slack <= after["metrics"][name] <= sampled["high"] + slack)
-    assert len(inside) > 100 and np.mean(inside) >= 0.9, (np.mean(inside), len(inside))
+    assert len(inside) > 80 and np.mean(inside) >= 0.9, (np.mean(inside), len(inside))
 
 
 @pytest.mark.slow

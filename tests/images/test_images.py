@@ -16,7 +16,7 @@ from scipy.io import savemat
 from timm.data import RealLabelsImagenet
 from torchvision import transforms
 
-from common import SHARED, needs_shared
+from common import SHARED, needs_shared, processes
 from hostile import cases, damaged
 from imagenet_biases import Data
 from imagenet_biases.base.errors import UserError
@@ -347,9 +347,9 @@ def _fill(one, cache, seed):
         reader.read(position)
 
 
-def _together(way, target, arguments):
-    """Run a function in one process for each tuple of arguments, all at once."""
-    workers = [multiprocessing.get_context(way).Process(target=target, args=one) for one in arguments]
+def _together(context, target, arguments):
+    """Run a function in a process of a multiprocessing context for each tuple of arguments, all at once."""
+    workers = [context.Process(target=target, args=one) for one in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -360,7 +360,7 @@ def _together(way, target, arguments):
 @pytest.mark.slow
 def test_cache_is_filled_by_several_processes(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
-    _together("spawn", _fill, [(one, cache, seed) for seed in range(3)])
+    _together(processes(), _fill, [(one, cache, seed) for seed in range(3)])
     reader = Reader(one, STUDY, cache)
     assert all(reader.stamps["crc"])
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))
@@ -374,8 +374,8 @@ def _open_together(one, cache, start):
 @pytest.mark.slow
 def test_sixteen_processes_open_one_cache_at_once(validation, tmp_path):
     one, cache = found(validation), tmp_path / "cache"
-    start = multiprocessing.get_context("fork").Barrier(16)
-    _together("fork", _open_together, [(one, cache, start)] * 16)
+    forks = multiprocessing.get_context("fork")
+    _together(forks, _open_together, [(one, cache, forks.Barrier(16))] * 16)
     reader = Reader(one, STUDY, cache)
     assert all(reader.stamps["crc"])  # nobody has removed what another had begun to fill
     assert np.array_equal(whole(reader), whole(Reader(one, STUDY)))

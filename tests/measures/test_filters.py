@@ -56,6 +56,7 @@ def test_an_untrained_resnet50_has_the_published_row(untrained):
     assert len(record["layers"]["metric/quality/layer/ve"]) == 16
 
 
+@pytest.mark.slow
 def test_its_extremes_are_published_too(untrained):
     with open(TABLES / "published_results.csv", encoding="utf-8") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}

@@ -33,7 +33,7 @@ class Answers(nn.Module):
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "tuned"])
 def test_the_share_is_in_the_record_and_said(kind, least, attack, drawn, tmp_path):
     options = {"imagenet_adv": {"attack": attack, "steps": 3}}
-    settings = Settings(device="cpu", batch_size=40)
+    settings = Settings(device="cpu", batch_size=10)
     for _ in range(2):  # the second time from what is stored
         (record,) = evaluate(Answers(kind), "imagenet_adv", Data(drawn), settings, options=options, results=tmp_path)
         shares = record["provenance"]["flat_gradients"].values()
@@ -53,7 +53,7 @@ def test_a_saturated_network_has_no_gradient_where_it_is_right(drawn):
             )  # fmt: skip
 
     options = {"imagenet_adv": {"attack": "fgsm"}}
-    settings = Settings(device="cpu", batch_size=40)
+    settings = Settings(device="cpu", batch_size=10)
     (record,) = evaluate(Right("saturated"), "imagenet_adv", Data(drawn), settings, options=options)
     share = record["provenance"]["flat_gradients"]["FGSM/low"]
     assert share >= record["metrics"]["top1_acc/imagenet"] / 100

@@ -120,7 +120,7 @@ QUICK = ("torch module", "timm name", "timm hub", "transformers", "ONNX", "torch
 
 @pytest.mark.slow
 def test_the_same_network_gives_the_same_answers_in_every_form(brought, drawn):
-    same_answers(brought[1], Data(root=drawn, limit=24), QUICK)
+    same_answers(brought[1], Data(root=drawn, limit=16), QUICK)
 
 
 @needs_shared
@@ -128,7 +128,7 @@ def test_the_same_network_gives_the_same_answers_in_every_form(brought, drawn):
 def test_the_same_network_gives_the_same_answers_on_photographs(brought, tmp_path):
     tiny_networks.onnx_file(brought[0], tmp_path / "by-four.onnx", batch=4)
     forms = brought[1] | {"ONNX, four images at a time": {"name": f"{tmp_path}/by-four.onnx"}}
-    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True)
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True, limit=40)
     same_answers(forms, data, forms)
 
 
@@ -456,7 +456,7 @@ def test_weights_beside_an_onnx_file_are_part_of_the_network(brought, tmp_path):
 
 @pytest.mark.slow
 def test_layers_of_a_network_that_cannot_be_built_anew_are_reset_as_pytorch_does(brought, drawn, tmp_path):
-    words = ("--data", drawn, "--limit", 4, "--results", tmp_path, "--wandb", "disabled", "--num-workers", 0)
+    words = ("--data", drawn, "--limit", 2, "--draws", 1, "--results", tmp_path, "--wandb", "disabled")
     for form, metric in (("transformers", "metric/criticality-pytorch/mean"), ("timm hub", "metric/criticality/mean")):
         status, out, err = run("eval_criticality.py", "--model", brought[1][form]["name"], *words)
         assert status == 0 and metric in out, err

@@ -7,7 +7,6 @@ HOSTILE_KILLS=60 python -m pytest tests/scripts/test_hostile_runs.py -k kills
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common import CODE
+from common import CODE, launch
 from hostile import SEED
 
 pytestmark = pytest.mark.slow
@@ -29,32 +28,17 @@ ONE = ("eval_imagenet.py", "--model", "calibration_texture")
 TIMES = ("time", "images_per_second", "measured", "scored_from")  # what says when, and what is made of that
 
 
-def start(words, data, results, *more, limit=None, within=(), stdout=subprocess.PIPE, stderr=subprocess.PIPE):
-    """Start a script as a user does; `limit`: largest file in bytes that it may write, as on a full disk.
+def start(words, data, results, *more, within=(), **settings):
+    """Start a script in a process of its own; `settings`: of `launch`.
 
     `within`: words of a command that runs the command that follows them.
     """
-    command = [
-        *within,
-        sys.executable,
-        CODE / words[0],
-        *words[1:],
-        "--data",
-        data,
-        "--results",
-        results,
-        "--wandb",
-        "disabled",
-    ]
-    command += ["--batch-size", "16", "--checkpoint-seconds", "0", "--num-workers", "0", *more]
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, command)), stdout=stdout, stderr=stderr, text=True, env=environment, preexec_fn=limit and limited
-    )
+    words = [*words, "--data", data, "--results", results, "--wandb", "disabled", "--batch-size", "16"]
+    words += ["--checkpoint-seconds", "0", "--num-workers", "0", *more]
+    if not within:
+        return launch(*words, **settings)
+    command = [*within, sys.executable, CODE / words[0], *words[1:]]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def end(process):
@@ -93,7 +77,7 @@ def test_kills_at_random_moments_lose_nothing(drawn, tmp_path, undisturbed):
     dice, (expected, seconds) = random.Random(SEED), undisturbed
     killed = 0
     for _ in range(KILLS):
-        process = start(ALL, drawn, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(ALL, drawn, tmp_path)
         time.sleep(dice.uniform(0.2, 1) * seconds)
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -189,11 +173,11 @@ def test_an_unreadable_image_in_a_decoding_process_is_one_line(drawn, tmp_path):
 
 
 def test_a_full_standard_output_is_one_line(drawn, tmp_path):
-    with open("/dev/full", "w") as full:
-        one_line(start(ONE, drawn, tmp_path, stdout=full), 1, "No space left")
-        assert len(records(tmp_path)) == 1  # what was measured is kept
-        assert end(start(ONE, drawn, tmp_path, stderr=full))[0] == 0  # what cannot be said does not end a run
-        one_line(start(("eval_imagenet.py", "--help"), drawn, tmp_path, stdout=full), 1, "No space left")
+    full = "/dev/full"
+    one_line(start(ONE, drawn, tmp_path, stdout=full), 1, "No space left")
+    assert len(records(tmp_path)) == 1  # what was measured is kept
+    assert end(start(ONE, drawn, tmp_path, stderr=full))[0] == 0  # what cannot be said does not end a run
+    one_line(start(("eval_imagenet.py", "--help"), drawn, tmp_path, stdout=full), 1, "No space left")
 
 
 def test_a_deleted_working_directory_is_one_line(tmp_path):

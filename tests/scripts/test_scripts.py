@@ -1,9 +1,9 @@
 """The scripts as a user runs them: end to end on the drawn set, their records, their W&B mirror, their errors."""
 
 import json
-import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +11,7 @@ import time
 import pytest
 from filelock import FileLock
 
-from common import CODE, later, run, script
+from common import CODE, later, launch, run, script
 from imagenet_biases.results.wandb_log import curves, first_of
 
 ACCURACY = {
@@ -140,10 +140,15 @@ def logged(folder):
     return found
 
 
+@pytest.fixture(scope="module")
+def offline_runs(results):
+    return logged(results)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCURACY)
-def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, name):
-    found = {key: runs for key, runs in logged(results).items() if key[1] == name}
+def test_wandb_is_one_project_with_a_few_scalars_and_the_record_whole(results, offline_runs, name):
+    found = {key: runs for key, runs in offline_runs.items() if key[1] == name}
     assert {group for group, _ in found} == {"calibration_silhouette", "calibration_texture"}
     for (network, _), (one,) in found.items():
         content, (run, summary, config) = record(results, name, network), (one[k] for k in ("run", "summary", "config"))
@@ -176,22 +181,20 @@ def test_an_interrupted_run_is_marked_and_replaced_by_its_repeat(drawn, tmp_path
         "def build():\n"
         "    return Net()\n"
     )
-    words = [sys.executable, CODE / "eval_spectral.py", "--model", f"{net}:build", "--data", drawn]
-    words += ["--results", tmp_path, "--wandb", "offline", "--wandb-layout", "benchmarks", "--checkpoint-seconds", "0"]
-    slow = {**os.environ, "PAUSE": "0.3"}
-    process = subprocess.Popen([*map(str, words), "--num-workers", "0"], stderr=subprocess.DEVNULL, env=slow)
+    words = ["eval_spectral.py", "--model", f"{net}:build", "--data", drawn, "--results", tmp_path]
+    words += ["--wandb", "offline", "--wandb-layout", "benchmarks", "--checkpoint-seconds", "0", "--num-workers", "0"]
+    process = launch(*words, PAUSE="0.3")
     while not list(tmp_path.glob("*/responses/*.parts/*")) and process.poll() is None:
         time.sleep(0.1)
-    process.terminate()
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
     ((one,),) = logged(tmp_path).values()
     assert one["summary"]["state"] == "interrupted" and one["run"]["project"] == "spectral"
-    assert subprocess.run(list(map(str, words)), check=False, capture_output=True).returncode == 0
+    assert launch(*words).wait() == 0
     ((two,),) = logged(tmp_path).values()  # the first one's folder is gone: uploading both would mix them up
     assert two["summary"]["state"] == "complete" and two["run"]["run_id"] == one["run"]["run_id"]
     assert two["folder"] != one["folder"]
-    assert subprocess.run(list(map(str, words)), check=False, capture_output=True).returncode == 0
+    assert launch(*words).wait() == 0
     ((three,),) = logged(tmp_path).values()  # what stands is not logged again
     assert three["folder"] == two["folder"] or "+" in record(tmp_path, "spectral", "net.build")["provenance"]["commit"]
 

@@ -4,8 +4,7 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_resnet
-from common import CODE, run
+from common import CODE, launch, run
 from imagenet_biases.stimuli.bandpass import band_pass
 from imagenet_biases.synthetic.drawings import CATEGORIES
 from imagenet_biases.vocabulary import Batch
@@ -106,33 +105,18 @@ def test_fronts_act_on_training_only_and_are_functions_of_seed_epoch_and_image(p
             assert any(torch.equal(band_pass(one[None], kind="low-pass", cutoff=c)[0], other) for c in cutoffs)
 
 
-def start(images, out, *words):
-    command = [
-        sys.executable,
-        CODE / "train_resnet.py",
-        "--train",
-        images,
-        "--out",
-        out,
-        "--epochs",
-        "2",
-        *SMALL,
-        *words,
-    ]
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_training_resumes_to_the_same_network(images, tmp_path, end):
     words = ("--preset", "diffusion-noise", "--ema", "0.9")
     trained(tmp_path / "net", images, *words, epochs=2)
     expected = weights(tmp_path / "net")
     shutil.rmtree(tmp_path / "net")
-    process = start(images, tmp_path / "net", *words, "--checkpoint-seconds", "0")
+    more = ["--train", images, "--out", tmp_path / "net", "--epochs", 2, *SMALL, "--checkpoint-seconds", "0"]
+    process = launch("train_resnet.py", *more, *words)
     while not (tmp_path / "net" / "checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(end)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == (143 if end == signal.SIGTERM else -9), err
     done = torch.load(tmp_path / "net" / "checkpoint.pt", weights_only=True)
     assert (done["epoch"], done["done"]) != (2, 0)  # in the middle
@@ -141,15 +125,16 @@ def test_a_stopped_training_resumes_to_the_same_network(images, tmp_path, end):
 
 
 def test_two_processes_train(images, drawn, tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", CODE / "train_resnet.py"]
-    words = [*command, "--train", images, "--out", tmp_path / "two", "--epochs", "2", *SMALL]
+    """As torchrun starts them."""
+    words = ["--train", images, "--out", tmp_path / "two", "--epochs", "2", *SMALL]
     words += ["--imagenet", drawn / "imagenet"]  # which one of the two measures
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=200, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second = losses(done.stdout.splitlines())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [launch("train_resnet.py", *words, **world, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    (out, err), (_, more) = (process.communicate() for process in both)
+    assert [process.returncode for process in both] == [0, 0], err + more
+    first, second = losses(out.splitlines())
     assert second < first - 0.5 and (tmp_path / "two" / "two.safetensors").exists()
 
 

@@ -213,7 +213,7 @@ def _draw_bars(
 ) -> set[tuple[str, str]]:
     """Draw the intervals of points on samples; return the (model, source) of these."""
     partly: set[tuple[str, str]] = set()
-    for row in rows.to_dict("records"):
+    for row in rows.to_dict("records") if samples else ():
         key = row["model"], row["source"]
         for name, other, draw in ((x, y, ax.hlines), (y, x, ax.vlines)):
             projection = samples.get(key, {}).get(name)
