@@ -133,12 +133,13 @@ def processes():
     return context
 
 
-def _become(name, words, streams, environment, limit):
+def _become(name, words, streams, folder, environment, limit):
     """Be the process of a script, from a process of `launch`."""
     os.environ.clear()
     os.environ.update(environment)
     for number, path in enumerate(("/dev/null", *streams)):
         os.dup2(os.open(path, os.O_RDWR if number else os.O_RDONLY), number)
+    os.chdir(folder)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     sys.argv = [str(CODE / name), *words]
@@ -181,7 +182,7 @@ class Launched:
         return tuple(Path(file.name).read_text() if file else "" for file in self.files)
 
 
-def launch(name, *arguments, stdout=None, stderr=None, limit=None, **environment):
+def launch(name, *arguments, stdout=None, stderr=None, cwd=ROOT, limit=None, **environment):
     """Start code/NAME in a process of its own, with the libraries already loaded; return it, `Launched`.
 
     For tests in which a process matters, because it is killed, shares a folder or is refused something, and its start
@@ -189,7 +190,7 @@ def launch(name, *arguments, stdout=None, stderr=None, limit=None, **environment
     """
     files = [None if path else tempfile.NamedTemporaryFile() for path in (stdout, stderr)]  # noqa: SIM115
     streams = [path or file.name for path, file in zip((stdout, stderr), files, strict=True)]
-    settings = name, list(map(str, arguments)), streams, {**outside(), **environment}, limit
+    settings = name, list(map(str, arguments)), streams, cwd, {**outside(), **environment}, limit
     process = processes().Process(target=_become, args=settings)
     process.start()
     return Launched(process, files)

@@ -25,8 +25,9 @@ MOST_MEMORY = 1.25 * 2**30  # bytes of a test process from which freed memory go
 
 # handed out last, a long file keeps a test process busy when the others are done
 LONGEST = (
-    *("test_rounds", "test_readme", "test_hostile_runs", "test_shards", "test_sources", "test_scripts", "test_fast"),
-    *("test_zoo", "test_evaluate", "test_train_resnet", "test_whole_set_intervals", "test_plots", "test_door"),
+    *("test_rounds", "test_readme", "test_plots", "test_sources", "test_train_resnet", "test_report", "test_scripts"),
+    *("test_hostile_runs", "test_whole_set_intervals", "test_shards", "test_wandb", "test_experiment_page"),
+    *("test_fast", "test_door", "test_known_observers", "test_zoo", "test_evaluate"),
 )
 
 

@@ -103,34 +103,39 @@ def own(ax, colour):
     return np.vstack(found) if found else np.empty((0, 2))
 
 
-@pytest.mark.slow
-def test_what_was_measured_is_highlighted(with_measured, quick):
+@pytest.fixture(scope="module")
+def all_figures(with_measured, quick):
+    """All figures, {name: figure}."""
     layers = pd.DataFrame(
         [("my.net", "measured", "metric/criticality", layer, 0.5, None, None) for layer in ("conv1", "fc", "stem")],
         columns=LAYERS,
     )
+    return dict(plotting.figures(with_measured, quick, layers))
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_highlighted(with_measured, all_figures):
     chosen = plotting.highlights(with_measured)
     assert [one.label for one in chosen] == ["tv_resnet50, measured", "my.net"]
     assert len({one.colour for one in chosen}) == 2 and not {s.colour for s in plotting.STYLES.values()} & {
         one.colour for one in chosen
     }
-    drawn = dict(plotting.figures(with_measured, quick, layers))
     row = derived(with_measured).set_index("model").loc["my.net"]
-    for number, ax in enumerate(drawn["biases_and_scores"].axes):
+    for number, ax in enumerate(all_figures["biases_and_scores"].axes):
         bias, score = BIASES[number % len(BIASES)], SCORES[number // len(BIASES)]
         np.testing.assert_allclose(own(ax, chosen[1].colour), [row[[bias, score]].astype(float)])
-    assert offsets(drawn["biases_and_scores"].axes[0]) == 48 + 2  # drawn images have no place among photographs
-    assert offsets(drawn["bias_spread"].axes[0]) == 48 + 2
+    assert offsets(all_figures["biases_and_scores"].axes[0]) == 48 + 2  # drawn images have no place among photographs
+    assert offsets(all_figures["bias_spread"].axes[0]) == 48 + 2
     for name in ("biases_and_scores", "accuracy_on_the_line", "bias_spread", "bandpass_curves"):
-        labels = [text.get_text() for text in drawn[name].legends[0].get_texts()]
+        labels = [text.get_text() for text in all_figures[name].legends[0].get_texts()]
         assert {"my.net", "tv_resnet50, measured"} <= {*labels}, name
-    titles = [ax.get_title() for ax in drawn["bandpass_curves"].axes]
+    titles = [ax.get_title() for ax in all_figures["bandpass_curves"].axes]
     assert titles[:2] == ["highlighted", "baseline (1)"] and not any("calibration" in title for title in titles)
-    curve = drawn["bandpass_curves"].axes[0].get_lines()[-1]
+    curve = all_figures["bandpass_curves"].axes[0].get_lines()[-1]
     np.testing.assert_allclose(curve.get_ydata(), row[[f"metric/bandpass/LFC/{c}" for c in CUTOFFS]].astype(float))
-    compared = drawn["measured_and_published"].axes[0]
+    compared = all_figures["measured_and_published"].axes[0]
     assert offsets(compared) == 10  # the accuracies of tv_resnet50, the only network with both
-    line = drawn["criticality_by_layer"].axes[0].get_lines()[-1]
+    line = all_figures["criticality_by_layer"].axes[0].get_lines()[-1]
     assert line.get_label() == "my.net, measured" and np.isfinite(line.get_ydata()).sum() == 2  # stem is no ResNet's
     assert line.get_color() == chosen[1].colour
 
@@ -220,8 +225,8 @@ def test_the_power_page_says_what_samples_tell():
 @pytest.mark.slow
 def test_any_network_can_be_highlighted(with_measured, quick):
     (prime,) = plotting.highlights(with_measured, ["resnet50_prime"])
-    drawn = dict(plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"]))
-    ax = drawn["biases_and_scores"].axes[0]
+    figures = plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS), ["resnet50_prime"])
+    ax = dict(itertools.islice(figures, 1))["biases_and_scores"].axes[0]
     expected = study(with_measured).set_index("model").loc["resnet50_prime", ["shape-bias", "ID"]]
     np.testing.assert_allclose(own(ax, prime.colour), [expected.astype(float)])
     open_markers = [c for c in ax.collections if c.get_facecolor().size == 0]
@@ -250,8 +255,8 @@ def test_networks_of_drawn_images_have_a_figure_of_their_own(with_measured, tabl
 
 
 @pytest.mark.slow
-def test_no_marker_is_cut_and_every_axis_has_a_label(with_measured, quick):
-    for name, figure in plotting.figures(with_measured, quick, pd.DataFrame(columns=LAYERS)):
+def test_no_marker_is_cut_and_every_axis_has_a_label(all_figures):
+    for name, figure in all_figures.items():
         for ax in filter(Axes.get_visible, figure.axes):
             place = ax.get_subplotspec()
             assert ax.get_ylabel() or place.colspan.start, name

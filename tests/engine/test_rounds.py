@@ -394,7 +394,7 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
     """
     network = f"{SHARED / 'nets' / 'mobilenet.py'}:load"
     data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True)
-    chosen = ["imagenet", "spectral", "criticalband", "imagenet_adv", "solarization", "perturbation", "criticality"]
+    chosen = ["imagenet", "spectral", "imagenet_adv", "solarization", "perturbation", "criticality"]
     options = {
         "imagenet_adv": {"attack": "fgsm"},
         "solarization": {"alpha": "11", "draws": 1},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common import ROOT, run, script
+from common import ROOT, launch, run
 from imagenet_biases.results.table import PUBLISHED, read_table
 from imagenet_biases.study import CONTROL, MIDDLE_CUTOFFS, STUDY_CATEGORIES
 
@@ -34,7 +34,10 @@ def home(tmp_path_factory):
 
 def measure(home, *arguments):
     network = ("--model", "mine.pth", "--arch", "net.py:build", "--normalization", "none")
-    return script("eval_all.py", *network, *arguments, cwd=home, WANDB_MODE="disabled").stdout
+    process = launch("eval_all.py", *network, *arguments, cwd=home, WANDB_MODE="disabled")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
 
 
 @pytest.fixture(scope="module")
