@@ -118,6 +118,7 @@ def near(got, expected):
     return (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow  # as all tests that compile: on a machine that has not compiled before, it takes half a minute
 def test_networks_of_a_graph_share_a_program_and_keep_their_answers_and_gradients(network):
     """Weights are handed over: nothing is compiled for the second network, and no weight is copied."""
     torch.manual_seed(0)
@@ -201,6 +202,7 @@ class Head(torch.nn.Module):
         return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
+@pytest.mark.slow
 def test_networks_of_different_structure_are_compiled_separately():
     pixels, programs = torch.rand(2, 3, 8, 8), compilation.Programs(shared=True)
     bodies = [
@@ -262,6 +264,7 @@ def test_attacks_in_compiled_steps_hit_as_often(drawn, precision):
         assert interval.low <= 100 * got <= interval.high
 
 
+@pytest.mark.slow
 def test_compiled_answers_are_the_same_also_in_a_ragged_batch(drawn):
     images = image_set("imagenet", Data(drawn))
     answers = {}

@@ -401,7 +401,7 @@ def test_of_a_real_networks_metrics_nine_of_ten_intervals_hold_what_all_photogra
         "criticality": {"reset": "zero", "draws": 1, "layers": "layers.63"},
         "perturbation": {"source": "gradient", "padding": "zeros"},
     }
-    settings = Settings(device="cpu", batch_size=16, rounds=(20.0, 100.0))
+    settings = Settings(device="cpu", batch_size=8, rounds=(20.0, 100.0))
     first, *_, last = evaluate_rounds(network, chosen, data, settings, options=options)
     inside = []
     for before, after in zip(first, last, strict=True):

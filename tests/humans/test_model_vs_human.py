@@ -378,7 +378,7 @@ def test_a_real_network_on_real_stimuli_answers_as_a_plain_loop_does(tmp_path):
     run(
         "eval_model_vs_human.py",
         *("--model", spec, "--model-vs-human", SHARED / "cue_conflict_images", "--allow-partial"),
-        *("--results", tmp_path, "--wandb", "disabled", "--device", "cpu"),
+        *("--results", tmp_path, "--wandb", "disabled", "--device", "cpu", "--batch-size", 10),
         check=True,
     )
     exported = read_trials(tmp_path / "mobilenet.load" / "trials.zip").set_index("imagename").object_response

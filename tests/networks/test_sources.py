@@ -102,7 +102,7 @@ def mirror(monkeypatch):
 
 
 def answers(network, data):
-    shown = responses([Pass(image_set("imagenet", data))], network, batch_size=32)
+    shown = responses([Pass(image_set("imagenet", data))], network, batch_size=8)
     return shown["imagenet", "clean"].values[:, 0]
 
 
@@ -128,7 +128,7 @@ def test_the_same_network_gives_the_same_answers_in_every_form(brought, drawn):
 def test_the_same_network_gives_the_same_answers_on_photographs(brought, tmp_path):
     tiny_networks.onnx_file(brought[0], tmp_path / "by-four.onnx", batch=4)
     forms = brought[1] | {"ONNX, four images at a time": {"name": f"{tmp_path}/by-four.onnx"}}
-    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True, limit=40)
+    data = Data(folders={"imagenet": SHARED / "imagenet_samples"}, allow_partial=True, limit=24)
     same_answers(forms, data, forms)
 
 
