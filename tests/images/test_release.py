@@ -507,7 +507,7 @@ def test_a_real_network_answers_the_odd_pictures_like_the_plain_ones(tmp_path):
             else:
                 [*WAYS.values()][number % len(WAYS)](image, folder / "picture")
         words = ("--model", NETWORK, "--images", tmp_path / kind, "--images-name", kind, "--wandb", "disabled")
-        status, _, err = run("eval_images.py", *words, "--results", tmp_path / "results")
+        status, _, err = run("eval_images.py", *words, "--batch-size", 4, "--results", tmp_path / "results")
         assert status == 0, err
         (record,) = (tmp_path / "results").glob("*/images.json")
         numbers[kind] = [json.loads(record.read_text())["metrics"][f"top{k}_acc/own/{kind}"] for k in (1, 5)]
@@ -523,7 +523,7 @@ def test_black_images_give_numbers(tmp_path, benchmark):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (300, 260)).save(path)
     data = Data(folders={"imagenet": tmp_path / "val"}, limit=4)
-    settings = Settings(device="cpu", compile="off", workers=0)
+    settings = Settings(device="cpu", compile="off", workers=0, batch_size=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         (record,) = evaluate("calibration_texture", benchmark, data, settings, results=tmp_path / "results")

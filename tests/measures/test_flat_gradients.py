@@ -60,7 +60,7 @@ def test_a_saturated_network_has_no_gradient_where_it_is_right(drawn):
 
 
 def test_profiles_of_no_gradient_are_empty_not_0_by_0(drawn):
-    (record,) = evaluate(Answers("rounded"), "perturbation", Data(drawn), Settings(device="cpu"))
+    (record,) = evaluate(Answers("rounded"), "perturbation", Data(drawn), Settings(device="cpu", batch_size=10))
     values = [record["metrics"][name] for name in record["metrics"] if "/gradient/" in name]
     assert values and all(value is None for value in values)
     assert not any(isinstance(value, float) and np.isnan(value) for value in record["metrics"].values())

@@ -257,7 +257,7 @@ def test_robust_accuracy_of_a_real_network_never_exceeds_the_clean_one():
     network = load_model(f"{SHARED / 'nets' / 'mobilenet.py'}:load")
     options = {"attack": ("pgd", "fgsm", "tuned"), "eps": 0.5 / 255, "steps": 3, "step_size": 0.2 / 255}
     data = partial(SHARED / "imagenet_samples", 6)
-    responses = measured(eval_imagenet_adv.BENCHMARK, network, data, None, options)
+    responses = measured(eval_imagenet_adv.BENCHMARK, network, data, None, options, batch_size=2)
     got = metrics(eval_imagenet_adv.BENCHMARK, responses)
     clean = responses["imagenet", "clean"].values[:, 0] == image_set("imagenet", data).labels
     for name in ("PGD-3/low-step-0.2", "PGD-tuned/low-steps-3", "FGSM/low"):
