@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from imagenet_biases.base.errors import Parser, Terminated, UserError, clean, collected_warnings, exit_on_user_error
@@ -18,71 +19,76 @@ if TYPE_CHECKING:
     from imagenet_biases.engine.evaluate import Request
 
 
+def _reads(what: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    """Decorate what reads the value of an option: its ValueError is said as 'VALUE is not WHAT'."""
+
+    def decorate(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        @wraps(read)
+        def read_or_say(text: str) -> Any:
+            try:
+                return read(text)
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"'{text[:30]}' is not {what}") from None
+
+        return read_or_say
+
+    return decorate
+
+
+def _checked(value: Any, valid: bool) -> Any:
+    if not valid:
+        raise ValueError
+    return value
+
+
+@_reads("a whole number from 1 to 1,000,000,000")
 def whole(text: str) -> int:
     """Return a whole number from 1 to a billion."""
-    number = int(text) if len(text) < 12 else -1
-    if not 1 <= number <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number from 1 to 1,000,000,000")
-    return number
+    return _checked(int(text), 1 <= int(text) <= 10**9)
 
 
+@_reads("a whole number from 0, below 10^18")
 def _seed(text: str) -> int:
-    number = int(text) if len(text) < 19 else -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number from 0")
-    return number
+    return _checked(int(text), 0 <= int(text) < 10**18)
 
 
+@_reads("a number of seconds")
 def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1e9:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not a number of seconds")
-    return number
+    return _checked(float(text), 0 <= float(text) < 1e9)
 
 
+@_reads("i/n with i from 1 to n, e.g. 1/8")
 def _shard(text: str) -> tuple[int, int]:
     """Return (i, n) of i/n, i from 1 to n."""
-    try:
-        number, count = (int(part) if len(part) < 10 else -1 for part in text.split("/"))
-    except ValueError:
-        number = count = -1
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not i/n with i from 1 to n, e.g. 1/8")
-    return number, count
+    number, count = (int(part) for part in text.split("/"))
+    return _checked((number, count), 1 <= number <= count < 10**9)
 
 
+@_reads("a list of per cent, e.g. 1,5,20,100")
 def _shares(text: str) -> tuple[float, ...]:
     """Return the shares, in per cent, of a list with commas."""
-    try:
-        return tuple(float(part.strip(" %")) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not a list of per cent, e.g. 1,5,20,100") from None
+    return tuple(float(part.strip(" %")) for part in text.split(","))
 
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
+@_reads("a time: give 30m, 2h, 45s")
 def _time(text: str) -> float:
     """Return the seconds of 90, 45s, 30m, 2h, 1.5d."""
     number, unit = (text[:-1], text[-1]) if text[-1:] in SECONDS else (text, "s")
-    try:
-        return float(number) * SECONDS[unit]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is not a time: give 30m, 2h, 45s") from None
+    return float(number) * SECONDS[unit]
 
 
-def _until(text: str) -> Any:
-    try:
-        return text if text == "places" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:30]} is neither a number of points nor 'places'") from None
+@_reads("a number of points or the word 'places'")
+def _until(text: str) -> float | str:
+    return text if text == "places" else float(text)
 
 
+@_reads("the name of a folder")
 def _folder(text: str) -> str:
     """Return the path of a folder; '' is not one: it would be the working directory."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty: give a folder")
-    return text
+    return _checked(text, bool(text.strip()))
 
 
 def make_parser(description: str, sets: Sequence[str] | None = tuple(IMAGE_FOLDERS)) -> Parser:

@@ -199,7 +199,7 @@ def test_no_slice_more_than_doubles_what_is_measured_where_a_run_may_end_early()
         (["--rounds", "x"], "is not a list of per cent"),
         (["--budget", "soon"], "is not a time"),
         (["--budget", "0"], "give a time above 0"),
-        (["--until", "tomorrow"], "neither a number of points nor 'places'"),
+        (["--until", "tomorrow"], "is not a number of points or the word 'places'"),
         (["--until", "-1"], "give a half-width above 0"),
     ],
 )
